@@ -1,0 +1,186 @@
+//! The CEL rules that the API server holds one object to, each with the message that its author reads.
+//!
+//! Bounds and patterns are not here: they stand beside their fields. Admission is advice in time, not the gate: the
+//! operator and the agents check everything again. What admission can afford is limited by the API server's cost
+//! budget, so every list and string that a rule walks has an upper bound, and only the ports are compared pairwise.
+
+use kube::core::cel::{Message, Rule};
+
+use crate::names::{MAX_RULES_PER_FORWARD, MAX_SHIFTED_RANGE};
+
+/// Blocks that no target may be in; IPv4-mapped IPv6 addresses are refused by `isIP` already.
+///
+/// "This network" and unspecified (RFC 1122), loopback, link-local with the metadata services of clouds, multicast,
+/// reserved with broadcast (RFC 1112), and the IPv6 forms that embed an IPv4 address (RFC 4291, 6052, 8215, 4380, 3056).
+const REFUSED_TARGETS: [&str; 12] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::/96",
+    "64:ff9b::/96",
+    "64:ff9b:1::/48",
+    "2001::/32",
+    "2002::/16",
+    "fe80::/10",
+    "ff00::/8",
+];
+
+/// On anything with `port` and `endPort`: the range does not run backwards.
+pub(crate) fn end_port_not_below_port() -> Rule {
+    Rule::new("!has(self.endPort) || self.endPort >= self.port").message(computed(
+        "endPort %d must not be below port %d; swap them, or remove endPort to use one port",
+        "self.endPort, self.port",
+    ))
+}
+
+/// On a `ForwardPort`: the range at the targets ends within the port numbers.
+pub(crate) fn target_range_within_ports() -> Rule {
+    const END: &str =
+        "self.targetPort + (has(self.endPort) ? self.endPort : self.port) - self.port";
+    Rule::new(format!("!has(self.targetPort) || {END} <= 65535")).message(computed(
+        "the range from targetPort %d must end at 65535 or below; it would end at %d, so lower targetPort or endPort",
+        &format!("self.targetPort, {END}"),
+    ))
+}
+
+/// On a `ForwardPort`: a range that changes port numbers is short, because it needs one rule a port.
+pub(crate) fn shifted_range_is_short() -> Rule {
+    Rule::new(format!(
+        "!has(self.targetPort) || self.targetPort == self.port || !has(self.endPort) || \
+         self.endPort - self.port < {MAX_SHIFTED_RANGE}"
+    ))
+    .message(computed(
+        &format!(
+            "a range with another targetPort must span at most {MAX_SHIFTED_RANGE} ports, not %d; \
+             remove targetPort, or split the range"
+        ),
+        "self.endPort - self.port + 1",
+    ))
+}
+
+/// A message with a number for each `%d`.
+///
+/// `format` and not `+`: the API server takes the text of a number for unbounded when it estimates the cost of `+`, and
+/// refuses the CRD.
+fn computed(text: &str, numbers: &str) -> Message {
+    Message::Expression(format!("'{text}'.format([{numbers}])"))
+}
+
+/// On the ports of a forward: no port is listened on twice.
+pub(crate) fn ports_do_not_overlap() -> Rule {
+    Rule::new(
+        "self.all(a, self.all(b, a.name == b.name || a.protocol != b.protocol || \
+         a.port > (has(b.endPort) ? b.endPort : b.port) || b.port > (has(a.endPort) ? a.endPort : a.port)))",
+    )
+    .message("ports of the same protocol must not overlap; list each port once")
+}
+
+/// On a forward: the rules that it makes on each node are bounded.
+pub(crate) fn rules_are_bounded() -> Rule {
+    const RULES: &str = "self.ports.map(p, has(p.targetPort) && p.targetPort != p.port && has(p.endPort) \
+                         ? p.endPort - p.port + 1 : 1).sum() * size(self.targets)";
+    Rule::new(format!("{RULES} <= {MAX_RULES_PER_FORWARD}")).message(computed(
+        &format!(
+            "ports times targets would make %d rules on each node, at most {MAX_RULES_PER_FORWARD} are allowed; \
+             use fewer targets, or leave out targetPort on ranges, or split the forward"
+        ),
+        RULES,
+    ))
+}
+
+/// Address family; NAT does not cross from one to the other.
+#[derive(Clone, Copy)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    /// CEL that says whether `text`, an address or block, is of this family; a colon is in every IPv6 one only.
+    fn is(self, text: &str) -> String {
+        match self {
+            Self::V4 => format!("!{text}.contains(':')"),
+            Self::V6 => format!("{text}.contains(':')"),
+        }
+    }
+}
+
+/// On a forward: who may connect to the targets of a family is said.
+pub(crate) fn targets_have_sources(family: Family) -> Rule {
+    let (target, source, name) = (family.is("t.ip"), family.is("s.cidr"), family.name());
+    Rule::new(format!("!self.targets.exists(t, {target}) || self.sources.allow.exists(s, {source})")).message(
+        format!("a target is {name} but sources.allow has no {name} block; add one, or remove the target").as_str(),
+    )
+}
+
+/// On a forward: clients of a family have somewhere to go.
+pub(crate) fn sources_have_targets(family: Family) -> Rule {
+    let (target, source, name) = (family.is("t.ip"), family.is("s.cidr"), family.name());
+    Rule::new(format!("!self.sources.allow.exists(s, {source}) || self.targets.exists(t, {target})")).message(
+        format!("sources.allow has an {name} block but no target is {name}; add a target, or remove the block")
+            .as_str(),
+    )
+}
+
+/// On a forward: each address listened on has targets of its family.
+pub(crate) fn addresses_have_targets() -> Rule {
+    Rule::new(
+        "!has(self.addresses) || \
+         self.addresses.all(a, self.targets.exists(t, a.contains(':') == t.ip.contains(':')))",
+    )
+    .message("an entry of addresses has no target of its address family; add a target, or remove the address")
+}
+
+/// On a string: one IP address.
+pub(crate) fn is_ip() -> Rule {
+    Rule::new("isIP(self)")
+        .message("must be one IP address such as 10.30.1.79 or fd00::79, without port, prefix length or zone")
+}
+
+/// On a list of strings: IP addresses.
+pub(crate) fn all_are_ips() -> Rule {
+    Rule::new("self.all(a, isIP(a))")
+        .message("every entry must be one IP address such as 10.30.1.78 or fd00::78, without port, prefix length or zone")
+}
+
+/// On a string: a block of addresses.
+pub(crate) fn is_cidr() -> Rule {
+    Rule::new("isCIDR(self)").message(IS_CIDR)
+}
+
+/// On a list of strings: blocks of addresses.
+pub(crate) fn all_are_cidrs() -> Rule {
+    Rule::new("self.all(c, isCIDR(c))").message(IS_CIDR)
+}
+
+const IS_CIDR: &str = "must be an address block such as 10.30.0.0/23 or fd00::/64; a single host is written 10.30.1.80/32 or fd00::80/128";
+
+/// On the address of a target: it is some other host's own.
+pub(crate) fn target_is_allowed() -> Rule {
+    let refused = REFUSED_TARGETS.map(|block| format!("'{block}'")).join(", ");
+    Rule::new(format!("!isIP(self) || ![{refused}].exists(block, cidr(block).containsIP(ip(self)))")).message(
+        "must be another host's own address; loopback, unspecified, link-local (cloud metadata), multicast, reserved, \
+         broadcast and IPv4-embedding addresses are always refused",
+    )
+}
+
+/// On a `ListenAddress`: `value` goes with the type that needs one.
+pub(crate) fn value_goes_with_cidr() -> Rule {
+    Rule::new("(self.type == 'CIDR') == has(self.value)")
+        .message("value is required with type CIDR and must be left out with any other type")
+}
+
+/// On a `GatewayPool`: its name fits `spec.pool` of a forward.
+pub(crate) fn pool_name_is_a_label() -> Rule {
+    Rule::new("size(self.metadata.name) <= 63 && !self.metadata.name.contains('.')")
+        .message("the name of a pool must have at most 63 characters and no dot, because forwards refer to it by name")
+}

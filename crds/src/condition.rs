@@ -1,0 +1,291 @@
+//! Condition types and reasons: the words in which every status explains itself.
+//!
+//! They are an API: scripts and alerts match on them. When one applies is not decided here.
+
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a condition speaks of. `True` is always the good state.
+#[derive(
+    JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+pub enum ConditionType {
+    /// The object is valid, granted, and holds its ports.
+    Accepted,
+    /// The kernel of every required node was read back and carries it.
+    Programmed,
+    /// All the others are True.
+    Ready,
+}
+
+impl ConditionType {
+    /// The word in `type` of a condition.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "Accepted",
+            Self::Programmed => "Programmed",
+            Self::Ready => "Ready",
+        }
+    }
+}
+
+impl fmt::Display for ConditionType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a condition is as it is, and so also whether it is True.
+///
+/// `Ready` carries, besides its own two, the first reason of the other conditions that is not True.
+#[derive(
+    JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+pub enum Reason {
+    /// The forward is valid, granted, and holds its ports. Nothing to do.
+    Accepted,
+    /// No `GatewayPool` has the name in `spec.pool`. Correct the name, or ask for the pool to be created.
+    PoolNotFound,
+    /// No single grant of the pool covers the whole forward. Narrow what the message names, or ask the pool's admin for
+    /// a grant.
+    NotGranted,
+    /// Another forward holds one of the ports on one of the addresses. Choose another port, or wait until it is free.
+    PortConflict,
+    /// A port is on the list that keeps the nodes themselves reachable. Choose another port.
+    ReservedPort,
+    /// A target is an address that is always refused, such as loopback or link-local. Choose another target.
+    InvalidTarget,
+    /// The namespace already has as many forwards as its grant allows. Delete one, or ask the pool's admin for more.
+    QuotaExceeded,
+    /// A value is out of its range or does not parse. Correct the field that the message names.
+    UnsupportedValue,
+    /// The rules were read back from the kernel of every required node and are the intended ones. Nothing to do.
+    Verified,
+    /// The operator or an agent has not got to it yet. Wait; if it lasts, read the logs of the operator and the agents.
+    Pending,
+    /// Somebody else keeps changing our rules on a node. Find the program that the message describes and stop it.
+    Drifted,
+    /// A node could not carry the forward. The message says which node and why.
+    NodeFailed,
+    /// The agent of a node is silent, so what its kernel does is unknown; it keeps the rules it last had. Look at the
+    /// agent's pod on that node, and at the node.
+    AgentUnreachable,
+    /// The pool has no node. Label a node so that the pool's `nodeSelector` matches it.
+    NoGatewayNodes,
+    /// A gateway has no listen address of the forward's address family. Give the node such an address, or widen
+    /// `spec.listen` of the pool.
+    NoListenAddress,
+    /// With `Preserve`, a target would answer the client directly, past the gateway. Use `Masquerade`.
+    AsymmetricReturnPath,
+    /// A firewall rule of the host itself would drop the forward's packets. Change the rule that the message names.
+    HostFirewallConflict,
+    /// The agent of a node does not know a field of the intent and keeps the old rules. Upgrade the agent.
+    UnsupportedIntent,
+    /// Every other condition is True. Nothing to do.
+    Ready,
+    /// A node that this pool selects belongs to an older pool. Change `nodeSelector` of either pool.
+    NodeInOtherPool,
+}
+
+impl Reason {
+    /// Every reason, in the order of the condition types, the good one of each type first.
+    pub const ALL: [Self; 20] = [
+        Self::Accepted,
+        Self::PoolNotFound,
+        Self::NotGranted,
+        Self::PortConflict,
+        Self::ReservedPort,
+        Self::InvalidTarget,
+        Self::QuotaExceeded,
+        Self::UnsupportedValue,
+        Self::Verified,
+        Self::Pending,
+        Self::Drifted,
+        Self::NodeFailed,
+        Self::AgentUnreachable,
+        Self::NoGatewayNodes,
+        Self::NoListenAddress,
+        Self::AsymmetricReturnPath,
+        Self::HostFirewallConflict,
+        Self::UnsupportedIntent,
+        Self::Ready,
+        Self::NodeInOtherPool,
+    ];
+
+    /// The word in `reason` of a condition.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "Accepted",
+            Self::PoolNotFound => "PoolNotFound",
+            Self::NotGranted => "NotGranted",
+            Self::PortConflict => "PortConflict",
+            Self::ReservedPort => "ReservedPort",
+            Self::InvalidTarget => "InvalidTarget",
+            Self::QuotaExceeded => "QuotaExceeded",
+            Self::UnsupportedValue => "UnsupportedValue",
+            Self::Verified => "Verified",
+            Self::Pending => "Pending",
+            Self::Drifted => "Drifted",
+            Self::NodeFailed => "NodeFailed",
+            Self::AgentUnreachable => "AgentUnreachable",
+            Self::NoGatewayNodes => "NoGatewayNodes",
+            Self::NoListenAddress => "NoListenAddress",
+            Self::AsymmetricReturnPath => "AsymmetricReturnPath",
+            Self::HostFirewallConflict => "HostFirewallConflict",
+            Self::UnsupportedIntent => "UnsupportedIntent",
+            Self::Ready => "Ready",
+            Self::NodeInOtherPool => "NodeInOtherPool",
+        }
+    }
+
+    /// `status` of a condition with this reason: `True`, `Unknown` where nobody knows (yet), else `False`.
+    pub fn status(self) -> &'static str {
+        match self {
+            Self::Accepted | Self::Verified | Self::Ready => "True",
+            Self::Pending | Self::AgentUnreachable => "Unknown",
+            _ => "False",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Writes the condition `about` into `conditions`, replacing the one of that type.
+///
+/// `generation` is that of the spec it speaks of. `lastTransitionTime` becomes `now` only if the status changes, so
+/// writing the same again leaves `conditions` equal to what they were.
+pub fn upsert(
+    conditions: &mut Vec<Condition>,
+    about: ConditionType,
+    reason: Reason,
+    message: impl Into<String>,
+    generation: Option<i64>,
+    now: Time,
+) {
+    let mut new = Condition {
+        type_: about.as_str().to_owned(),
+        status: reason.status().to_owned(),
+        reason: reason.as_str().to_owned(),
+        message: message.into(),
+        observed_generation: generation,
+        last_transition_time: now,
+    };
+    match conditions.iter_mut().find(|old| old.type_ == new.type_) {
+        Some(old) => {
+            if old.status == new.status {
+                new.last_transition_time = old.last_transition_time.clone();
+            }
+            *old = new;
+        }
+        None => conditions.push(new),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Time {
+        serde_json::from_value(serde_json::json!(format!("2026-01-01T00:00:{seconds:02}Z")))
+            .unwrap()
+    }
+
+    #[test]
+    fn every_reason_is_listed_once_under_its_own_name() {
+        let schema = serde_json::to_value(schemars::schema_for!(Reason)).unwrap();
+        let mut declared: Vec<_> = schema["oneOf"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| v["const"].as_str().unwrap().to_owned())
+            .collect();
+        let mut listed = Reason::ALL.map(|reason| reason.to_string()).to_vec();
+        declared.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, declared);
+    }
+
+    #[test]
+    fn every_type_is_spelled_as_it_is_serialised() {
+        for about in [
+            ConditionType::Accepted,
+            ConditionType::Programmed,
+            ConditionType::Ready,
+        ] {
+            assert_eq!(serde_json::to_value(about).unwrap(), about.as_str());
+        }
+    }
+
+    #[test]
+    fn transition_time_moves_only_with_the_status() {
+        let mut conditions = Vec::new();
+        upsert(
+            &mut conditions,
+            ConditionType::Programmed,
+            Reason::NodeFailed,
+            "one",
+            Some(1),
+            at(1),
+        );
+        upsert(
+            &mut conditions,
+            ConditionType::Programmed,
+            Reason::Drifted,
+            "two",
+            Some(2),
+            at(2),
+        );
+        assert_eq!(conditions.len(), 1);
+        let condition = &conditions[0];
+        assert_eq!(
+            (condition.reason.as_str(), condition.message.as_str()),
+            ("Drifted", "two")
+        );
+        assert_eq!(condition.observed_generation, Some(2));
+        assert_eq!(condition.last_transition_time, at(1));
+
+        upsert(
+            &mut conditions,
+            ConditionType::Programmed,
+            Reason::Verified,
+            "three",
+            Some(2),
+            at(3),
+        );
+        assert_eq!(conditions[0].status, "True");
+        assert_eq!(conditions[0].last_transition_time, at(3));
+    }
+
+    #[test]
+    fn another_type_gets_its_own_condition() {
+        let mut conditions = Vec::new();
+        upsert(
+            &mut conditions,
+            ConditionType::Accepted,
+            Reason::Accepted,
+            "",
+            None,
+            at(1),
+        );
+        upsert(
+            &mut conditions,
+            ConditionType::Programmed,
+            Reason::AgentUnreachable,
+            "gw1",
+            None,
+            at(1),
+        );
+        let statuses: Vec<_> = conditions
+            .iter()
+            .map(|c| (c.type_.as_str(), c.status.as_str()))
+            .collect();
+        assert_eq!(statuses, [("Accepted", "True"), ("Programmed", "Unknown")]);
+    }
+}

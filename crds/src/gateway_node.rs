@@ -1,0 +1,235 @@
+//! `GatewayNode`: one gateway node's configuration, and what its agent found in the kernel.
+//!
+//! The operator writes the spec, that node's agent the status. Which forwards the node carries is not here: they are
+//! in the `ForwardSlice`s of its pool.
+
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::core::cel::MergeStrategy;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::forward_slice::ForwardRef;
+use crate::gateway_pool::{FirewallBackend, IpForward, ReservedPort};
+use crate::names::{MAX_ADDRESSES, MAX_NAME, MAX_SLICE_FORWARDS, NAME_PATTERN};
+use crate::port_forward::Protocol;
+
+/// All that an agent needs to know about its node and pool, apart from the forwards.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "sallyport.dev",
+    version = "v1alpha1",
+    kind = "GatewayNode",
+    plural = "gatewaynodes",
+    status = "GatewayNodeStatus",
+    derive = "PartialEq",
+    shortname = "gwn",
+    doc = "A GatewayNode is one gateway node's configuration, written by the operator, and what that node's agent found in the kernel. It has the name of the Node. Do not edit it.",
+    printcolumn(
+        name = "Pool",
+        type_ = "string",
+        json_path = ".spec.pool",
+        description = "GatewayPool that the node belongs to"
+    ),
+    printcolumn(
+        name = "Wanted",
+        type_ = "string",
+        json_path = ".spec.state",
+        description = "What the node is asked to do"
+    ),
+    printcolumn(
+        name = "State",
+        type_ = "string",
+        json_path = ".status.state",
+        description = "What the node does"
+    ),
+    printcolumn(
+        name = "Synced",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Synced\")].status",
+        description = "Whether the kernel carries every slice seen"
+    ),
+    printcolumn(
+        name = "Failures",
+        type_ = "integer",
+        json_path = ".status.failuresTotal",
+        description = "Forwards that the node cannot carry"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    ),
+    printcolumn(
+        name = "Backend",
+        type_ = "string",
+        json_path = ".status.backend",
+        description = "Program that the rules are written through",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Version",
+        type_ = "string",
+        json_path = ".status.agentVersion",
+        description = "Version of the agent",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayNodeSpec {
+    /// Name of the `GatewayPool` that the node belongs to.
+    #[schemars(length(min = 1, max = MAX_NAME), regex(pattern = NAME_PATTERN))]
+    pub pool: String,
+    /// `Active`: carry the forwards of the pool. `Retired`: remove every rule of ours, read back and report `Cleaned`.
+    pub state: NodeState,
+    /// Listen addresses. The agent uses those that are really on its interfaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ADDRESSES))]
+    pub addresses: Vec<IpAddr>,
+    /// What the agent does about the kernel's `ip_forward` switch: `Manage` or `Require`.
+    #[serde(default)]
+    pub ip_forward: IpForward,
+    /// Program that the rules are written through: `Auto`, `IptablesNft` or `IptablesLegacy`.
+    #[serde(default)]
+    pub backend: FirewallBackend,
+    /// Ports that no forward may take, added to the built-in list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub reserved_ports: Vec<ReservedPort>,
+}
+
+/// What a node is asked to do.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    /// Carry the forwards of the pool.
+    Active,
+    /// Remove every rule of ours, read back and report `Cleaned`.
+    Retired,
+}
+
+/// What the agent of a node found and did. Written by that agent only, on transitions only.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayNodeStatus {
+    /// `Active`: the node carries forwards. `Cleaned`: no rule of ours is left. Absent until the agent first read the
+    /// kernel back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<ObservedNodeState>,
+    /// The slices that the agent has seen, and how far each is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Map(vec!["name".into()])))]
+    pub observed_slices: Vec<ObservedSlice>,
+    /// The first 20 forwards that this node cannot carry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub failures: Vec<ForwardFailure>,
+    /// How many forwards this node cannot carry.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub failures_total: i32,
+    /// Digest of all our rules as the kernel returned them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 80))]
+    pub rules_digest: Option<String>,
+    /// `Synced`: the kernel carries every slice seen. `IPForwarding`: the kernel forwards. `HostFirewallCompatible`: no
+    /// rule of the host drops what a forward lets through. `KernelSupport`: the kernel has all that the rules need.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Map(vec!["type".into()])))]
+    pub conditions: Vec<Condition>,
+    /// Program in use, after `Auto` was resolved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<FirewallBackend>,
+    /// Version of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub agent_version: Option<String>,
+    /// Version of the rendering, so that an upgraded agent is not taken for drift.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub format_version: Option<i32>,
+    /// Sockets of the host's own programs on ports that a forward asks for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub listeners: Vec<Listener>,
+    /// The last time that somebody else changed our rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_drift: Option<Drift>,
+}
+
+/// What a node does.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObservedNodeState {
+    /// It carries forwards.
+    Active,
+    /// No rule of ours is left in its kernel.
+    Cleaned,
+}
+
+/// How far a node is with one slice.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedSlice {
+    /// `metadata.name` of the `ForwardSlice`.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Hash of the slice that `state` speaks of.
+    #[schemars(length(max = 80))]
+    pub hash: String,
+    /// `Pending`: seen, not yet read back from the kernel. `Programmed`: read back, except for the forwards in
+    /// `failed`.
+    pub state: SliceState,
+    /// First characters of the uids of the forwards in it that this node cannot carry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_SLICE_FORWARDS), inner(length(max = 36)))]
+    pub failed: Vec<String>,
+}
+
+/// How far a node is with a slice.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SliceState {
+    /// Seen, not yet read back from the kernel.
+    Pending,
+    /// Read back from the kernel, except for the forwards listed in `failed`.
+    Programmed,
+}
+
+/// A forward that a node cannot carry.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ForwardFailure {
+    /// Which `PortForward` it is.
+    pub r#ref: ForwardRef,
+    /// A reason of the forward's `Programmed` condition.
+    #[schemars(length(min = 1, max = 64))]
+    pub reason: String,
+    /// What to do about it.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}
+
+/// A socket that a program of the host listens on.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Listener {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Address it is bound to.
+    pub address: IpAddr,
+    /// Port it is bound to.
+    pub port: u16,
+}
+
+/// Somebody else changed our rules.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Drift {
+    /// When the agent saw it.
+    pub time: Time,
+    /// What was different.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}

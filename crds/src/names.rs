@@ -1,0 +1,62 @@
+//! Every string and number that two programs, or a program and its manifests, agree on.
+//!
+//! Nothing here computes. Names of fields and enum values are not here: they are the types themselves.
+
+/// API group of all four kinds.
+pub const GROUP: &str = "sallyport.dev";
+/// The one served and stored version.
+pub const VERSION: &str = "v1alpha1";
+
+/// Pool that a forward asks for when it names none.
+pub const DEFAULT_POOL: &str = "default";
+
+/// Node label that pools select by in the examples and that a lone gateway carries.
+pub const GATEWAY_LABEL: &str = "sallyport.dev/gateway";
+/// Node label that the operator owns and the agents' `DaemonSet` selects; never set by people.
+pub const AGENT_LABEL: &str = "sallyport.dev/agent";
+/// Namespace that the operator and the agents run in.
+pub const SYSTEM_NAMESPACE: &str = "sallyport-system";
+
+/// Field manager of everything the operator writes.
+pub const OPERATOR_FIELD_MANAGER: &str = "sallyport-operator";
+/// Field manager of everything an agent writes.
+pub const AGENT_FIELD_MANAGER: &str = "sallyport-node-agent";
+
+/// Every iptables chain of ours starts so; no other chain is ever changed, apart from our jumps in the built-in ones.
+pub const CHAIN_PREFIX: &str = "SALLY-";
+
+/// Connection mark bit (conntrack, not packet) of every connection that one of our DNAT rules took.
+///
+/// A connection mark has 32 bits that everybody on the host shares, so ours sit where nobody else's are known to be:
+/// kube-proxy and the kubelet use 0x4000 and 0x8000, netavark 0x1000, Cilium 0x0f00, Tailscale 0xff0000. Each of
+/// our rules tests and sets these two bits alone, through a mask.
+pub const MARK_OURS: u32 = 0x1000_0000;
+/// Connection mark bit of those of our connections whose source address is rewritten to the gateway's.
+pub const MARK_MASQUERADE: u32 = 0x2000_0000;
+
+/// Entries of `spec.ports` of one forward.
+pub const MAX_PORTS: usize = 32;
+/// Entries of `spec.sources.allow`, and of `spec.sources.deny`, of one forward.
+pub const MAX_SOURCES: usize = 64;
+/// Entries of `spec.targets` of one forward.
+pub const MAX_TARGETS: usize = 64;
+/// Largest `weight` of a target.
+pub const MAX_WEIGHT: u16 = 1000;
+/// Entries of `spec.addresses` of one forward, and of the address lists in statuses.
+pub const MAX_ADDRESSES: usize = 16;
+/// Ports in one range that reaches other port numbers at the targets: such a range needs one rule a port.
+pub const MAX_SHIFTED_RANGE: usize = 256;
+/// DNAT rules of one forward: over its ports, targets × (the range's length if shifted, else 1).
+pub const MAX_RULES_PER_FORWARD: usize = 1024;
+/// Forwards in one slice.
+pub const MAX_SLICE_FORWARDS: usize = 200;
+/// Bytes of one slice, as JSON.
+pub const MAX_SLICE_BYTES: usize = 256 * 1024;
+/// What every name in a spec must look like: an RFC 1123 label. Its length is bounded beside the pattern.
+pub const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+/// Characters of a name in a spec.
+pub const MAX_NAME: usize = 63;
+/// Characters of an IP address as text (`INET6_ADDRSTRLEN` of POSIX, without its NUL).
+pub const MAX_IP_TEXT: usize = 45;
+/// Characters of a CIDR as text: an address, `/`, and up to three digits.
+pub const MAX_CIDR_TEXT: usize = MAX_IP_TEXT + 4;

@@ -1,0 +1,110 @@
+//! The command line: the demo, the tests, the benchmarks, and the small programs that they run inside the
+//! hosts of a lab.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is a command line program"
+)]
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use sallyport_e2e::traffic::{Ask, Latency, Load, Serve};
+use sallyport_e2e::{bench, demo_standalone, lab, runner};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Sallyport seen from outside: the demo, the tests and the benchmarks.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Tell the origin story with real programs, and assert it.
+    DemoStandalone,
+    /// Run tiers of tests and count them.
+    Test {
+        /// The tiers, separated by spaces.
+        #[arg(long, default_value = "pure kernel")]
+        tiers: String,
+    },
+    /// Measure, compare with the goals, and print a table.
+    Bench,
+    /// Remove what runs that died have left behind.
+    Sweep,
+    Serve(Serve),
+    Ask(Ask),
+    Load(Load),
+    Latency(Latency),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command and says whether all that it checked was well.
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::DemoStandalone => {
+            leave_nothing_when_interrupted();
+            lab::sweep()?;
+            demo_standalone::run().map(|()| true)
+        }
+        Command::Test { tiers } => {
+            leave_nothing_when_interrupted();
+            runner::run(&tiers)
+        }
+        Command::Bench => {
+            leave_nothing_when_interrupted();
+            bench::run()
+        }
+        Command::Sweep => {
+            for namespace in lab::sweep()? {
+                println!("removed {namespace}");
+            }
+            Ok(true)
+        }
+        Command::Serve(serve) => block_on(serve.run()),
+        Command::Ask(ask) => block_on(ask.run()),
+        Command::Load(load) => block_on(load.run()),
+        Command::Latency(latency) => block_on(latency.run()),
+    }
+}
+
+fn block_on(future: impl Future<Output = Result<()>>) -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(future).map(|()| true)
+}
+
+/// On SIGINT or SIGTERM, takes the labs of this process down before it ends.
+fn leave_nothing_when_interrupted() {
+    std::thread::spawn(|| {
+        let waited = block_on(async {
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut terminate = signal(SignalKind::terminate())?;
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            Ok(())
+        });
+        if waited.is_ok() {
+            runner::stop();
+            let _ = lab::remove_own();
+            std::process::exit(130);
+        }
+    });
+}

@@ -1,0 +1,303 @@
+//! Runs the tiers of tests that this machine can run and counts: what passed, what failed, what was skipped.
+#![expect(
+    clippy::print_stdout,
+    reason = "prints the progress and the totals of the tests"
+)]
+
+mod kernel_targets;
+
+use std::fmt;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{packages, program};
+
+/// Seconds that one call of cargo may take before it is ended.
+const CARGO_LIMIT: &str = "2400";
+
+/// The process id of the cargo call that is running; 0 when none is.
+static RUNNING: AtomicU32 = AtomicU32::new(0);
+
+/// Counts of tests and checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Those that passed.
+    pub passed: usize,
+    /// Those that failed.
+    pub failed: usize,
+    /// Those that were not run.
+    pub skipped: usize,
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
+    }
+}
+
+impl Totals {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// Reads cargo's line `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    fn of_result_line(line: &str) -> Option<Self> {
+        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        let mut totals = Self::default();
+        for part in counts.split("; ") {
+            let (number, what) = part.split_once(' ')?;
+            match what {
+                "passed" => totals.passed = number.parse().ok()?,
+                "failed" => totals.failed = number.parse().ok()?,
+                "ignored" => totals.skipped = number.parse().ok()?,
+                _ => {}
+            }
+        }
+        Some(totals)
+    }
+}
+
+/// A tier of tests, from the least to the most that it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tier {
+    /// Formatting, lints, and the tests that need nothing but the toolchain.
+    Pure,
+    /// The tests that make network namespaces.
+    Kernel,
+}
+
+impl Tier {
+    fn parse(name: &str) -> Result<Self> {
+        match name {
+            "pure" => Ok(Self::Pure),
+            "kernel" => Ok(Self::Kernel),
+            _ => bail!("there is no tier {name:?}; the tiers are: pure kernel"),
+        }
+    }
+
+    /// Why this machine cannot run the tier.
+    fn obstacle(self) -> Option<String> {
+        match self {
+            Self::Pure => None,
+            Self::Kernel => kernel_obstacle(),
+        }
+    }
+
+    fn run(self) -> Result<Totals> {
+        match self {
+            Self::Pure => pure(),
+            Self::Kernel => kernel(),
+        }
+    }
+}
+
+/// Runs the named tiers (separated by spaces), prints the totals as the last line, and says whether nothing
+/// failed. What a tier needs is decided before its tests start.
+pub fn run(tiers: &str) -> Result<bool> {
+    let tiers: Vec<Tier> = tiers
+        .split_whitespace()
+        .map(Tier::parse)
+        .collect::<Result<_>>()?;
+    if tiers.is_empty() {
+        bail!("no tier was named; the tiers are: pure kernel");
+    }
+    let mut totals = Totals::default();
+    for tier in tiers {
+        println!("=== tier {tier:?}");
+        totals.add(match tier.obstacle() {
+            None => tier.run()?,
+            Some(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => {
+                println!("FAILED: tier {tier:?} cannot run here: {why}");
+                Totals {
+                    failed: 1,
+                    ..Totals::default()
+                }
+            }
+            Some(why) => {
+                println!("SKIPPED: tier {tier:?} cannot run here: {why}");
+                Totals {
+                    skipped: 1,
+                    ..Totals::default()
+                }
+            }
+        });
+    }
+    println!("{totals}");
+    Ok(totals.failed == 0)
+}
+
+/// Ends the cargo call that is running, with the tests that it runs: for a runner ended by a signal.
+pub fn stop() {
+    let pid = RUNNING.load(Ordering::Relaxed);
+    if pid != 0 {
+        // `timeout` passes the signal on to all that it started.
+        let _ = Command::new("kill")
+            .args(["-TERM", &pid.to_string()])
+            .output();
+    }
+}
+
+fn kernel_obstacle() -> Option<String> {
+    if !packages::is_root() {
+        return Some("network namespaces need root".to_owned());
+    }
+    let needed = [packages::LAB, packages::MARIADB].concat();
+    if let Err(error) = packages::install_missing(&needed) {
+        return Some(format!("{error:#}"));
+    }
+    let mut lab = crate::lab::Lab::new();
+    lab.host("probe").err().map(|error| format!("{error:#}"))
+}
+
+fn pure() -> Result<Totals> {
+    let mut totals = Totals::default();
+    totals.add(check(&["fmt", "--all", "--check"])?);
+    totals.add(check(&[
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--",
+        "-D",
+        "warnings",
+    ])?);
+    totals.add(tests(&["test", "--workspace", "--no-fail-fast"])?);
+    Ok(totals)
+}
+
+fn kernel() -> Result<Totals> {
+    // The tests start both programs, which a test of one package does not build.
+    let mut totals = check(&[
+        "build",
+        "--quiet",
+        "-p",
+        "sallyport-node-agent",
+        "-p",
+        "sallyport-e2e",
+        "--bins",
+    ])?;
+    if totals.failed > 0 {
+        return Ok(totals);
+    }
+    for package in kernel_targets::packages(program::repository()?)? {
+        let mut args = vec!["test".to_owned(), "--no-fail-fast".to_owned()];
+        args.extend(package.cargo_arguments());
+        // Two at a time: they mostly wait, and more would bend their timings.
+        args.extend(["--", "--test-threads=2"].map(str::to_owned));
+        totals.add(tests(&args)?);
+    }
+    Ok(totals)
+}
+
+/// A call of cargo that passes or fails as a whole.
+fn check(args: &[&str]) -> Result<Totals> {
+    println!("--- cargo {}", args.join(" "));
+    let (success, _) = cargo(args, |_| {})?;
+    println!(
+        "check {}: {}",
+        args.first().unwrap_or(&""),
+        if success { "ok" } else { "FAILED" }
+    );
+    Ok(Totals {
+        passed: usize::from(success),
+        failed: usize::from(!success),
+        skipped: 0,
+    })
+}
+
+/// A call of `cargo test`, counted by its result lines.
+fn tests<S: AsRef<str>>(args: &[S]) -> Result<Totals> {
+    let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
+    println!("--- cargo {}", args.join(" "));
+    let mut totals = Totals::default();
+    let (success, printed) = cargo(&args, |line| {
+        if let Some(counted) = Totals::of_result_line(line) {
+            totals.add(counted);
+        }
+    })?;
+    if !success && totals.failed == 0 {
+        println!(
+            "FAILED: cargo failed before its tests could be counted ({printed} lines printed)"
+        );
+        totals.failed = 1;
+    }
+    Ok(totals)
+}
+
+/// Runs cargo, prints its output as it comes, and says whether it succeeded and how many lines came.
+fn cargo(args: &[&str], mut each_line: impl FnMut(&str)) -> Result<(bool, usize)> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut child = Command::new("timeout")
+        .args(["--kill-after=10", CARGO_LIMIT])
+        .arg(Path::new(&cargo))
+        .args(args)
+        .current_dir(program::repository()?)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("run cargo")?;
+    RUNNING.store(child.id(), Ordering::Relaxed);
+    let stdout = child.stdout.take().context("read cargo's output")?;
+    let mut lines = 0;
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("read cargo's output")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        each_line(&line);
+        lines += 1;
+    }
+    let status = child.wait().context("wait for cargo")?;
+    RUNNING.store(0, Ordering::Relaxed);
+    Ok((status.success(), lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Tier, Totals};
+
+    #[test]
+    fn result_lines_are_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.1s";
+        let expected = Totals {
+            passed: 12,
+            failed: 3,
+            skipped: 1,
+        };
+        assert_eq!(Totals::of_result_line(line), Some(expected));
+    }
+
+    #[test]
+    fn other_lines_are_not_counted() {
+        assert_eq!(
+            Totals::of_result_line("test result_lines_are_counted ... ok"),
+            None
+        );
+    }
+
+    #[test]
+    fn totals_read_as_one_line() {
+        let totals = Totals {
+            passed: 3,
+            failed: 0,
+            skipped: 2,
+        };
+        assert_eq!(totals.to_string(), "3 passed, 0 failed, 2 skipped");
+    }
+
+    #[test]
+    fn unknown_tier_is_an_error_that_names_the_tiers() {
+        let error = Tier::parse("cosmic").unwrap_err().to_string();
+        assert!(error.contains("pure kernel"), "{error}");
+    }
+}

@@ -1,0 +1,10 @@
+//! Traffic for the labs: a server that tells whom it sees, clients that ask it, and a load generator that
+//! counts every loss. Each runs inside a host by executing this package's own program there.
+
+mod ask;
+mod load;
+mod serve;
+
+pub use ask::{Answer, Ask, Held, Protocol, Stopwatch, ask, ask_from, hold, wait_for_first_answer};
+pub use load::{Latency, LatencyReport, Load, LoadReport, RunningLoad, percentile};
+pub use serve::{Serve, serve};

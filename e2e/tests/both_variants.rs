@@ -1,0 +1,93 @@
+//! The rules go where the host's own rules live, or where the user says.
+
+use anyhow::{Result, ensure};
+use sallyport_e2e::article::{APP1, DB1, scene, socket};
+use sallyport_e2e::gateway::Backend;
+use sallyport_e2e::lab::{Family, Variant};
+use sallyport_e2e::manifest::Forward;
+use sallyport_e2e::traffic::{Protocol, serve};
+use sallyport_e2e::watch::Watch;
+
+fn other(variant: Variant) -> Variant {
+    match variant {
+        Variant::Nft => Variant::Legacy,
+        Variant::Legacy => Variant::Nft,
+    }
+}
+
+#[test]
+fn auto_follows_the_rules_of_the_host() -> Result<()> {
+    for variant in Variant::ALL {
+        scene(variant, Backend::Auto, |scene| {
+            let gw1 = scene.article.gw1.clone();
+            let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
+            scene.gateway.manifests().save(&Forward::tcp(
+                "mysql",
+                3306,
+                &format!("{APP1}/32"),
+                DB1,
+            ))?;
+            scene.gateway.once_accepting()?;
+            scene.expect_answer(Protocol::Tcp, 3306, "db1")?;
+            let here = gw1.iptables_save(variant, Family::V4)?;
+            ensure!(
+                here.contains("DNAT --to-destination"),
+                "nothing is in {variant}:\n{here}"
+            );
+            let there = gw1.iptables_save(other(variant), Family::V4)?;
+            ensure!(
+                there.is_empty(),
+                "something is in {}:\n{there}",
+                other(variant)
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn second_apply_changes_nothing_and_dry_run_touches_nothing() -> Result<()> {
+    for variant in Variant::ALL {
+        scene(variant, Backend::Iptables(variant), |scene| {
+            let gw1 = scene.article.gw1.clone();
+            scene.gateway.manifests().save(&Forward::tcp(
+                "mysql",
+                3306,
+                &format!("{APP1}/32"),
+                DB1,
+            ))?;
+            let mut dry: Vec<String> = scene.gateway.run_command()?;
+            if let Some(backend) = dry.last_mut() {
+                "dry-run".clone_into(backend);
+            }
+            dry.push("--once".to_owned());
+            let before = gw1.iptables_save(variant, Family::V4)?;
+            gw1.check(&dry)?;
+            ensure!(
+                gw1.iptables_save(variant, Family::V4)? == before,
+                "the dry run changed rules"
+            );
+            ensure!(
+                gw1.sysctl("net/ipv4/ip_forward")? == "0",
+                "the dry run turned forwarding on"
+            );
+
+            scene.gateway.once_accepting()?;
+            let applied = gw1.iptables_save(variant, Family::V4)?;
+            let watch = Watch::begin(&gw1)?;
+            scene.gateway.once_accepting()?;
+            ensure!(
+                gw1.iptables_save(variant, Family::V4)? == applied,
+                "the second apply changed rules"
+            );
+            ensure!(
+                watch.changes().is_empty(),
+                "the second apply wrote: {}",
+                watch.changes()
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! The iptables backend: `iptables-{nft,legacy}-restore --noflush` in, `iptables-{nft,legacy}-save` out.
+//!
+//! One restore call a family; never a single `-A` or `-D`, which would lose connections between two calls.
+
+mod detect;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::plan::Batch;
+
+pub use self::detect::{Detected, detect};
+use crate::command;
+use crate::conntrack::Conntrack;
+use crate::generation::Generation;
+use crate::{Engine, Error};
+
+/// Shortest and longest time between two looks at legacy tables, which have no change counter.
+const LEGACY_LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
+/// A look at legacy tables may cost this fraction of the time.
+const LEGACY_SHARE: u32 = 200;
+
+/// Which of the two kernel interfaces of iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// iptables over `nf_tables`.
+    Nft,
+    /// The original `x_tables` interface.
+    Legacy,
+}
+
+impl Variant {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
+
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Nft => Self::Legacy,
+            Self::Legacy => Self::Nft,
+        }
+    }
+
+    /// Its name, for people and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nft => "iptables-nft",
+            Self::Legacy => "iptables-legacy",
+        }
+    }
+
+    fn save_program(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Nft, Family::V4) => "iptables-nft-save",
+            (Self::Nft, Family::V6) => "ip6tables-nft-save",
+            (Self::Legacy, Family::V4) => "iptables-legacy-save",
+            (Self::Legacy, Family::V6) => "ip6tables-legacy-save",
+        }
+    }
+
+    fn restore_program(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Nft, Family::V4) => "iptables-nft-restore",
+            (Self::Nft, Family::V6) => "ip6tables-nft-restore",
+            (Self::Legacy, Family::V4) => "iptables-legacy-restore",
+            (Self::Legacy, Family::V6) => "ip6tables-legacy-restore",
+        }
+    }
+}
+
+/// Whether the kernel has `family` at all; with `ipv6.disable=1` it has no IPv6 tables either.
+pub fn has_family(family: Family) -> bool {
+    family == Family::V4 || Path::new("/proc/net/if_inet6").exists()
+}
+
+/// Whether legacy tables of `family` exist. Asking a legacy program would create them.
+fn has_legacy_tables(family: Family) -> bool {
+    let names = match family {
+        Family::V4 => "/proc/net/ip_tables_names",
+        Family::V6 => "/proc/net/ip6_tables_names",
+    };
+    std::fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
+}
+
+/// Rules through one variant of iptables.
+#[derive(Debug)]
+pub struct Iptables {
+    variant: Variant,
+    generation: Option<Generation>,
+    seen: Option<Seen>,
+}
+
+#[derive(Debug)]
+enum Seen {
+    Generation(u32),
+    /// When the last look began, and when the next one is due.
+    Looked(Instant),
+}
+
+impl Iptables {
+    /// Uses `variant`.
+    pub fn new(variant: Variant) -> Self {
+        Self { variant, generation: None, seen: None }
+    }
+
+    /// Whether the kernel may hold rules through this variant; `false` means that it surely has none.
+    pub fn is_in_use(&self) -> bool {
+        match self.variant {
+            Variant::Nft => self.current_generation_is_moved(),
+            Variant::Legacy => Family::BOTH.into_iter().any(has_legacy_tables),
+        }
+    }
+
+    fn current_generation_is_moved(&self) -> bool {
+        // A network namespace starts at generation 1 and every transaction moves it.
+        Generation::open().and_then(|generation| generation.current()).is_ok_and(|generation| generation > 1)
+    }
+
+    async fn save(&self, family: Family) -> Result<Installed, Error> {
+        if !has_family(family) {
+            return Ok(Installed::default());
+        }
+        let program = self.variant.save_program(family);
+        let (filter, nat) =
+            tokio::try_join!(command::run(program, &["-t", "filter"], ""), command::run(program, &["-t", "nat"], ""))?;
+        Ok(Installed::parse(&(filter + &nat)))
+    }
+
+    fn current_generation(&mut self) -> Result<u32, Error> {
+        if self.generation.is_none() {
+            self.generation = Some(Generation::open()?);
+        }
+        let current = self.generation.as_ref().map_or(Ok(0), Generation::current);
+        if current.is_err() {
+            self.generation = None;
+        }
+        Ok(current?)
+    }
+}
+
+impl Engine for Iptables {
+    fn name(&self) -> &'static str {
+        self.variant.name()
+    }
+
+    async fn observe(&mut self) -> Result<InstalledRuleset, Error> {
+        let began = Instant::now();
+        // Read before the rules, so that a change while they are read is noticed afterwards.
+        let before = match self.variant {
+            Variant::Nft => Some(self.current_generation()?),
+            Variant::Legacy => None,
+        };
+        let (v4, v6) = tokio::try_join!(self.save(Family::V4), self.save(Family::V6))?;
+        self.seen = Some(before.map_or_else(
+            || {
+                let (least, most) = LEGACY_LOOKS;
+                Seen::Looked(Instant::now() + (began.elapsed() * LEGACY_SHARE).clamp(least, most))
+            },
+            Seen::Generation,
+        ));
+        Ok(InstalledRuleset { v4, v6 })
+    }
+
+    async fn apply(&mut self, batch: &Batch) -> Result<(), Error> {
+        for family in Family::BOTH {
+            if let Some(text) = batch.family(family) {
+                command::run(self.variant.restore_program(family), &["--noflush", "-w", "10"], text).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self) -> Result<bool, Error> {
+        Ok(match self.seen {
+            None => true,
+            Some(Seen::Generation(seen)) => self.current_generation()? != seen,
+            Some(Seen::Looked(next)) => Instant::now() >= next,
+        })
+    }
+
+    fn conntrack(&self) -> Option<Conntrack> {
+        Conntrack::open().inspect_err(|error| tracing::error!(error = error as &dyn std::error::Error, "no conntrack")).ok()
+    }
+}

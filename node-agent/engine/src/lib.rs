@@ -1,0 +1,52 @@
+//! Makes the kernel equal to a rule set, and reads back what it really holds.
+//!
+//! The only package that touches netfilter. What the rules should be is `sallyport-ruleset`'s, when to look and what to
+//! report is the agent's.
+
+pub mod command;
+pub mod conntrack;
+pub mod dry_run;
+pub mod generation;
+pub mod iptables;
+pub mod netlink;
+
+use sallyport_ruleset::installed::InstalledRuleset;
+use sallyport_ruleset::plan::Batch;
+
+use crate::conntrack::Conntrack;
+
+/// What can go wrong with a backend.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A program of iptables failed.
+    #[error(transparent)]
+    Command(#[from] command::Error),
+    /// The kernel did not answer as expected.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    /// Text that is no batch of ours.
+    #[error("cannot interpret {line:?} as a line of a batch")]
+    Batch {
+        /// The line.
+        line: String,
+    },
+}
+
+/// A way to put rules into a kernel.
+#[expect(async_fn_in_trait, reason = "the agent runs on one thread, so no future has to be Send")]
+pub trait Engine {
+    /// Its name, for people.
+    fn name(&self) -> &'static str;
+
+    /// Reads what the kernel holds now.
+    async fn observe(&mut self) -> Result<InstalledRuleset, Error>;
+
+    /// Applies a batch: each table of each family changes in one step or not at all.
+    async fn apply(&mut self, batch: &Batch) -> Result<(), Error>;
+
+    /// Whether anything may have changed since [`Self::observe`] last began; costs microseconds when nothing did.
+    fn moved(&mut self) -> Result<bool, Error>;
+
+    /// Connection tracking beside these rules; none where no kernel is involved.
+    fn conntrack(&self) -> Option<Conntrack>;
+}

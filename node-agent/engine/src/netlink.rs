@@ -1,0 +1,196 @@
+//! One netlink question to the kernel and its answers, with a deadline on every wait.
+//!
+//! What the questions mean is in the modules that ask them. Multicast groups are not joined here.
+
+use std::cell::Cell;
+use std::fmt::Debug;
+use std::io;
+use std::time::Duration;
+
+use netlink_packet_core::{
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{Socket as RawSocket, SocketAddr};
+use socket2::SockRef;
+
+/// How long one answer may take. The kernel answers within the call that sends the question, so
+/// this is reached only when something is badly wrong.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The kernel never puts more than this into one datagram of a dump (`netlink_recvmsg` in
+/// `net/netlink/af_netlink.c`).
+const DATAGRAM_BYTES: usize = 32 * 1024;
+
+/// `recv` returns the length of the datagram, even when it was longer than the buffer
+/// (`MSG_TRUNC` of recv(2)).
+const MSG_TRUNC: i32 = 0x20;
+
+/// What can go wrong between a question and its answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No socket could be had, for instance because the kernel lacks the protocol.
+    #[error("open a netlink socket")]
+    Open(#[source] io::Error),
+    /// The question did not leave.
+    #[error("{question}: send to the kernel")]
+    Send {
+        /// What was asked.
+        question: &'static str,
+        /// Why it was not sent.
+        source: io::Error,
+    },
+    /// The answer could not be received, or did not come in time.
+    #[error("{question}: receive from the kernel")]
+    Receive {
+        /// What was asked.
+        question: &'static str,
+        /// `WouldBlock` when the deadline passed.
+        source: io::Error,
+    },
+    /// The kernel understood and refused.
+    #[error("{question}: refused by the kernel")]
+    Refused {
+        /// What was asked.
+        question: &'static str,
+        /// The kernel's errno.
+        source: io::Error,
+    },
+    /// The answer is not what the protocol says.
+    #[error("{question}: decode the answer")]
+    Decode {
+        /// What was asked.
+        question: &'static str,
+        /// What does not fit.
+        source: DecodeError,
+    },
+    /// What was being listed changed meanwhile, so the list may have holes: ask again.
+    #[error("{question}: the kernel's list changed while it was read")]
+    Interrupted {
+        /// What was asked.
+        question: &'static str,
+    },
+}
+
+/// An open netlink socket that only the kernel can answer.
+///
+/// After an error other than [`Error::Refused`] an unread rest of the answer may be pending: open
+/// a new one.
+#[derive(Debug)]
+pub struct Socket {
+    raw: RawSocket,
+    sequence: Cell<u32>,
+}
+
+impl Socket {
+    /// Opens a socket of `protocol`, one of [`netlink_sys::protocols`], in the network namespace
+    /// of the calling thread.
+    pub fn open(protocol: isize) -> Result<Self, Error> {
+        let connect = || {
+            let mut raw = RawSocket::new(protocol)?;
+            raw.bind_auto()?;
+            raw.connect(&SocketAddr::new(0, 0))?;
+            SockRef::from(&raw).set_read_timeout(Some(ANSWER_DEADLINE))?;
+            Ok(raw)
+        };
+        Ok(Self {
+            raw: connect().map_err(Error::Open)?,
+            sequence: Cell::new(0),
+        })
+    }
+
+    /// Sends `message` and gives every answer to `each`, in order and one at a time.
+    ///
+    /// `flags` decide where the answer ends: with `NLM_F_DUMP` at the end of the list, with
+    /// `NLM_F_ACK` at the kernel's yes or no, with neither after the first message.
+    /// `question` names what is asked, for errors.
+    pub fn ask<M>(
+        &self,
+        question: &'static str,
+        message: M,
+        flags: u16,
+        mut each: impl FnMut(M) -> Result<(), DecodeError>,
+    ) -> Result<(), Error>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable + Debug,
+    {
+        let sequence = self.send(question, message, flags)?;
+        let single = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
+        let mut interrupted = false;
+        let mut datagram = vec![0; DATAGRAM_BYTES];
+        loop {
+            let length = self.receive(question, &mut datagram)?;
+            let mut rest = &datagram[..length];
+            while !rest.is_empty() {
+                let answer = NetlinkMessage::<M>::deserialize(rest)
+                    .map_err(|source| Error::Decode { question, source })?;
+                let (header, payload) = answer.into_parts();
+                rest = rest.get(padded(header.length)..).unwrap_or_default();
+                if header.sequence_number != sequence {
+                    continue;
+                }
+                interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
+                let refusal = match payload {
+                    NetlinkPayload::InnerMessage(message) => {
+                        each(message).map_err(|source| Error::Decode { question, source })?;
+                        if single {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                    NetlinkPayload::Done(done) => done.code,
+                    NetlinkPayload::Error(error) => error.raw_code(),
+                    _ => continue,
+                };
+                return match refusal {
+                    0 if interrupted => Err(Error::Interrupted { question }),
+                    0 => Ok(()),
+                    code => Err(Error::Refused {
+                        question,
+                        source: io::Error::from_raw_os_error(code.saturating_abs()),
+                    }),
+                };
+            }
+        }
+    }
+
+    fn send<M>(&self, question: &'static str, message: M, flags: u16) -> Result<u32, Error>
+    where
+        M: NetlinkSerializable,
+    {
+        let sequence = self.sequence.get().wrapping_add(1);
+        self.sequence.set(sequence);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        match self.raw.send(&bytes, 0) {
+            Ok(_) => Ok(sequence),
+            Err(source) => Err(Error::Send { question, source }),
+        }
+    }
+
+    fn receive(&self, question: &'static str, datagram: &mut [u8]) -> Result<usize, Error> {
+        loop {
+            match self.raw.recv(&mut &mut *datagram, MSG_TRUNC) {
+                Ok(length) if length <= datagram.len() => return Ok(length),
+                Ok(length) => {
+                    let source = DecodeError::from(format!("datagram of {length} bytes"));
+                    return Err(Error::Decode { question, source });
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(Error::Receive { question, source }),
+            }
+        }
+    }
+}
+
+/// Messages in a datagram begin at multiples of four (`NLMSG_ALIGN`).
+fn padded(length: u32) -> usize {
+    usize::try_from(length)
+        .unwrap_or(usize::MAX)
+        .next_multiple_of(4)
+}

@@ -1,0 +1,123 @@
+//! Connections as the kernel tracks them, and which of them have to end.
+//!
+//! The rule that accepts our flows is constant, so a connection outlives the rule that let it in unless its conntrack
+//! entry goes too. Pure: reading and deleting entries is the engine's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use sallyport_api::Protocol;
+use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::intent::{Intent, IntentPort};
+use sallyport_api::names::MARK_OURS;
+
+use crate::compile::Compiled;
+
+/// One direction of a tracked connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Who sends in this direction.
+    pub src: SocketAddr,
+    /// Who receives in this direction, before any translation.
+    pub dst: SocketAddr,
+}
+
+/// A tracked TCP or UDP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// IP protocol number: 6 for TCP, 17 for UDP.
+    pub protocol: u8,
+    /// As the client sent it.
+    pub original: Tuple,
+    /// As the answers come: its source is the real server.
+    pub reply: Tuple,
+    /// Connection mark.
+    pub mark: u32,
+    /// Whether the destination was translated (`IPS_DST_NAT`).
+    pub dnat: bool,
+    /// The kernel's id of the entry (`CTA_ID`): a successor with equal tuples has another.
+    pub id: u32,
+    /// Conntrack zone (`CTA_ZONE`), 0 unless somebody set one.
+    pub zone: u16,
+}
+
+impl Flow {
+    /// Whether a DNAT rule of ours took it.
+    pub fn is_ours(&self) -> bool {
+        self.dnat && self.mark & MARK_OURS != 0
+    }
+
+    fn protocol(&self) -> Option<Protocol> {
+        match self.protocol {
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            _ => None,
+        }
+    }
+}
+
+/// The connections that a node's programmed forwards allow.
+#[derive(Debug, Default)]
+pub struct Allowed<'a> {
+    /// By listen address, protocol and first port; claims are disjoint, so one entry covers a port.
+    claims: BTreeMap<(IpAddr, Protocol), BTreeMap<u16, (IntentPort, &'a SliceForward)>>,
+}
+
+impl<'a> Allowed<'a> {
+    /// What `compiled`, made from `forwards`, allows.
+    pub fn new(compiled: &Compiled, forwards: &[&'a SliceForward]) -> Self {
+        let failed: BTreeSet<_> = compiled.failures.iter().map(|failure| &failure.forward).collect();
+        let mut allowed = Self::default();
+        for forward in forwards.iter().filter(|forward| !failed.contains(&forward.r#ref)) {
+            let intent = &forward.intent;
+            for address in compiled.listen.iter().filter(|ip| intent.addresses.is_empty() || intent.addresses.contains(ip)) {
+                if !intent.targets.iter().any(|target| target.ip.is_ipv4() == address.is_ipv4()) {
+                    continue;
+                }
+                for port in &intent.ports {
+                    allowed.claims.entry((*address, port.protocol)).or_default().insert(port.port, (*port, forward));
+                }
+            }
+        }
+        allowed
+    }
+
+    fn find(&self, flow: &Flow) -> Option<(IntentPort, &'a SliceForward)> {
+        let port = flow.original.dst.port();
+        let ports = self.claims.get(&(flow.original.dst.ip(), flow.protocol()?))?;
+        let (_, (range, forward)) = ports.range(..=port).next_back()?;
+        let admitted = port <= range.end_port && admits(&forward.intent, flow.original.src.ip());
+        admitted.then_some((*range, *forward))
+    }
+
+    /// Whether this flow, which is ours, has to end: its forward is gone or no longer admits the client, or it is UDP
+    /// and its target is gone. A TCP connection to a removed target is let finish.
+    pub fn forbids(&self, flow: &Flow) -> bool {
+        if !flow.is_ours() {
+            return false;
+        }
+        let Some((range, forward)) = self.find(flow) else { return true };
+        flow.protocol() == Some(Protocol::Udp) && !delivers(&forward.intent, range, flow)
+    }
+
+    /// Whether any forward takes UDP.
+    pub fn any_udp(&self) -> bool {
+        self.claims.keys().any(|(_, protocol)| *protocol == Protocol::Udp)
+    }
+
+    /// Whether this is a UDP flow to a port of a forward that does not go through it, because it began before the
+    /// rules were there: only the first packet of a flow is translated, so it never would.
+    pub fn bypasses(&self, flow: &Flow) -> bool {
+        flow.protocol() == Some(Protocol::Udp) && !flow.is_ours() && self.find(flow).is_some()
+    }
+}
+
+fn admits(intent: &Intent, client: IpAddr) -> bool {
+    intent.allow.iter().any(|net| net.contains(&client)) && !intent.deny.iter().any(|net| net.contains(&client))
+}
+
+fn delivers(intent: &Intent, range: IntentPort, flow: &Flow) -> bool {
+    let server = flow.reply.src;
+    let offset = flow.original.dst.port() - range.port;
+    intent.targets.iter().any(|target| target.ip == server.ip()) && server.port() == range.target_port + offset
+}

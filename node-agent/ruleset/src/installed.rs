@@ -1,0 +1,128 @@
+//! `iptables-save` text → what of ours is in the kernel, and the foreign rules around it.
+//!
+//! Splits lines by chain and no more: our rules are compared as text, so nothing is parsed that could be misread.
+
+use std::collections::BTreeMap;
+
+use crate::family::Family;
+use crate::rule::{Chains, Rules, Ruleset, Table, is_ours};
+
+/// One table as the kernel holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InstalledTable {
+    /// Our chains.
+    pub ours: Chains,
+    /// Rules of the chains that are not ours, our jumps in them included.
+    pub foreign: BTreeMap<String, Vec<String>>,
+}
+
+/// The two tables of one family as the kernel holds them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// The `filter` table.
+    pub filter: InstalledTable,
+    /// The `nat` table.
+    pub nat: InstalledTable,
+}
+
+/// Both families as the kernel holds them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InstalledRuleset {
+    /// IPv4.
+    pub v4: Installed,
+    /// IPv6.
+    pub v6: Installed,
+}
+
+impl InstalledRuleset {
+    /// The tables of `family`.
+    pub fn family(&self, family: Family) -> &Installed {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// The tables of `family`, to change them.
+    pub fn family_mut(&mut self, family: Family) -> &mut Installed {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// Our rules, as they are in the kernel.
+    pub fn ours(&self) -> Ruleset {
+        let rules = |installed: &Installed| Rules { filter: installed.filter.ours.clone(), nat: installed.nat.ours.clone() };
+        Ruleset { v4: rules(&self.v4), v6: rules(&self.v6) }
+    }
+}
+
+impl Installed {
+    /// Reads the output of `iptables-save`; tables other than ours are passed over.
+    pub fn parse(save: &str) -> Self {
+        let mut installed = Self::default();
+        let mut table = None;
+        for line in save.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = Table::BOTH.into_iter().find(|table| table.name() == name);
+            } else if let Some(table) = table {
+                installed.table_mut(table).read(line);
+            }
+        }
+        installed
+    }
+
+    /// One of the tables.
+    pub fn table(&self, table: Table) -> &InstalledTable {
+        match table {
+            Table::Filter => &self.filter,
+            Table::Nat => &self.nat,
+        }
+    }
+
+    fn table_mut(&mut self, table: Table) -> &mut InstalledTable {
+        match table {
+            Table::Filter => &mut self.filter,
+            Table::Nat => &mut self.nat,
+        }
+    }
+
+    /// The table that iptables calls `name`, to change it; `None` for one in which we have no rules.
+    pub fn table_named(&mut self, name: &str) -> Option<&mut InstalledTable> {
+        let table = Table::BOTH.into_iter().find(|table| table.name() == name)?;
+        Some(self.table_mut(table))
+    }
+}
+
+impl InstalledTable {
+    /// Reads `:CHAIN POLICY [0:0]` or `-A CHAIN …`; anything else (comments, COMMIT) is no rule.
+    fn read(&mut self, line: &str) {
+        if let Some(declaration) = line.strip_prefix(':') {
+            let name = declaration.split(' ').next().unwrap_or_default();
+            self.chain(name);
+        } else if let Some(rule) = line.strip_prefix("-A ")
+            && let Some((name, rule)) = rule.split_once(' ')
+        {
+            self.chain(name).push(rule.to_owned());
+        }
+    }
+
+    /// The rules of the chain `name`, which is made if it is not there.
+    pub fn chain(&mut self, name: &str) -> &mut Vec<String> {
+        let chains = if is_ours(name) { &mut self.ours } else { &mut self.foreign };
+        if !chains.contains_key(name) {
+            chains.insert(name.to_owned(), Vec::new());
+        }
+        chains.get_mut(name).expect("inserted above")
+    }
+
+    /// Positions, from 0, of the jumps to `ours` in the chain `builtin`.
+    pub(crate) fn jumps(&self, builtin: &str, ours: &str) -> Vec<usize> {
+        let jump = format!("-j {ours}");
+        self.foreign
+            .get(builtin)
+            .map(|rules| rules.iter().enumerate().filter(|(_, rule)| **rule == jump).map(|(at, _)| at).collect())
+            .unwrap_or_default()
+    }
+}

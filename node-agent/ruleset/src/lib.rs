@@ -1,0 +1,24 @@
+//! Pure: from what users ask to what a kernel shall hold, and back from what it holds.
+//!
+//! ```text
+//! PortForward ─ validate ─► Intent ─ decide ─► slices ─ compile ─► Ruleset ─ plan ─► restore text
+//!                                                                     ▲                   │ kernel
+//!                                                           installed └── iptables-save ◄─┘
+//! ```
+//! No I/O, no clock, no process, no random source: every function here can be called a million times in a test.
+
+pub mod claim;
+pub mod compile;
+pub mod decide;
+pub mod digest;
+pub mod facts;
+pub mod family;
+pub mod flow;
+pub mod installed;
+pub mod limits;
+pub mod plan;
+pub mod pool;
+mod rivals;
+pub mod rule;
+pub mod slice;
+pub mod validate;

@@ -1,0 +1,98 @@
+//! What no forward may ever ask for: targets that are always refused and ports that stay the gateway's own.
+//!
+//! Compiled in, so that neither a permissive pool nor an object that slipped past admission can lift them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use sallyport_api::Protocol;
+
+/// Targets that are always refused, each with what it is.
+///
+/// IANA special-purpose registries (RFC 6890), and the metadata services of cloud providers, which hand
+/// credentials to whoever can reach them from the node's address.
+const REFUSED: &[(&str, &str)] = &[
+    ("0.0.0.0/8", "an unspecified address"),
+    ("127.0.0.0/8", "a loopback address"),
+    ("169.254.0.0/16", "a link-local address (cloud metadata lives there)"),
+    ("224.0.0.0/4", "a multicast address"),
+    ("240.0.0.0/4", "a reserved or broadcast address"),
+    ("100.100.100.200/32", "a cloud metadata service"),
+    ("168.63.129.16/32", "a cloud metadata service"),
+    ("192.0.0.192/32", "a cloud metadata service"),
+    ("::1/128", "a loopback address"),
+    ("::ffff:0:0/96", "an IPv4-mapped address: write the IPv4 address itself"),
+    ("::/96", "an unspecified or IPv4-compatible address"),
+    ("64:ff9b::/96", "an address that embeds an IPv4 address (NAT64)"),
+    ("64:ff9b:1::/48", "an address that embeds an IPv4 address (NAT64)"),
+    ("2001::/32", "an address that embeds an IPv4 address (Teredo)"),
+    ("2002::/16", "an address that embeds an IPv4 address (6to4)"),
+    ("fe80::/10", "a link-local address"),
+    ("ff00::/8", "a multicast address"),
+    ("fd00:ec2::254/128", "a cloud metadata service"),
+    ("fd20:ce::254/128", "a cloud metadata service"),
+];
+
+/// Ports that the gateway needs for itself: a forward on one of them could lock everybody out of the node.
+///
+/// ssh, DHCP, BGP, etcd, the API server, CNI overlays and agents, the kubelet and its neighbours, the `NodePort` range.
+const RESERVED: &[(Protocol, u16, u16)] = &[
+    (Protocol::Tcp, 22, 22),
+    (Protocol::Udp, 67, 68),
+    (Protocol::Tcp, 179, 179),
+    (Protocol::Udp, 546, 547),
+    (Protocol::Tcp, 2379, 2381),
+    (Protocol::Tcp, 4240, 4240),
+    (Protocol::Udp, 4789, 4789),
+    (Protocol::Tcp, 5473, 5473),
+    (Protocol::Udp, 6081, 6081),
+    (Protocol::Tcp, 6443, 6443),
+    (Protocol::Udp, 8472, 8472),
+    (Protocol::Tcp, 10248, 10260),
+    (Protocol::Tcp, 30000, 32767),
+    (Protocol::Udp, 30000, 32767),
+    (Protocol::Udp, 51820, 51821),
+];
+
+/// Says what `target` is if it is an address that no forward may deliver to.
+pub fn refused_target(target: IpAddr) -> Option<&'static str> {
+    REFUSED
+        .iter()
+        .find(|(net, _)| net.parse::<IpNet>().is_ok_and(|net| net.contains(&target)))
+        .map(|(_, what)| *what)
+}
+
+/// The first built-in reserved range that `first..=last` touches.
+pub fn reserved_range(protocol: Protocol, first: u16, last: u16) -> Option<(u16, u16)> {
+    RESERVED
+        .iter()
+        .find(|(reserved, from, to)| *reserved == protocol && *from <= last && first <= *to)
+        .map(|(_, from, to)| (*from, *to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_network_of_the_table_parses_and_refuses_its_own_address() {
+        for (net, what) in REFUSED {
+            let net: IpNet = net.parse().unwrap();
+            assert!(refused_target(net.addr()).is_some(), "{net}: {what}");
+        }
+    }
+
+    #[test]
+    fn ordinary_addresses_are_not_refused() {
+        for ip in ["10.30.1.79", "192.168.1.1", "100.64.0.1", "8.8.8.8", "fd00::1", "2a00:1450::1"] {
+            assert_eq!(refused_target(ip.parse().unwrap()), None, "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_range_that_touches_a_reserved_port_is_found() {
+        assert_eq!(reserved_range(Protocol::Tcp, 20, 25), Some((22, 22)));
+        assert_eq!(reserved_range(Protocol::Udp, 20, 25), None);
+        assert_eq!(reserved_range(Protocol::Tcp, 3306, 3306), None);
+    }
+}

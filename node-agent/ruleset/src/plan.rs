@@ -1,0 +1,105 @@
+//! The smallest atomic change from what is installed to what shall be: `iptables-restore --noflush` text.
+//!
+//! Only chains that differ are written, each flushed and filled within the transaction of its table; jumps are added
+//! and removed in the same transaction. Foreign rules are never named, so they cannot be changed or reordered.
+
+use std::fmt::Write as _;
+
+use crate::family::Family;
+use crate::installed::{Installed, InstalledRuleset, InstalledTable};
+use crate::rivals;
+use crate::rule::{Chains, Rules, Ruleset, Table};
+
+/// Text for each family's `iptables-restore --noflush`; `None` where nothing has to change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// For `iptables-restore`.
+    pub v4: Option<String>,
+    /// For `ip6tables-restore`.
+    pub v6: Option<String>,
+}
+
+impl Batch {
+    /// The text for `family`.
+    pub fn family(&self, family: Family) -> Option<&str> {
+        match family {
+            Family::V4 => self.v4.as_deref(),
+            Family::V6 => self.v6.as_deref(),
+        }
+    }
+
+    /// Whether nothing has to change.
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+}
+
+/// Plans the change from `installed` to `desired`.
+///
+/// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and no foreign rule before a jump
+/// would take our packets. `rivals` says whether to care about the latter: not when somebody keeps fighting for the
+/// first place.
+pub fn plan(desired: &Ruleset, installed: &InstalledRuleset, yield_place: bool) -> Batch {
+    let text = |family| plan_family(desired.family(family), installed.family(family), family, yield_place);
+    Batch { v4: text(Family::V4), v6: text(Family::V6) }
+}
+
+fn plan_family(desired: &Rules, installed: &Installed, family: Family, yield_place: bool) -> Option<String> {
+    let mut tables = Table::BOTH.map(|table| {
+        let (chains, there) = (desired.table(table), installed.table(table));
+        let taken = |builtin: &str, before: usize| !yield_place && rivals::take(desired, family, table, there, builtin, before);
+        (table, plan_table(table, chains, there, taken))
+    });
+    if desired.is_empty() {
+        // Going away, translation stops before acceptance does: a flow is refused rather than dropped half-way.
+        tables.reverse();
+    }
+    let mut text = String::new();
+    for (table, body) in tables {
+        if !body.is_empty() {
+            write!(text, "*{}\n{body}COMMIT\n", table.name()).expect("writing to a string cannot fail");
+        }
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+fn plan_table(table: Table, desired: &Chains, there: &InstalledTable, taken: impl Fn(&str, usize) -> bool) -> String {
+    let obsolete: Vec<&String> = there.ours.keys().filter(|name| !desired.contains_key(*name)).collect();
+    let changed: Vec<(&String, &Vec<String>)> =
+        desired.iter().filter(|(name, rules)| there.ours.get(*name) != Some(*rules)).collect();
+    let mut text = String::new();
+    for name in changed.iter().map(|(name, _)| *name).chain(obsolete.iter().copied()) {
+        // Declares the chain, and flushes it if it exists.
+        line(&mut text, &[":", name, " - [0:0]"]);
+    }
+    for (name, rules) in &changed {
+        for rule in *rules {
+            line(&mut text, &["-A ", name, " ", rule]);
+        }
+    }
+    for (builtin, ours) in table.hooks() {
+        let wanted = desired.contains_key(*ours);
+        let at = there.jumps(builtin, ours);
+        let stays = wanted && at.first().is_some_and(|first| !taken(builtin, *first));
+        for _ in at.iter().skip(usize::from(stays)) {
+            line(&mut text, &["-D ", builtin, " -j ", ours]);
+        }
+        if wanted && !stays {
+            line(&mut text, &["-I ", builtin, " 1 -j ", ours]);
+        }
+    }
+    for name in obsolete {
+        line(&mut text, &["-X ", name]);
+    }
+    text
+}
+
+fn line(text: &mut String, parts: &[&str]) {
+    text.extend(parts.iter().copied());
+    text.push('\n');
+}
+
+/// The whole of `desired` as text for hosts that have nothing of ours yet.
+pub fn render(desired: &Ruleset) -> Batch {
+    plan(desired, &InstalledRuleset::default(), false)
+}

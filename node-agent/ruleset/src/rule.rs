@@ -1,0 +1,211 @@
+//! Rules as values, written exactly as `iptables-save` prints them.
+//!
+//! Only typed values can get into a rule: addresses, ports, numbers and our own chain names. That the kernel gives the
+//! same lines back is what lets one comparison of text prove what runs (see the engine's kernel tests).
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use sallyport_api::Protocol;
+use sallyport_api::names::{CHAIN_PREFIX, MARK_MASQUERADE, MARK_OURS};
+
+use crate::family::Family;
+
+/// One rule, without the `-A CHAIN` in front.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rule {
+    pub(crate) source: Option<IpNet>,
+    pub(crate) destination: Option<IpAddr>,
+    pub(crate) protocol: Option<Protocol>,
+    /// First and last destination port.
+    pub(crate) ports: Option<(u16, u16)>,
+    /// Match new connections with this chance, in units of 2⁻³¹ as the kernel stores it.
+    pub(crate) chance: Option<u32>,
+    /// Match only connections of ours: translated, and with these mark bits.
+    pub(crate) ours: Option<u32>,
+    pub(crate) action: Action,
+}
+
+/// What a rule does.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Action {
+    #[default]
+    Return,
+    Accept,
+    Masquerade,
+    /// Continue in another chain and come back.
+    Jump(String),
+    /// Continue in another chain and come back to whoever jumped here.
+    Goto(String),
+    /// Set our two mark bits to this value.
+    Mark(u32),
+    /// Deliver to this address; the port stays as it is if absent.
+    Dnat(IpAddr, Option<u16>),
+}
+
+impl Display for Rule {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if let Some(net) = self.source.filter(|net| net.prefix_len() > 0) {
+            write!(f, "-s {net} ")?;
+        }
+        if let Some(ip) = self.destination {
+            write!(f, "-d {ip}/{} ", Family::of(ip).bits())?;
+        }
+        if let Some(protocol) = self.protocol {
+            let name = protocol_name(protocol);
+            write!(f, "-p {name} ")?;
+            match self.ports {
+                Some((first, last)) if first == last => write!(f, "-m {name} --dport {first} ")?,
+                Some((first, last)) => write!(f, "-m {name} --dport {first}:{last} ")?,
+                None => {}
+            }
+        }
+        if let Some(chance) = self.chance {
+            let probability = f64::from(chance) / f64::from(1_u32 << 31);
+            write!(f, "-m statistic --mode random --probability {probability:.11} ")?;
+        }
+        if let Some(bits) = self.ours {
+            write!(f, "-m conntrack --ctstate DNAT -m connmark --mark {bits:#x}/{bits:#x} ")?;
+        }
+        match &self.action {
+            Action::Return => write!(f, "-j RETURN"),
+            Action::Accept => write!(f, "-j ACCEPT"),
+            Action::Masquerade => write!(f, "-j MASQUERADE"),
+            Action::Jump(chain) => write!(f, "-j {chain}"),
+            Action::Goto(chain) => write!(f, "-g {chain}"),
+            Action::Mark(bits) => {
+                write!(f, "-j CONNMARK --set-xmark {bits:#x}/{:#x}", MARK_OURS | MARK_MASQUERADE)
+            }
+            Action::Dnat(ip, None) => write!(f, "-j DNAT --to-destination {ip}"),
+            Action::Dnat(ip, Some(port)) => write!(f, "-j DNAT --to-destination {}", SocketAddr::new(*ip, *port)),
+        }
+    }
+}
+
+/// The protocol as iptables writes it.
+pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+/// The two tables in which we have rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// Accepts our flows where others drop.
+    Filter,
+    /// Translates addresses.
+    Nat,
+}
+
+impl Table {
+    /// Both; `filter` first, so that a kernel that stops between the two never has translated packets dropped.
+    pub const BOTH: [Self; 2] = [Self::Filter, Self::Nat];
+
+    /// Its name for iptables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+        }
+    }
+
+    /// Where packets enter our chains: built-in chain, and the chain of ours that its first rule jumps to.
+    pub fn hooks(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Filter => &[("FORWARD", chain::FORWARD)],
+            Self::Nat => &[("PREROUTING", chain::PRE), ("OUTPUT", chain::PRE), ("POSTROUTING", chain::POST)],
+        }
+    }
+}
+
+/// Names of our chains.
+pub(crate) mod chain {
+    pub(crate) const PRE: &str = "SALLY-PRE";
+    pub(crate) const POST: &str = "SALLY-POST";
+    pub(crate) const FORWARD: &str = "SALLY-FWD";
+}
+
+/// Whether `chain` is one of ours.
+pub fn is_ours(chain: &str) -> bool {
+    chain.starts_with(CHAIN_PREFIX)
+}
+
+/// Our chains of one table: name → rules as `iptables-save` prints them, without `-A CHAIN`.
+pub type Chains = BTreeMap<String, Vec<String>>;
+
+/// Our rules of one family. With no chain in a table there is no jump to it either.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Chains of the `filter` table.
+    pub filter: Chains,
+    /// Chains of the `nat` table.
+    pub nat: Chains,
+}
+
+impl Rules {
+    /// The chains of `table`.
+    pub fn table(&self, table: Table) -> &Chains {
+        match table {
+            Table::Filter => &self.filter,
+            Table::Nat => &self.nat,
+        }
+    }
+
+    /// The chains of `table`, to change them.
+    pub fn table_mut(&mut self, table: Table) -> &mut Chains {
+        match table {
+            Table::Filter => &mut self.filter,
+            Table::Nat => &mut self.nat,
+        }
+    }
+
+    /// Whether there is nothing of ours.
+    pub fn is_empty(&self) -> bool {
+        self.filter.is_empty() && self.nat.is_empty()
+    }
+}
+
+/// All our rules on a node, by family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// IPv4.
+    pub v4: Rules,
+    /// IPv6.
+    pub v6: Rules,
+}
+
+impl Ruleset {
+    /// The rules of `family`.
+    pub fn family(&self, family: Family) -> &Rules {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// The rules of `family`, to change them.
+    pub fn family_mut(&mut self, family: Family) -> &mut Rules {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// The digest of every rule: equal digests, equal rules.
+    pub fn digest(&self) -> String {
+        let lines = Family::BOTH.into_iter().flat_map(|family| {
+            Table::BOTH.into_iter().flat_map(move |table| {
+                std::iter::once(format!("{family} {}", table.name()).into()).chain(
+                    self.family(family).table(table).iter().flat_map(|(chain, rules)| {
+                        std::iter::once(format!(":{chain}").into()).chain(rules.iter().map(|rule| rule.as_str().into()))
+                    }),
+                )
+            })
+        });
+        crate::digest::rules_digest(lines)
+    }
+}

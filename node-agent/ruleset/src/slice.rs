@@ -1,0 +1,67 @@
+//! Cuts the accepted intents of a pool into slices, so that one change rewrites one small object.
+//!
+//! A forward stays in its slice while it lives there; only newcomers, and forwards that outgrew their slice, look for
+//! room.
+
+use std::collections::BTreeMap;
+
+use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
+use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
+
+use crate::digest::slice_hash;
+
+/// Cuts `accepted` (by pool), keeping to `existing` (by slice name) where possible. No slice is empty.
+pub fn cut(
+    accepted: BTreeMap<String, Vec<SliceForward>>,
+    existing: &BTreeMap<String, ForwardSliceSpec>,
+) -> BTreeMap<String, ForwardSliceSpec> {
+    let homes: BTreeMap<(&str, &str), &str> = existing
+        .iter()
+        .flat_map(|(name, slice)| slice.forwards.iter().map(move |f| ((slice.pool.as_str(), f.uid.as_str()), name.as_str())))
+        .collect();
+    let mut slices = BTreeMap::new();
+    for (pool, mut forwards) in accepted {
+        forwards.sort_by(|a, b| a.r#ref.cmp(&b.r#ref));
+        let mut open: BTreeMap<String, Open> = BTreeMap::new();
+        let mut homeless = Vec::new();
+        for forward in forwards {
+            match homes.get(&(pool.as_str(), forward.uid.as_str())) {
+                Some(home) => homeless.extend(open.entry((*home).to_owned()).or_default().add(forward)),
+                None => homeless.push(forward),
+            }
+        }
+        let mut number = 0;
+        for forward in homeless {
+            let mut rest = Some(forward);
+            while let Some(forward) = rest {
+                rest = open.entry(format!("{pool}-{number:04}")).or_default().add(forward);
+                number += u32::from(rest.is_some());
+            }
+        }
+        for (name, Open { mut forwards, .. }) in open {
+            forwards.sort_by(|a, b| a.uid.cmp(&b.uid));
+            slices.insert(name, ForwardSliceSpec { pool: pool.clone(), hash: slice_hash(&forwards), forwards });
+        }
+    }
+    slices
+}
+
+#[derive(Default)]
+struct Open {
+    bytes: usize,
+    forwards: Vec<SliceForward>,
+}
+
+impl Open {
+    /// Takes `forward` in, or gives it back when there is no room.
+    fn add(&mut self, forward: SliceForward) -> Option<SliceForward> {
+        let bytes = serde_json::to_vec(&forward).map_or(MAX_SLICE_BYTES, |json| json.len() + 1);
+        let full = self.forwards.len() >= MAX_SLICE_FORWARDS || self.bytes + bytes > MAX_SLICE_BYTES;
+        if full && !self.forwards.is_empty() {
+            return Some(forward);
+        }
+        self.bytes += bytes;
+        self.forwards.push(forward);
+        None
+    }
+}

@@ -1,0 +1,120 @@
+//! A scene: manifests and nodes as YAML, taken through decide and compile.
+//!
+//! What is expected of the result is not here but in the tests that use it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
+use sallyport_api::{GatewayPool, PortForward};
+use sallyport_ruleset::compile::{Compiled, compile};
+use sallyport_ruleset::decide::{Decision, Forward, Node, Observed, PoolObject, decide};
+use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::pool::Labels;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Everything that a decision and a compilation depend on.
+pub struct Scene {
+    pub forwards: Vec<Forward>,
+    pub pools: Vec<PoolObject>,
+    pub namespaces: BTreeMap<String, Labels>,
+    pub nodes: Vec<NodeFile>,
+    pub slices: BTreeMap<String, ForwardSliceSpec>,
+}
+
+/// A node as `node.yaml` describes it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeFile {
+    pub name: String,
+    /// Absent for a lone host.
+    #[serde(default)]
+    pub labels: Option<Labels>,
+    /// Addresses that pools may choose from.
+    pub listen: Vec<IpAddr>,
+    /// Addresses on its interfaces, each with the prefix length of its network.
+    pub local: Vec<String>,
+}
+
+impl NodeFile {
+    pub fn local_addresses(&self) -> Vec<LocalAddress> {
+        let parse = |text: &String| {
+            let (ip, prefix_len) = text.split_once('/').unwrap();
+            let ip: IpAddr = ip.parse().unwrap();
+            LocalAddress { ip, prefix_len: prefix_len.parse().unwrap(), global: !ip.is_loopback() }
+        };
+        self.local.iter().map(parse).collect()
+    }
+}
+
+impl Scene {
+    /// Reads the documents of `manifests` and of `nodes`.
+    pub fn parse(manifests: &str, nodes: &str) -> Self {
+        let mut scene = Self {
+            forwards: Vec::new(),
+            pools: Vec::new(),
+            namespaces: BTreeMap::new(),
+            nodes: serde_saphyr::from_multiple(nodes).unwrap(),
+            slices: BTreeMap::new(),
+        };
+        for document in serde_saphyr::from_multiple::<Value>(manifests).unwrap() {
+            match document["kind"].as_str().unwrap() {
+                "PortForward" => scene.forwards.push(forward(serde_json::from_value(document).unwrap())),
+                "GatewayPool" => scene.pools.push(pool(serde_json::from_value(document).unwrap())),
+                "Namespace" => {
+                    let name = document["metadata"]["name"].as_str().unwrap().to_owned();
+                    let mut labels: Labels =
+                        serde_json::from_value(document["metadata"]["labels"].clone()).unwrap_or_default();
+                    labels.insert("kubernetes.io/metadata.name".into(), name.clone());
+                    scene.namespaces.insert(name, labels);
+                }
+                other => panic!("a scene has no {other}"),
+            }
+        }
+        scene
+    }
+
+    pub fn decide(&self) -> Decision {
+        let nodes: Vec<Node> = self
+            .nodes
+            .iter()
+            .map(|node| Node { name: node.name.clone(), labels: node.labels.clone(), addresses: node.listen.clone() })
+            .collect();
+        decide(&Observed {
+            forwards: &self.forwards,
+            pools: &self.pools,
+            namespaces: &self.namespaces,
+            nodes: &nodes,
+            slices: &self.slices,
+        })
+    }
+
+    /// Compiles `decision` for `node`; `None` where no pool selects it.
+    pub fn compile(decision: &Decision, node: &NodeFile) -> Option<Compiled> {
+        let spec = decision.nodes.get(&node.name)?;
+        let forwards: Vec<&SliceForward> =
+            decision.slices.values().filter(|slice| slice.pool == spec.pool).flat_map(|slice| &slice.forwards).collect();
+        Some(compile(spec, &forwards, &node.local_addresses()))
+    }
+}
+
+fn forward(object: PortForward) -> Forward {
+    let namespace = object.metadata.namespace.unwrap_or_else(|| "default".into());
+    let name = object.metadata.name.unwrap();
+    Forward {
+        uid: object.metadata.uid.unwrap_or_else(|| format!("{namespace}/{name}")),
+        key: ForwardRef { namespace, name },
+        generation: object.metadata.generation.unwrap_or(1),
+        created: object.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+        spec: object.spec,
+    }
+}
+
+fn pool(object: GatewayPool) -> PoolObject {
+    PoolObject {
+        name: object.metadata.name.unwrap(),
+        created: object.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+        spec: object.spec,
+    }
+}

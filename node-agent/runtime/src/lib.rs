@@ -1,0 +1,4 @@
+//! Process plumbing that Sallyport's programs share. Knows nothing of forwards.
+
+pub mod log;
+pub mod shutdown;

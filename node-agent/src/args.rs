@@ -1,0 +1,96 @@
+//! The command line. No logic: other people's scripts call this, so names and meanings stay.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sallyport_runtime::log::Format;
+
+/// Keeps this host's port forwards as its manifests say, proven by reading the kernel back.
+#[derive(Debug, Parser)]
+#[command(name = "sallyport-node-agent", version, max_term_width = 110)]
+pub struct Cli {
+    /// How to write logs to standard error.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, env = "SALLYPORT_LOG_FORMAT")]
+    pub log_format: Format,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the agent can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Apply the manifests, keep the kernel equal to them, and follow their changes.
+    Run {
+        /// Whose manifests, and where.
+        #[command(flatten)]
+        host: HostArgs,
+        /// Apply and verify once, then exit: 0 when every object was accepted and the kernel reads back equal, else 1.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Print what `run` would change now, as iptables-restore text, and touch nothing.
+    Plan {
+        /// Whose manifests, and where.
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Print the rules for given gateway addresses, without looking at this host.
+    Render {
+        /// Directory of manifests (*.yaml, *.yml; not recursive).
+        #[arg(long, value_name = "DIR")]
+        manifests: PathBuf,
+        /// An address of a gateway; repeat it for more.
+        #[arg(long, value_name = "IP", required = true)]
+        node_address: Vec<IpAddr>,
+        /// Whose rules: the gateway's, or those that the targets' own firewalls need to let the gateways in.
+        #[arg(long = "for", value_enum, default_value_t = Audience::Gateway)]
+        audience: Audience,
+    },
+    /// Remove our rules and connections, put back what was changed on this host, and forget the state.
+    Cleanup {
+        /// The state directory of the agent, which must not be running.
+        #[arg(long, value_name = "DIR")]
+        state_dir: PathBuf,
+    },
+}
+
+/// What `run` and `plan` must know of the host.
+#[derive(Clone, Debug, Args)]
+pub struct HostArgs {
+    /// Directory of manifests (*.yaml, *.yml; not recursive).
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Name of this node in messages.
+    #[arg(long, value_name = "NAME")]
+    pub node_name: String,
+    /// Where to keep what must survive a restart; one agent a directory.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// How to program rules; `auto` follows the pool, and then the host's own rules.
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub backend: BackendArg,
+}
+
+/// `--backend`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// What the pool says, else where the host's own rules are.
+    Auto,
+    /// iptables over `nf_tables`.
+    IptablesNft,
+    /// The original `x_tables` iptables.
+    IptablesLegacy,
+    /// Print, change nothing.
+    DryRun,
+}
+
+/// `--for`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Audience {
+    /// The gateway's own rules.
+    Gateway,
+    /// What the targets must allow.
+    Targets,
+}

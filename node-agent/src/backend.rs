@@ -1,0 +1,35 @@
+//! Which backend programs this host: the flag, else the pool, else where the host's own rules are.
+
+use sallyport_api::gateway_pool::FirewallBackend;
+use sallyport_engine::command;
+use sallyport_engine::iptables::{Variant, detect};
+
+use crate::args::BackendArg;
+
+/// The backend to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// Rules through one variant of iptables.
+    Iptables(Variant),
+    /// No kernel at all.
+    DryRun,
+}
+
+/// Chooses, looking at the host only where neither the flag nor the pool decides.
+pub async fn choose(flag: BackendArg, pool: FirewallBackend) -> Result<Backend, command::Error> {
+    Ok(match (flag, pool) {
+        (BackendArg::DryRun, _) => Backend::DryRun,
+        (BackendArg::IptablesNft, _) | (BackendArg::Auto, FirewallBackend::IptablesNft) => Backend::Iptables(Variant::Nft),
+        (BackendArg::IptablesLegacy, _) | (BackendArg::Auto, FirewallBackend::IptablesLegacy) => {
+            Backend::Iptables(Variant::Legacy)
+        }
+        (BackendArg::Auto, FirewallBackend::Auto) => {
+            let detected = detect().await?;
+            tracing::info!(backend = detected.variant.name(), because = detected.because, "backend chosen");
+            if detected.mixed {
+                tracing::warn!("this host has rules in both iptables-nft and iptables-legacy; packets pass through both");
+            }
+            Backend::Iptables(detected.variant)
+        }
+    })
+}

@@ -1,0 +1,34 @@
+//! `cleanup`: leave the host as it was before the agent. Needs no manifests and no API server.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use sallyport_api::names::MARK_OURS;
+use sallyport_engine::conntrack::Conntrack;
+use sallyport_engine::iptables::{Iptables, Variant};
+
+use crate::run::remove_rules;
+use crate::state::StateDir;
+use crate::sysctl::Sysctl;
+
+/// Removes our rules of both variants, ends our connections, puts back the settings that were changed.
+pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
+    let state = StateDir::lock(state_dir)?;
+    for variant in Variant::BOTH {
+        remove_rules(&mut Iptables::new(variant)).await?;
+    }
+    let conntrack = Conntrack::open()?;
+    let mut ended = 0;
+    for flow in conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| flow.is_ours()) {
+        ended += usize::from(conntrack.delete(flow)?);
+    }
+    let host = state.host()?;
+    let sysctl = Sysctl::default();
+    for record in &host.sysctls {
+        sysctl.restore(record)?;
+        tracing::info!(family = %record.family(), "settings are as they were before");
+    }
+    state.clear()?;
+    tracing::info!(ended, "this host is as it was");
+    Ok(ExitCode::SUCCESS)
+}

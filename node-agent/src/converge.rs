@@ -1,0 +1,288 @@
+//! One pass: compile → observe → plan → apply → verify → end what is no longer allowed.
+//!
+//! The only place where the kernel is changed. Nothing here knows where the intents came from or when to look again.
+
+use std::error::Error as StdError;
+use std::time::{Duration, Instant};
+
+use sallyport_api::gateway_pool::IpForward;
+use sallyport_api::names::MARK_OURS;
+use sallyport_engine::{Engine, netlink};
+use sallyport_ruleset::compile::{Compiled, Failure, compile};
+use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::flow::Allowed;
+use sallyport_ruleset::installed::InstalledRuleset;
+use sallyport_ruleset::plan::{Batch, plan};
+use sallyport_ruleset::rule::Table;
+
+use crate::state::{self, Host, Intents, StateDir};
+use crate::sysctl::{self, Sysctl};
+
+/// Tries to reach equality before giving up for now: somebody else may be changing rules at the same time.
+const ATTEMPTS: usize = 3;
+/// Moves of our jumps back to the top within [`RIVALRY_WINDOW`] before the place is left to the other one.
+const RIVALRY_MOVES: usize = 5;
+/// How long moves are counted, and how long the place is then left.
+const RIVALRY_WINDOW: Duration = Duration::from_secs(300);
+
+/// Why a pass did not reach its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The backend failed; what was in the kernel is still there.
+    #[error("failed to program the kernel")]
+    Engine(#[from] sallyport_engine::Error),
+    /// What was applied does not read back.
+    #[error("the kernel does not hold what was applied: still to do after {ATTEMPTS} tries: {difference}")]
+    Different {
+        /// The chains that differ.
+        difference: String,
+    },
+    /// Forwarding between interfaces could not be read or turned on.
+    #[error("failed to turn on forwarding of {family} packets")]
+    Forwarding {
+        /// Of which family.
+        family: Family,
+        /// Why.
+        source: sysctl::Error,
+    },
+    /// Forwarding is off and the pool forbids to change it.
+    #[error("forwarding of {family} packets is off and the pool says ipForward: Require; turn it on on this host")]
+    ForwardingRequired {
+        /// Of which family.
+        family: Family,
+    },
+    /// Connections could not be listed or ended.
+    #[error("failed to end connections that are no longer allowed")]
+    Connections(#[from] netlink::Error),
+    /// The state directory could not be written, so nothing was changed.
+    #[error("failed to keep the state")]
+    State(#[from] state::Error),
+}
+
+/// What a pass found and did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Digest of our rules as the kernel returned them.
+    pub digest: String,
+    /// The chains that were written; absent when the kernel was already right.
+    pub changed: Option<String>,
+    /// Forwards without rules here, and why.
+    pub failures: Vec<Failure>,
+    /// Connections that were ended.
+    pub ended: usize,
+    /// Families whose forwarding was turned on.
+    pub forwarding: Vec<Family>,
+}
+
+/// Keeps one kernel equal to intents.
+pub struct Converger<E> {
+    /// The backend.
+    pub engine: E,
+    /// `None` where no kernel is involved.
+    sysctl: Option<Sysctl>,
+    installed: Option<InstalledRuleset>,
+    /// Whether a pass has reached its end since the start.
+    settled: bool,
+    moves: Vec<Instant>,
+}
+
+impl<E: Engine> Converger<E> {
+    /// Knows nothing of the kernel yet.
+    pub fn new(engine: E, sysctl: Option<Sysctl>) -> Self {
+        Self { engine, sysctl, installed: None, settled: false, moves: Vec::new() }
+    }
+
+    /// Makes the kernel equal to `intents` and reads it back.
+    pub async fn converge(&mut self, intents: &Intents, local: &[LocalAddress], state: &StateDir) -> Result<Report, Error> {
+        let forwards = intents.forwards();
+        let compiled = compile(&intents.node, &forwards, local);
+        let mut report = Report { failures: compiled.failures.clone(), ..Report::default() };
+        report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, &compiled, state)?;
+
+        let mut written = Vec::new();
+        for attempt in 0.. {
+            let installed = self.observe().await?;
+            let batch = plan(&compiled.ruleset, installed, false);
+            let batch = self.without_fighting(batch, &compiled);
+            if batch.is_empty() {
+                break;
+            }
+            written.push(chains(&batch));
+            if attempt == ATTEMPTS {
+                return Err(Error::Different { difference: chains(&batch) });
+            }
+            self.remember_absent_tables(state)?;
+            // Whatever comes of it, what was observed is no longer known to be true.
+            self.installed = None;
+            self.engine.apply(&batch).await?;
+        }
+        report.digest = self.installed.as_ref().map(|installed| installed.ours().digest()).unwrap_or_default();
+        report.changed = written.into_iter().next();
+
+        let allowed = Allowed::new(&compiled, &forwards);
+        if report.changed.is_some() || !self.settled {
+            report.ended = self.end_connections(&allowed)?;
+        }
+        self.settled = true;
+        Ok(report)
+    }
+
+    /// What a pass would do, without doing it: the batch, the families whose forwarding would be turned on, and the
+    /// number of connections that would be ended.
+    pub async fn preview(&mut self, intents: &Intents, local: &[LocalAddress]) -> Result<(Batch, Vec<Family>, usize, Vec<Failure>), Error> {
+        let forwards = intents.forwards();
+        let compiled = compile(&intents.node, &forwards, local);
+        let installed = self.observe().await?;
+        let batch = plan(&compiled.ruleset, installed, false);
+        let families = self.families_to_turn_on(intents.node.ip_forward, &compiled)?;
+        let allowed = Allowed::new(&compiled, &forwards);
+        let ended = match self.engine.conntrack() {
+            Some(conntrack) => conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count(),
+            None => 0,
+        };
+        Ok((batch, families, ended, compiled.failures))
+    }
+
+    /// Whether somebody may have changed something since the last pass.
+    pub fn moved(&mut self, intents: &Intents) -> Result<bool, Error> {
+        if self.engine.moved()? {
+            return Ok(true);
+        }
+        let needed = |family| self.installed.as_ref().is_some_and(|installed| !installed.family(family).nat.ours.is_empty());
+        for family in Family::BOTH {
+            if intents.node.ip_forward == IpForward::Manage
+                && needed(family)
+                && let Some(sysctl) = &self.sysctl
+                && !sysctl.forwarding(family).map_err(|source| Error::Forwarding { family, source })?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What the kernel holds: known from the last look if nothing moved since.
+    async fn observe(&mut self) -> Result<&InstalledRuleset, Error> {
+        let fresh = match self.installed.take() {
+            Some(installed) if !self.engine.moved()? => installed,
+            _ => self.engine.observe().await?,
+        };
+        Ok(self.installed.insert(fresh))
+    }
+
+    /// Leaves the first place in a chain to somebody who keeps taking it back.
+    fn without_fighting(&mut self, batch: Batch, compiled: &Compiled) -> Batch {
+        let Some(installed) = &self.installed else { return batch };
+        if batch.is_empty() {
+            return batch;
+        }
+        let patient = plan(&compiled.ruleset, installed, true);
+        if patient == batch {
+            return batch;
+        }
+        let now = Instant::now();
+        self.moves.retain(|then| now.duration_since(*then) < RIVALRY_WINDOW);
+        if self.moves.len() >= RIVALRY_MOVES {
+            tracing::warn!("somebody keeps inserting rules before ours; leaving them the first place for now");
+            return patient;
+        }
+        self.moves.push(now);
+        batch
+    }
+
+    fn families_to_turn_on(&self, mode: IpForward, compiled: &Compiled) -> Result<Vec<Family>, Error> {
+        let mut families = Vec::new();
+        for family in Family::BOTH {
+            let Some(sysctl) = self.sysctl.as_ref().filter(|_| !compiled.ruleset.family(family).is_empty()) else { continue };
+            let on = sysctl.forwarding(family).map_err(|source| Error::Forwarding { family, source })?;
+            match mode {
+                _ if on => {}
+                IpForward::Manage => families.push(family),
+                IpForward::Require => return Err(Error::ForwardingRequired { family }),
+            }
+        }
+        Ok(families)
+    }
+
+    fn turn_on_forwarding(&mut self, mode: IpForward, compiled: &Compiled, state: &StateDir) -> Result<Vec<Family>, Error> {
+        let families = self.families_to_turn_on(mode, compiled)?;
+        for family in &families {
+            let Some(sysctl) = &self.sysctl else { continue };
+            let failed = |source| Error::Forwarding { family: *family, source };
+            if let Some(record) = sysctl.plan(*family).map_err(failed)? {
+                let mut host = state.host()?;
+                match host.sysctls.iter_mut().find(|known| known.family() == *family) {
+                    Some(known) => known.merge(record.clone()),
+                    None => host.sysctls.push(record.clone()),
+                }
+                // On disk before the write, so that cleanup can undo it even after a crash right here.
+                state.keep_host(&host)?;
+                sysctl.apply(&record).map_err(failed)?;
+            }
+        }
+        Ok(families)
+    }
+
+    /// Notes, once, which tables did not exist before us, so that cleanup can take them away again.
+    fn remember_absent_tables(&self, state: &StateDir) -> Result<(), Error> {
+        let Some(installed) = &self.installed else { return Ok(()) };
+        let host = state.host()?;
+        if host.absent_tables.is_none() {
+            let mut absent = Vec::new();
+            for family in Family::BOTH {
+                for table in Table::BOTH {
+                    if installed.family(family).table(table).foreign.is_empty() {
+                        absent.push(format!("{family} {}", table.name()));
+                    }
+                }
+            }
+            state.keep_host(&Host { absent_tables: Some(absent), ..host })?;
+        }
+        Ok(())
+    }
+
+    /// Ends our connections that are not allowed any more, and UDP flows that began before the rules they should go by.
+    fn end_connections(&self, allowed: &Allowed<'_>) -> Result<usize, Error> {
+        let Some(conntrack) = self.engine.conntrack() else { return Ok(0) };
+        let mut doomed = conntrack.ours(MARK_OURS, MARK_OURS)?;
+        doomed.retain(|flow| allowed.forbids(flow));
+        if allowed.any_udp() {
+            doomed.extend(conntrack.udp()?.into_iter().filter(|flow| allowed.bypasses(flow)));
+        }
+        let mut ended = 0;
+        for flow in &doomed {
+            ended += usize::from(conntrack.delete(flow)?);
+        }
+        Ok(ended)
+    }
+}
+
+/// The chains that a batch writes, for people.
+fn chains(batch: &Batch) -> String {
+    let mut parts = Vec::new();
+    for family in Family::BOTH {
+        for line in batch.family(family).into_iter().flat_map(str::lines) {
+            if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
+                parts.push(format!("{family} {chain}"));
+            } else if line.starts_with("-I ") || line.starts_with("-D ") {
+                parts.push(format!("{family} {line}"));
+            }
+        }
+    }
+    let rest = parts.len().saturating_sub(8);
+    parts.truncate(8);
+    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+    parts.join(", ") + &more
+}
+
+/// Prints the chain of causes on one line.
+pub fn chain_of(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}

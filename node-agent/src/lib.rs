@@ -1,0 +1,19 @@
+//! The program on a gateway node: from intents to rules that the kernel was seen to hold.
+//!
+//! ```text
+//! source (directory of manifests) ─► intents ─► converge: compile, observe, plan, apply, verify ─► report
+//! ```
+//! A library so that its parts can be tested; `main.rs` is the only user.
+
+pub mod addresses;
+pub mod args;
+pub mod backend;
+pub mod cleanup;
+pub mod converge;
+pub mod manifest;
+pub mod plan;
+pub mod render;
+pub mod run;
+pub mod source;
+pub mod state;
+pub mod sysctl;

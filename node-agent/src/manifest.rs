@@ -1,0 +1,157 @@
+//! The text of a manifest file → the objects in it, each document by itself.
+//!
+//! Stricter than an API server, which prunes what it does not know: here an unknown field or kind is an error, because
+//! nobody else would tell its author. What an object may ask is `sallyport-ruleset`'s to judge.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Resource as _;
+use sallyport_api::forward_slice::ForwardRef;
+use sallyport_api::gateway_pool::{GatewayPool, GatewayPoolSpec};
+use sallyport_api::names::{GROUP, VERSION};
+use sallyport_api::port_forward::{PortForward, PortForwardSpec};
+use sallyport_ruleset::pool::validate_pool;
+use sallyport_ruleset::validate::{Problem, validate, validate_metadata};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// An object of a manifest, without what only a cluster adds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Object {
+    /// A `PortForward`.
+    Forward(ForwardRef, PortForwardSpec),
+    /// A `GatewayPool`.
+    Pool(String, GatewayPoolSpec),
+    /// A `Namespace` with its labels.
+    Namespace(String, BTreeMap<String, String>),
+}
+
+/// Kind and name of an object, for people and to tell objects apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Identity(pub String);
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Object {
+    /// What it is called, for example `PortForward payments/mysql`.
+    pub fn identity(&self) -> Identity {
+        Identity(match self {
+            Self::Forward(key, _) => format!("PortForward {key}"),
+            Self::Pool(name, _) => format!("GatewayPool {name}"),
+            Self::Namespace(name, _) => format!("Namespace {name}"),
+        })
+    }
+}
+
+/// What is wrong with a document, or with the whole text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentProblem {
+    /// The object, if it could be told; otherwise the number of the document.
+    pub object: Identity,
+    /// What is wrong, with the field in front where there is one.
+    pub message: String,
+}
+
+/// Reads every document of `text`. A problem of one does not hide another, but for a syntax error, which ends the text.
+pub fn read(text: &mut dyn Read) -> Vec<Result<Object, Vec<DocumentProblem>>> {
+    let mut objects = Vec::new();
+    for (index, document) in serde_saphyr::read::<_, Value>(&mut { text }).enumerate() {
+        let place = Identity(format!("document {}", index + 1));
+        objects.push(match document {
+            Ok(value) => object(value, place),
+            Err(error) => {
+                let message = format!("is not valid YAML: {}", first_line(&error.to_string()));
+                Err(vec![DocumentProblem { object: place, message }])
+            }
+        });
+    }
+    objects
+}
+
+fn object(mut value: Value, place: Identity) -> Result<Object, Vec<DocumentProblem>> {
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+    let metadata = |key: &str| value.get("metadata").and_then(|m| m.get(key)).and_then(Value::as_str);
+    let name = metadata("name").unwrap_or_default().to_owned();
+    let namespace = metadata("namespace").unwrap_or("default").to_owned();
+    let ours = format!("{GROUP}/{VERSION}");
+    let (kind, namespaced) = match (text("apiVersion"), text("kind")) {
+        (group, "PortForward") if group == ours => ("PortForward", true),
+        (group, "GatewayPool") if group == ours => ("GatewayPool", false),
+        ("v1", "Namespace") => ("Namespace", false),
+        (group, kind) => {
+            let message = format!(
+                "kind {kind:?} of apiVersion {group:?} does not belong here; use PortForward or GatewayPool of {ours}, or Namespace of v1"
+            );
+            return Err(vec![DocumentProblem { object: place, message }]);
+        }
+    };
+    let problems = |messages: Vec<String>, identity: &Identity| {
+        messages.into_iter().map(|message| DocumentProblem { object: identity.clone(), message }).collect::<Vec<_>>()
+    };
+    let named = validate_metadata(&name, namespaced.then_some(namespace.as_str()));
+    if !named.is_empty() {
+        let place = Identity(format!("{kind} in {place}"));
+        return Err(problems(lines(named), &place));
+    }
+    let identity = Identity(if namespaced { format!("{kind} {namespace}/{name}") } else { format!("{kind} {name}") });
+    if kind != "Namespace"
+        && let Some(fields) = value.as_object_mut()
+    {
+        // The derived types check these two and would then report them as unknown.
+        fields.remove("apiVersion");
+        fields.remove("kind");
+    }
+    let typed = match kind {
+        "PortForward" => strict::<PortForward>(&value).and_then(|forward| {
+            validate(&forward.spec).map_err(lines)?;
+            Ok(Object::Forward(ForwardRef { namespace, name }, forward.spec))
+        }),
+        "GatewayPool" => strict::<GatewayPool>(&value).and_then(|pool| {
+            validate_pool(&pool.spec).map_err(lines)?;
+            Ok(Object::Pool(name, pool.spec))
+        }),
+        _ => strict::<Namespace>(&value).map(|namespace| {
+            let mut labels = namespace.meta().labels.clone().unwrap_or_default();
+            // The API server sets this label on every namespace.
+            labels.insert("kubernetes.io/metadata.name".to_owned(), name.clone());
+            Object::Namespace(name, labels)
+        }),
+    };
+    typed.map_err(|messages| problems(messages, &identity))
+}
+
+/// Decodes `value`, with an error for every field that `T` does not have.
+fn strict<T: DeserializeOwned>(value: &Value) -> Result<T, Vec<String>> {
+    let mut unknown = Vec::new();
+    let mut note = |path: serde_ignored::Path<'_>| unknown.push(path.to_string());
+    let mut track = serde_path_to_error::Track::new();
+    let decoder = serde_path_to_error::Deserializer::new(value, &mut track);
+    let decoded = T::deserialize(serde_ignored::Deserializer::new(decoder, &mut note));
+    match decoded {
+        Err(error) => {
+            let path = track.path().to_string();
+            Err(vec![if path == "." { error.to_string() } else { format!("{path}: {error}") }])
+        }
+        Ok(typed) if unknown.is_empty() => Ok(typed),
+        Ok(_) => Err(unknown
+            .into_iter()
+            .map(|path| format!("{}: is not a field; check its spelling and indentation", path.replace(".?", "")))
+            .collect()),
+    }
+}
+
+fn lines(problems: Vec<Problem>) -> Vec<String> {
+    problems.iter().map(ToString::to_string).collect()
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}

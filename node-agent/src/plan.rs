@@ -1,0 +1,71 @@
+//! `plan`: what `run` would change now. Touches nothing, not even the state directory.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use sallyport_engine::Engine;
+use sallyport_engine::dry_run::DryRun;
+use sallyport_engine::iptables::Iptables;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::plan::Batch;
+
+use crate::args::HostArgs;
+use crate::backend::{self, Backend};
+use crate::converge::Converger;
+use crate::run::{Source, describe};
+use crate::state::{Intents, StateDir};
+use crate::sysctl::Sysctl;
+
+/// Prints the change as text for `iptables-restore --noflush`. Exit code 1 when an object has problems.
+pub async fn plan(args: &HostArgs) -> anyhow::Result<ExitCode> {
+    let state = StateDir::read_only(&args.state_dir);
+    let mut source = Source::new(args, &state);
+    let intents = source.decide_once().await;
+    let mut lines: Vec<String> = source.problems.iter().map(ToString::to_string).collect();
+    lines.extend(source.unreadable().map(str::to_owned));
+    if let Some(intents) = &intents {
+        let found = match backend::choose(args.backend, intents.node.backend).await? {
+            Backend::DryRun => preview(Converger::new(DryRun::default(), None), intents, &source).await?,
+            Backend::Iptables(variant) => {
+                preview(Converger::new(Iptables::new(variant), Some(Sysctl::default())), intents, &source).await?
+            }
+        };
+        lines.extend(found);
+    }
+    report(&lines)
+}
+
+async fn preview<E: Engine>(mut converger: Converger<E>, intents: &Intents, source: &Source<'_>) -> anyhow::Result<Vec<String>> {
+    let (batch, families, ended, failures) = converger.preview(intents, source.local()).await?;
+    let mut out = std::io::stdout().lock();
+    print_batch(&mut out, &batch)?;
+    for family in families {
+        writeln!(out, "# would turn on forwarding of {family} packets")?;
+    }
+    if ended > 0 {
+        writeln!(out, "# would end {ended} connections")?;
+    }
+    if batch.is_empty() {
+        writeln!(out, "# the rules are as they should be")?;
+    }
+    Ok(failures.iter().map(describe).collect())
+}
+
+/// Prints each family's text behind a line that names the program it is for.
+pub fn print_batch(out: &mut impl std::io::Write, batch: &Batch) -> std::io::Result<()> {
+    for (family, program) in [(Family::V4, "iptables-restore"), (Family::V6, "ip6tables-restore")] {
+        if let Some(text) = batch.family(family) {
+            write!(out, "# {program}\n{text}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints problems to standard error; the exit code says whether there were any.
+pub fn report(lines: &[String]) -> anyhow::Result<ExitCode> {
+    let mut err = std::io::stderr().lock();
+    for line in lines {
+        writeln!(err, "error: {line}")?;
+    }
+    Ok(if lines.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

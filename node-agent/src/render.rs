@@ -1,0 +1,83 @@
+//! `render`: the rules for given gateway addresses, and what the targets' own firewalls need. Looks at no kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use sallyport_api::SourceNatMode;
+use sallyport_api::forward_slice::SliceForward;
+use sallyport_ruleset::compile::{Compiled, compile};
+use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::plan;
+
+use crate::args::Audience;
+use crate::plan::{print_batch, report};
+use crate::run::describe;
+use crate::source::directory::Directory;
+use crate::source::local::decide_here;
+use crate::state::StateDir;
+
+/// Prints the rules. Exit code 1 when an object has problems.
+pub fn render(manifests: &Path, addresses: Vec<IpAddr>, audience: Audience) -> anyhow::Result<ExitCode> {
+    let mut directory = Directory::new(manifests);
+    let (all, state) = (directory.names_now()?, StateDir::read_only(Path::new("/nonexistent")));
+    directory.look(&all, &state)?;
+    let (objects, mut problems) = directory.objects();
+    let (intents, refused) = decide_here(&objects, "render", addresses.clone(), &BTreeMap::new());
+    problems.extend(refused);
+    // How far the links of these gateways reach is not known here, so each address stands alone.
+    let local: Vec<LocalAddress> =
+        addresses.iter().map(|ip| LocalAddress { ip: *ip, prefix_len: Family::of(*ip).bits(), global: true }).collect();
+    let forwards = intents.forwards();
+    let compiled = compile(&intents.node, &forwards, &local);
+    let mut out = std::io::stdout().lock();
+    match audience {
+        Audience::Gateway => print_batch(&mut out, &plan::render(&compiled.ruleset))?,
+        Audience::Targets => print_targets(&mut out, &forwards, &compiled)?,
+    }
+    let mut lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    lines.extend(compiled.failures.iter().map(describe));
+    report(&lines)
+}
+
+/// For each target, the rules that let the gateways' packets in.
+fn print_targets(out: &mut impl std::io::Write, forwards: &[&SliceForward], compiled: &Compiled) -> std::io::Result<()> {
+    let failed: BTreeSet<_> = compiled.failures.iter().map(|failure| &failure.forward).collect();
+    let mut rules: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+    for forward in forwards.iter().filter(|forward| !failed.contains(&forward.r#ref)) {
+        let intent = &forward.intent;
+        for target in &intent.targets {
+            let family = Family::of(target.ip);
+            let sources: Vec<String> = match intent.source_nat {
+                SourceNatMode::Masquerade => {
+                    compiled.listen.iter().filter(|ip| Family::of(**ip) == family).map(ToString::to_string).collect()
+                }
+                SourceNatMode::Preserve => {
+                    intent.allow.iter().filter(|net| Family::of(net.addr()) == family).map(ToString::to_string).collect()
+                }
+            };
+            for source in sources {
+                for port in &intent.ports {
+                    let protocol = port.protocol.to_string().to_ascii_lowercase();
+                    let last = port.target_port + (port.end_port - port.port);
+                    let ports =
+                        if last == port.target_port { last.to_string() } else { format!("{}:{last}", port.target_port) };
+                    rules.entry(target.ip).or_default().insert(format!(
+                        "-A INPUT -s {source} -p {protocol} -m {protocol} --dport {ports} -j ACCEPT"
+                    ));
+                }
+            }
+        }
+    }
+    for (target, rules) in rules {
+        let program = if target.is_ipv4() { "iptables" } else { "ip6tables" };
+        writeln!(out, "# on {target}, for {program}-restore --noflush\n*filter")?;
+        for rule in rules {
+            writeln!(out, "{rule}")?;
+        }
+        writeln!(out, "COMMIT")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,383 @@
+//! `run`: apply the manifests and keep them applied.
+//!
+//! One loop on one thread: a change in the directory, a beat twice a second that looks for drift, or the end. What the
+//! kernel holds stays when the agent stops, however it stops.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use sallyport_api::gateway_pool::FirewallBackend;
+use sallyport_engine::Engine;
+use sallyport_engine::dry_run::DryRun;
+use sallyport_engine::iptables::{Iptables, Variant};
+use sallyport_ruleset::compile::Failure;
+use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::plan::plan;
+use sallyport_ruleset::rule::Ruleset;
+use sallyport_runtime::shutdown::Shutdown;
+use tokio::time::MissedTickBehavior;
+
+use crate::addresses::local_addresses;
+use crate::args::HostArgs;
+use crate::backend::{self, Backend};
+use crate::converge::{Converger, Error, Report, chain_of};
+use crate::source::directory::{Directory, FileProblem};
+use crate::source::local::decide_here;
+use crate::source::watch::{Change, Watch};
+use crate::state::{Intents, StateDir};
+use crate::sysctl::Sysctl;
+
+/// Time between two looks for drift.
+const BEAT: Duration = Duration::from_millis(500);
+/// Longest wait after a failed pass before the next try.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// Runs until a signal, or with `once` until the manifests are applied.
+pub async fn run(args: &HostArgs, once: bool) -> anyhow::Result<ExitCode> {
+    let state = StateDir::lock(&args.state_dir)?;
+    let mut shutdown = Shutdown::new().context("failed to listen for signals")?;
+    let mut source = Source::new(args, &state);
+    // After a reboot the last good intents are enforced even before the manifests can be read.
+    let mut intents = source.last_good();
+    loop {
+        if let Some(decided) = source.look(&BTreeSet::new()).await {
+            intents = Some(decided);
+        }
+        let pool = intents.as_ref().map_or(FirewallBackend::Auto, |intents| intents.node.backend);
+        let backend = backend::choose(args.backend, pool).await?;
+        let outcome = match backend {
+            Backend::DryRun => {
+                let converger = Converger::new(DryRun::default(), None);
+                Agent::new(converger, pool, &mut source).follow(&mut intents, once, &mut shutdown).await
+            }
+            Backend::Iptables(variant) => {
+                let converger = Converger::new(Iptables::new(variant), Some(Sysctl::default()));
+                let mut agent = Agent::new(converger, pool, &mut source);
+                agent.abandoned = Some(variant.other());
+                agent.follow(&mut intents, once, &mut shutdown).await
+            }
+        };
+        match outcome {
+            Outcome::BackendChanged => {}
+            Outcome::Stopped => return Ok(ExitCode::SUCCESS),
+            Outcome::Done(good) => return Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        }
+    }
+}
+
+enum Outcome {
+    /// The pool asks for another backend.
+    BackendChanged,
+    Stopped,
+    /// With `--once`: whether everything was accepted and verified.
+    Done(bool),
+}
+
+/// The manifests, and what was decided upon them.
+pub struct Source<'a> {
+    args: &'a HostArgs,
+    state: &'a StateDir,
+    directory: Directory,
+    local: Vec<LocalAddress>,
+    intents: Option<Intents>,
+    /// What is wrong with the manifests.
+    pub problems: Vec<FileProblem>,
+    told: Vec<FileProblem>,
+    unreadable: Option<String>,
+    unsettled: bool,
+}
+
+impl<'a> Source<'a> {
+    /// Has read nothing yet.
+    pub fn new(args: &'a HostArgs, state: &'a StateDir) -> Self {
+        Self {
+            args,
+            state,
+            directory: Directory::new(&args.manifests),
+            local: Vec::new(),
+            intents: None,
+            problems: Vec::new(),
+            told: Vec::new(),
+            unreadable: None,
+            unsettled: false,
+        }
+    }
+
+    fn last_good(&mut self) -> Option<Intents> {
+        self.intents = self.state.intents().unwrap_or_else(|error| {
+            tracing::error!(error = chain_of(&error), "the last good intents are lost");
+            None
+        });
+        self.intents.clone()
+    }
+
+    /// The host's addresses as of the last look.
+    pub fn local(&self) -> &[LocalAddress] {
+        &self.local
+    }
+
+    /// Why the directory cannot be read, if it cannot.
+    pub fn unreadable(&self) -> Option<&str> {
+        self.unreadable.as_deref()
+    }
+
+    /// Looks at the directory and the host's addresses; the intents, if either changed them. A file that is still being
+    /// written is waited for at the first look.
+    pub async fn look(&mut self, closed: &BTreeSet<String>) -> Option<Intents> {
+        let moved = match local_addresses() {
+            Ok(local) if local != self.local => {
+                self.local = local;
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::warn!(error = chain_of(&error), "cannot read this host's addresses; taking them as before");
+                false
+            }
+        };
+        let mut changed = false;
+        loop {
+            match self.directory.look(closed, self.state) {
+                Ok(look) => {
+                    if self.unreadable.take().is_some() {
+                        tracing::info!(directory = %self.args.manifests.display(), "manifests are readable again");
+                    }
+                    changed |= look.changed;
+                    self.unsettled = look.unsettled;
+                }
+                Err(error) => {
+                    let text = chain_of(&error);
+                    if self.unreadable.as_ref() != Some(&text) {
+                        tracing::error!("{text}");
+                        self.unreadable = Some(text);
+                    }
+                    return None;
+                }
+            }
+            if self.unsettled && self.intents.is_none() {
+                tokio::time::sleep(BEAT / 10).await;
+            } else {
+                break;
+            }
+        }
+        if !changed && !moved && self.intents.is_some() {
+            return None;
+        }
+        let (objects, mut problems) = self.directory.objects();
+        let global = self.local.iter().filter(|own| own.global).map(|own| own.ip).collect();
+        let held = self.intents.as_ref().map(|intents| intents.slices.clone()).unwrap_or_default();
+        let (intents, refused) = decide_here(&objects, &self.args.node_name, global, &held);
+        problems.extend(refused);
+        self.problems = problems;
+        self.intents = Some(intents.clone());
+        Some(intents)
+    }
+
+    /// Logs each problem when it appears.
+    fn tell_problems(&mut self) {
+        for problem in self.problems.iter().filter(|problem| !self.told.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        self.told.clone_from(&self.problems);
+    }
+
+    /// Reads the held claims and the manifests once, for commands that change nothing.
+    pub async fn decide_once(&mut self) -> Option<Intents> {
+        let last = self.last_good();
+        self.look(&BTreeSet::new()).await.or(last)
+    }
+}
+
+struct Agent<'a, 'b, E> {
+    converger: Converger<E>,
+    pool_backend: FirewallBackend,
+    source: &'a mut Source<'b>,
+    /// The other variant of iptables, in which an earlier run may have left rules.
+    abandoned: Option<Variant>,
+    failures: Vec<Failure>,
+    retry: Retry,
+    kept: Option<Intents>,
+}
+
+/// When to try again after a failure.
+struct Retry {
+    wait: Duration,
+    at: Option<Instant>,
+}
+
+impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
+    fn new(converger: Converger<E>, pool_backend: FirewallBackend, source: &'a mut Source<'b>) -> Self {
+        let retry = Retry { wait: BEAT, at: None };
+        let kept = source.state.intents().ok().flatten();
+        Self { converger, pool_backend, source, abandoned: None, failures: Vec::new(), retry, kept }
+    }
+
+    async fn follow(&mut self, intents: &mut Option<Intents>, once: bool, shutdown: &mut Shutdown) -> Outcome {
+        if once {
+            return Outcome::Done(self.once(intents.as_ref()).await);
+        }
+        self.source.tell_problems();
+        if let Some(intents) = intents.as_ref() {
+            self.pass(intents, "start").await;
+        }
+        let mut watch = None;
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let mut closed = BTreeSet::new();
+            tokio::select! {
+                () = shutdown.requested() => {
+                    tracing::info!("stopping; the rules stay");
+                    return Outcome::Stopped;
+                }
+                change = next(&mut watch) => match change {
+                    Change::Files(files) => closed = files,
+                    Change::Lost => watch = None,
+                },
+                _ = beat.tick() => {
+                    if watch.is_none() {
+                        watch = Watch::new(&self.source.args.manifests).ok();
+                    }
+                }
+            }
+            if let Some(decided) = self.source.look(&closed).await {
+                self.source.tell_problems();
+                let backend = decided.node.backend;
+                *intents = Some(decided);
+                if backend != self.pool_backend {
+                    return Outcome::BackendChanged;
+                }
+                if let Some(intents) = intents.as_ref() {
+                    self.pass(intents, "manifests").await;
+                }
+            } else if let Some(intents) = intents.as_ref() {
+                self.repair(intents).await;
+            }
+        }
+    }
+
+    /// Looks for drift, and tries again what failed when its time has come.
+    async fn repair(&mut self, intents: &Intents) {
+        if let Some(at) = self.retry.at {
+            if Instant::now() >= at {
+                self.pass(intents, "retry").await;
+            }
+            return;
+        }
+        match self.converger.moved(intents) {
+            Ok(false) => {}
+            Ok(true) => self.pass(intents, "drift").await,
+            Err(error) => {
+                tracing::warn!(error = chain_of(&error), "cannot look for drift");
+                self.retry.later();
+            }
+        }
+    }
+
+    async fn once(&mut self, intents: Option<&Intents>) -> bool {
+        let mut lines: Vec<String> = self.source.problems.iter().map(ToString::to_string).collect();
+        lines.extend(self.source.unreadable().map(str::to_owned));
+        if let Some(intents) = intents {
+            match self.try_pass(intents).await {
+                Ok(report) => {
+                    lines.extend(report.failures.iter().map(describe));
+                    let accepted = intents.forwards().len() - report.failures.len();
+                    // Lost output must not look like a lost rule.
+                    let _ = writeln!(std::io::stdout(), "verified: {accepted} forwards, rules {}", report.digest);
+                }
+                Err(error) => lines.push(chain_of(&error)),
+            }
+        }
+        for line in &lines {
+            let _ = writeln!(std::io::stderr(), "error: {line}");
+        }
+        lines.is_empty()
+    }
+
+    /// One pass, with its result in the log: each transition once.
+    async fn pass(&mut self, intents: &Intents, cause: &'static str) {
+        match self.try_pass(intents).await {
+            Ok(report) => {
+                if self.retry.at.take().is_some() {
+                    self.retry.wait = BEAT;
+                }
+                self.tell(intents, &report, cause);
+                self.failures = report.failures;
+            }
+            Err(error) => {
+                tracing::error!(error = chain_of(&error), "pass failed; the kernel keeps what it had");
+                self.retry.later();
+            }
+        }
+    }
+
+    async fn try_pass(&mut self, intents: &Intents) -> Result<Report, Error> {
+        if self.kept.as_ref() != Some(intents) {
+            // Before the kernel changes, so that who holds a claim is known whatever happens next.
+            self.source.state.keep_intents(intents)?;
+            self.kept = Some(intents.clone());
+        }
+        let report = self.converger.converge(intents, self.source.local(), self.source.state).await?;
+        if let Some(variant) = self.abandoned.take() {
+            remove_rules(&mut Iptables::new(variant)).await?;
+        }
+        Ok(report)
+    }
+
+    fn tell(&self, intents: &Intents, report: &Report, cause: &'static str) {
+        for family in &report.forwarding {
+            tracing::info!(%family, "forwarding turned on");
+        }
+        for failure in report.failures.iter().filter(|failure| !self.failures.contains(failure)) {
+            tracing::warn!("{}", describe(failure));
+        }
+        let forwards = intents.forwards().len() - report.failures.len();
+        let backend = self.converger.engine.name();
+        match &report.changed {
+            Some(what) if cause == "drift" => {
+                tracing::warn!(what, forwards, rules = report.digest, ended = report.ended, "drift repaired and verified");
+            }
+            Some(_) => {
+                tracing::info!(cause, backend, forwards, rules = report.digest, ended = report.ended, "programmed and verified");
+            }
+            None if cause == "drift" => {}
+            None => tracing::info!(cause, backend, forwards, rules = report.digest, "verified, nothing to change"),
+        }
+    }
+}
+
+impl Retry {
+    fn later(&mut self) {
+        self.at = Some(Instant::now() + self.wait);
+        self.wait = (self.wait * 2).min(LONGEST_RETRY);
+    }
+}
+
+async fn next(watch: &mut Option<Watch>) -> Change {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Takes our rules out of the kernel, if there are any.
+pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, sallyport_engine::Error> {
+    if !iptables.is_in_use() {
+        return Ok(false);
+    }
+    let installed = iptables.observe().await?;
+    let batch = plan(&Ruleset::default(), &installed, false);
+    iptables.apply(&batch).await?;
+    if !batch.is_empty() {
+        tracing::info!(backend = iptables.name(), "removed our rules");
+    }
+    Ok(!batch.is_empty())
+}
+
+/// A failure, for people.
+pub fn describe(failure: &Failure) -> String {
+    format!("PortForward {}: {} ({:?})", failure.forward, failure.message, failure.reason)
+}

@@ -1,0 +1,210 @@
+//! The state directory: what must survive a restart or a reboot of the host.
+//!
+//! ```text
+//! lock            held while an agent runs: two never run on one directory
+//! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
+//! manifests/      the last good objects of each manifest file, for when the file cannot be read
+//! host.json       settings of the host as they were before us, for `cleanup`
+//! ```
+//! Files are written whole and renamed into place, readable by root only.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
+use sallyport_api::gateway_node::GatewayNodeSpec;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::Object;
+use crate::sysctl;
+
+/// Everything that this node shall do: its configuration and the slices of its pool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Intents {
+    /// The node's configuration.
+    pub node: GatewayNodeSpec,
+    /// Slices by name.
+    pub slices: BTreeMap<String, ForwardSliceSpec>,
+}
+
+impl Intents {
+    /// The forwards of all slices.
+    pub fn forwards(&self) -> Vec<&SliceForward> {
+        self.slices.values().flat_map(|slice| &slice.forwards).collect()
+    }
+}
+
+/// The host as it was before the agent changed it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// Forwarding settings, a record a family.
+    pub sysctls: Vec<sysctl::Record>,
+    /// Tables that did not exist, as `family table`; `None` until the agent first looked.
+    pub absent_tables: Option<Vec<String>>,
+}
+
+/// What can go wrong with the state directory.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another agent, or a cleanup, has it.
+    #[error("state directory {} is in use by another agent on this host; stop that one first", path.display())]
+    InUse {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// It cannot be read or written.
+    #[error("cannot access {}", path.display())]
+    Access {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file holds something else than this version writes.
+    #[error("cannot understand {}", path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// A state directory; exclusive while it lives if it was opened by [`StateDir::lock`].
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    lock: Option<File>,
+}
+
+impl StateDir {
+    /// Makes the directory if it is missing and takes it for this process alone.
+    pub fn lock(path: &Path) -> Result<Self, Error> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| access(path, source))?;
+        let lock_path = path.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(|source| access(&lock_path, source))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), lock: Some(file) }),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
+            Err(fs::TryLockError::Error(source)) => Err(access(&lock_path, source)),
+        }
+    }
+
+    /// Reads it beside whoever has it; writes are refused. A directory that does not exist is empty.
+    pub fn read_only(path: &Path) -> Self {
+        Self { path: path.to_owned(), lock: None }
+    }
+
+    /// The last good intents, if there are any.
+    pub fn intents(&self) -> Result<Option<Intents>, Error> {
+        self.load("intents.json")
+    }
+
+    /// Keeps `intents` as the last good ones; on disk when this returns.
+    pub fn keep_intents(&self, intents: &Intents) -> Result<(), Error> {
+        self.store("intents.json", intents, true)
+    }
+
+    /// How the host was before us.
+    pub fn host(&self) -> Result<Host, Error> {
+        Ok(self.load("host.json")?.unwrap_or_default())
+    }
+
+    /// Keeps how the host was; on disk when this returns.
+    pub fn keep_host(&self, host: &Host) -> Result<(), Error> {
+        self.store("host.json", host, true)
+    }
+
+    /// The last good objects of the manifest file `name`.
+    pub fn good_objects(&self, name: &str) -> Result<Vec<Object>, Error> {
+        Ok(self.load(&format!("manifests/{name}.json"))?.unwrap_or_default())
+    }
+
+    /// Keeps the good objects of the manifest file `name`.
+    pub fn keep_good_objects(&self, name: &str, objects: &[Object]) -> Result<(), Error> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
+        let directory = self.path.join("manifests");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|source| access(&directory, source))?;
+        self.store(&format!("manifests/{name}.json"), &objects, false)
+    }
+
+    /// Names of the manifest files of which good objects are kept.
+    pub fn good_names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path.join("manifests")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned())).collect()
+    }
+
+    /// Forgets the manifest file `name`, which is gone.
+    pub fn forget_objects(&self, name: &str) -> Result<(), Error> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
+        remove(&self.path.join(format!("manifests/{name}.json")))
+    }
+
+    /// Forgets everything, after a cleanup.
+    pub fn clear(&self) -> Result<(), Error> {
+        for name in self.good_names() {
+            self.forget_objects(&name)?;
+        }
+        for name in ["intents.json", "host.json"] {
+            remove(&self.path.join(name))?;
+        }
+        let manifests = self.path.join("manifests");
+        match fs::remove_dir(&manifests) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(access(&manifests, source)),
+            _ => Ok(()),
+        }
+    }
+
+    fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        let path = self.path.join(name);
+        match fs::read(&path) {
+            Ok(json) => serde_json::from_slice(&json).map(Some).map_err(|source| Error::Content { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(access(&path, source)),
+        }
+    }
+
+    fn store<T: Serialize>(&self, name: &str, value: &T, durable: bool) -> Result<(), Error> {
+        let path = self.path.join(name);
+        let new = self.path.join(format!("{name}.new"));
+        let json = serde_json::to_vec(value).map_err(|source| Error::Content { path: path.clone(), source })?;
+        let write = || {
+            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            file.write_all(&json)?;
+            if durable {
+                file.sync_all()?;
+            }
+            fs::rename(&new, &path)?;
+            if durable {
+                File::open(&self.path)?.sync_all()?;
+            }
+            Ok(())
+        };
+        write().map_err(|source| access(&path, source))
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(access(path, source)),
+        _ => Ok(()),
+    }
+}
+
+fn access(path: &Path, source: io::Error) -> Error {
+    Error::Access { path: path.to_owned(), source }
+}
