@@ -19,10 +19,12 @@ impl Snapshot {
         let mut sections = BTreeMap::new();
         for variant in Variant::ALL {
             for family in [Family::V4, Family::V6] {
-                sections.insert(
-                    variant.program(family, "save"),
-                    host.iptables_save(variant, family)?,
-                );
+                let saved = host.iptables_save(variant, family)?;
+                let text = match variant {
+                    Variant::Nft => saved,
+                    Variant::Legacy => without_empty_tables(&saved),
+                };
+                sections.insert(variant.program(family, "save"), text);
             }
         }
         sections.insert("nft list ruleset".to_owned(), nft_ruleset(host)?);
@@ -65,6 +67,21 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// Leaves out the tables without a rule, a chain or a policy: once the kernel has made a legacy table, only
+/// a reboot takes it away.
+fn without_empty_tables(saved: &str) -> String {
+    let is_empty = |table: &&str| {
+        table
+            .lines()
+            .skip(1)
+            .all(|line| line.starts_with(':') && line.ends_with(" ACCEPT"))
+    };
+    saved
+        .split_inclusive("COMMIT\n")
+        .filter(|table| !is_empty(&table.trim_end_matches("COMMIT\n")))
+        .collect()
 }
 
 /// The chains and rules of an `iptables-save` text, each with the table it is in: `nat -A PREROUTING …`.

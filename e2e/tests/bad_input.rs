@@ -8,6 +8,7 @@ use sallyport_e2e::article::{APP1, DB1, GW1, Scene, scene, socket};
 use sallyport_e2e::gateway::Backend;
 use sallyport_e2e::lab::{Family, Outcome, Variant};
 use sallyport_e2e::manifest::Forward;
+use sallyport_e2e::snapshot::{self, without};
 use sallyport_e2e::traffic::{Protocol, serve};
 
 /// A `PortForward` named `bad`, before the one edit that makes it bad.
@@ -102,7 +103,6 @@ const EDITS: &[(&str, &str, &str)] = &[
         "spec:\n  sourceNAT: { mode: Sometimes }\n",
         "sourceNAT",
     ),
-    ("spec:\n", "status: {}\nspec:\n", "status"),
     ("port: 8000", "port: 8000, speed: 5", "speed"),
     ("name: bad", "name: \"bad; -j ACCEPT\"", "name"),
     ("name: bad", "name: \"bad\\n-A INPUT -j ACCEPT\"", "name"),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::conntrack::Conntrack;
-use sallyport_engine::iptables::{Iptables, Variant};
+use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
 
 use crate::run::remove_rules;
 use crate::state::StateDir;
@@ -23,12 +23,13 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
         ended += usize::from(conntrack.delete(flow)?);
     }
     let host = state.host()?;
+    let removed = remove_vacant(host.absent.as_deref().unwrap_or_default())?;
     let sysctl = Sysctl::default();
     for record in &host.sysctls {
         sysctl.restore(record)?;
         tracing::info!(family = %record.family(), "settings are as they were before");
     }
     state.clear()?;
-    tracing::info!(ended, "this host is as it was");
+    tracing::info!(ended, removed, "this host is as it was");
     Ok(ExitCode::SUCCESS)
 }

@@ -14,7 +14,6 @@ use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::plan::{Batch, plan};
-use sallyport_ruleset::rule::Table;
 
 use crate::state::{self, Host, Intents, StateDir};
 use crate::sysctl::{self, Sysctl};
@@ -112,7 +111,7 @@ impl<E: Engine> Converger<E> {
             if attempt == ATTEMPTS {
                 return Err(Error::Different { difference: chains(&batch) });
             }
-            self.remember_absent_tables(state)?;
+            self.remember_absent(state)?;
             // Whatever comes of it, what was observed is no longer known to be true.
             self.installed = None;
             self.engine.apply(&batch).await?;
@@ -224,20 +223,11 @@ impl<E: Engine> Converger<E> {
         Ok(families)
     }
 
-    /// Notes, once, which tables did not exist before us, so that cleanup can take them away again.
-    fn remember_absent_tables(&self, state: &StateDir) -> Result<(), Error> {
-        let Some(installed) = &self.installed else { return Ok(()) };
+    /// Notes, once, what did not exist before us, so that cleanup can take it away again.
+    fn remember_absent(&self, state: &StateDir) -> Result<(), Error> {
         let host = state.host()?;
-        if host.absent_tables.is_none() {
-            let mut absent = Vec::new();
-            for family in Family::BOTH {
-                for table in Table::BOTH {
-                    if installed.family(family).table(table).foreign.is_empty() {
-                        absent.push(format!("{family} {}", table.name()));
-                    }
-                }
-            }
-            state.keep_host(&Host { absent_tables: Some(absent), ..host })?;
+        if host.absent.is_none() {
+            state.keep_host(&Host { absent: Some(self.engine.absent()?), ..host })?;
         }
         Ok(())
     }

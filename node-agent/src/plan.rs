@@ -12,7 +12,7 @@ use sallyport_ruleset::plan::Batch;
 use crate::args::HostArgs;
 use crate::backend::{self, Backend};
 use crate::converge::Converger;
-use crate::run::{Source, describe};
+use crate::run::Source;
 use crate::state::{Intents, StateDir};
 use crate::sysctl::Sysctl;
 
@@ -48,7 +48,7 @@ async fn preview<E: Engine>(mut converger: Converger<E>, intents: &Intents, sour
     if batch.is_empty() {
         writeln!(out, "# the rules are as they should be")?;
     }
-    Ok(failures.iter().map(describe).collect())
+    Ok(failures.iter().map(|failure| source.locate(failure)).collect())
 }
 
 /// Prints each family's text behind a line that names the program it is for.

@@ -13,6 +13,7 @@ use sallyport_ruleset::family::Family;
 use sallyport_ruleset::plan;
 
 use crate::args::Audience;
+use crate::manifest::Identity;
 use crate::plan::{print_batch, report};
 use crate::run::describe;
 use crate::source::directory::Directory;
@@ -38,7 +39,10 @@ pub fn render(manifests: &Path, addresses: Vec<IpAddr>, audience: Audience) -> a
         Audience::Targets => print_targets(&mut out, &forwards, &compiled)?,
     }
     let mut lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    lines.extend(compiled.failures.iter().map(describe));
+    lines.extend(compiled.failures.iter().map(|failure| {
+        let file = directory.file_of(&Identity(format!("PortForward {}", failure.forward))).unwrap_or_default();
+        format!("{file}: {}", describe(failure))
+    }));
     report(&lines)
 }
 

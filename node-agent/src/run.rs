@@ -24,6 +24,7 @@ use crate::addresses::local_addresses;
 use crate::args::HostArgs;
 use crate::backend::{self, Backend};
 use crate::converge::{Converger, Error, Report, chain_of};
+use crate::manifest::Identity;
 use crate::source::directory::{Directory, FileProblem};
 use crate::source::local::decide_here;
 use crate::source::watch::{Change, Watch};
@@ -32,6 +33,8 @@ use crate::sysctl::Sysctl;
 
 /// Time between two looks for drift.
 const BEAT: Duration = Duration::from_millis(500);
+/// How long the first look waits for a file that is still being written.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// Longest wait after a failed pass before the next try.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -88,6 +91,9 @@ pub struct Source<'a> {
     told: Vec<FileProblem>,
     unreadable: Option<String>,
     unsettled: bool,
+    patience: Duration,
+    /// Whether what the directory holds has been decided upon.
+    decided: bool,
 }
 
 impl<'a> Source<'a> {
@@ -103,6 +109,8 @@ impl<'a> Source<'a> {
             told: Vec::new(),
             unreadable: None,
             unsettled: false,
+            patience: FIRST_LOOK,
+            decided: false,
         }
     }
 
@@ -124,8 +132,8 @@ impl<'a> Source<'a> {
         self.unreadable.as_deref()
     }
 
-    /// Looks at the directory and the host's addresses; the intents, if either changed them. A file that is still being
-    /// written is waited for at the first look.
+    /// Looks at the directory and the host's addresses; the intents, if either changed them. The first look waits a
+    /// little for a file that is still being written.
     pub async fn look(&mut self, closed: &BTreeSet<String>) -> Option<Intents> {
         let moved = match local_addresses() {
             Ok(local) if local != self.local => {
@@ -138,6 +146,7 @@ impl<'a> Source<'a> {
                 false
             }
         };
+        let started = Instant::now();
         let mut changed = false;
         loop {
             match self.directory.look(closed, self.state) {
@@ -145,7 +154,7 @@ impl<'a> Source<'a> {
                     if self.unreadable.take().is_some() {
                         tracing::info!(directory = %self.args.manifests.display(), "manifests are readable again");
                     }
-                    changed |= look.changed;
+                    changed |= look.changed || !self.decided;
                     self.unsettled = look.unsettled;
                 }
                 Err(error) => {
@@ -157,15 +166,17 @@ impl<'a> Source<'a> {
                     return None;
                 }
             }
-            if self.unsettled && self.intents.is_none() {
+            if self.unsettled && started.elapsed() < self.patience {
                 tokio::time::sleep(BEAT / 10).await;
             } else {
                 break;
             }
         }
-        if !changed && !moved && self.intents.is_some() {
+        self.patience = Duration::ZERO;
+        if !changed && !moved {
             return None;
         }
+        self.decided = true;
         let (objects, mut problems) = self.directory.objects();
         let global = self.local.iter().filter(|own| own.global).map(|own| own.ip).collect();
         let held = self.intents.as_ref().map(|intents| intents.slices.clone()).unwrap_or_default();
@@ -174,6 +185,15 @@ impl<'a> Source<'a> {
         self.problems = problems;
         self.intents = Some(intents.clone());
         Some(intents)
+    }
+
+    /// A failure, for people, with the file of its forward in front.
+    pub fn locate(&self, failure: &Failure) -> String {
+        let identity = Identity(format!("PortForward {}", failure.forward));
+        match self.directory.file_of(&identity) {
+            Some(file) => format!("{file}: {}", describe(failure)),
+            None => describe(failure),
+        }
     }
 
     /// Logs each problem when it appears.
@@ -283,10 +303,10 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
         if let Some(intents) = intents {
             match self.try_pass(intents).await {
                 Ok(report) => {
-                    lines.extend(report.failures.iter().map(describe));
+                    lines.extend(report.failures.iter().map(|failure| self.source.locate(failure)));
                     let accepted = intents.forwards().len() - report.failures.len();
                     // Lost output must not look like a lost rule.
-                    let _ = writeln!(std::io::stdout(), "verified: {accepted} forwards, rules {}", report.digest);
+                    let _ = writeln!(std::io::stdout(), "verified: forwards {accepted}, rules {}", report.digest);
                 }
                 Err(error) => lines.push(chain_of(&error)),
             }
@@ -332,7 +352,7 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
             tracing::info!(%family, "forwarding turned on");
         }
         for failure in report.failures.iter().filter(|failure| !self.failures.contains(failure)) {
-            tracing::warn!("{}", describe(failure));
+            tracing::warn!("{}", self.source.locate(failure));
         }
         let forwards = intents.forwards().len() - report.failures.len();
         let backend = self.converger.engine.name();
@@ -370,11 +390,17 @@ pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, sallyport_eng
     }
     let installed = iptables.observe().await?;
     let batch = plan(&Ruleset::default(), &installed, false);
-    iptables.apply(&batch).await?;
-    if !batch.is_empty() {
-        tracing::info!(backend = iptables.name(), "removed our rules");
+    if batch.is_empty() {
+        return Ok(false);
     }
-    Ok(!batch.is_empty())
+    iptables.apply(&batch).await?;
+    let left = iptables.observe().await?.ours();
+    if left == Ruleset::default() {
+        tracing::info!(backend = iptables.name(), "removed our rules");
+    } else {
+        tracing::warn!(backend = iptables.name(), "somebody's rules lead to our chains, which were emptied but cannot be deleted; delete those rules");
+    }
+    Ok(true)
 }
 
 /// A failure, for people.

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::GatewayNodeSpec;
+use sallyport_engine::iptables::Place;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -38,13 +39,15 @@ impl Intents {
     }
 }
 
-/// The host as it was before the agent changed it.
+/// The host as it was before the agent changed it, since it was booted: a boot undoes what is not on disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Host {
+    /// `/proc/sys/kernel/random/boot_id` of the boot that it speaks of.
+    pub boot: String,
     /// Forwarding settings, a record a family.
     pub sysctls: Vec<sysctl::Record>,
-    /// Tables that did not exist, as `family table`; `None` until the agent first looked.
-    pub absent_tables: Option<Vec<String>>,
+    /// Chains and tables that did not exist; `None` until the agent first looked.
+    pub absent: Option<Vec<Place>>,
 }
 
 /// What can go wrong with the state directory.
@@ -115,9 +118,12 @@ impl StateDir {
         self.store("intents.json", intents, true)
     }
 
-    /// How the host was before us.
+    /// How the host was before us, in this boot.
     pub fn host(&self) -> Result<Host, Error> {
-        Ok(self.load("host.json")?.unwrap_or_default())
+        let path = Path::new("/proc/sys/kernel/random/boot_id");
+        let boot = fs::read_to_string(path).map_err(|source| access(path, source))?.trim().to_owned();
+        let known: Option<Host> = self.load("host.json")?;
+        Ok(known.filter(|host| host.boot == boot).unwrap_or_else(|| Host { boot, ..Host::default() }))
     }
 
     /// Keeps how the host was; on disk when this returns.

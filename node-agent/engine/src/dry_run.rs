@@ -5,6 +5,7 @@ use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::Batch;
 
 use crate::conntrack::Conntrack;
+use crate::iptables::Place;
 use crate::{Engine, Error};
 
 /// Starts empty and holds what was applied.
@@ -36,6 +37,10 @@ impl Engine for DryRun {
 
     fn moved(&mut self) -> Result<bool, Error> {
         Ok(false)
+    }
+
+    fn absent(&self) -> Result<Vec<Place>, Error> {
+        Ok(Vec::new())
     }
 
     fn conntrack(&self) -> Option<Conntrack> {

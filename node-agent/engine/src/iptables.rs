@@ -3,6 +3,7 @@
 //! One restore call a family; never a single `-A` or `-D`, which would lose connections between two calls.
 
 mod detect;
+mod vacant;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::Batch;
 
 pub use self::detect::{Detected, detect};
+pub use self::vacant::{Place, remove_vacant};
 use crate::command;
 use crate::conntrack::Conntrack;
 use crate::generation::Generation;
@@ -95,8 +97,8 @@ pub struct Iptables {
 #[derive(Debug)]
 enum Seen {
     Generation(u32),
-    /// When the last look began, and when the next one is due.
-    Looked(Instant),
+    /// When the next look is due.
+    Until(Instant),
 }
 
 impl Iptables {
@@ -156,7 +158,7 @@ impl Engine for Iptables {
         self.seen = Some(before.map_or_else(
             || {
                 let (least, most) = LEGACY_LOOKS;
-                Seen::Looked(Instant::now() + (began.elapsed() * LEGACY_SHARE).clamp(least, most))
+                Seen::Until(Instant::now() + (began.elapsed() * LEGACY_SHARE).clamp(least, most))
             },
             Seen::Generation,
         ));
@@ -176,7 +178,14 @@ impl Engine for Iptables {
         Ok(match self.seen {
             None => true,
             Some(Seen::Generation(seen)) => self.current_generation()? != seen,
-            Some(Seen::Looked(next)) => Instant::now() >= next,
+            Some(Seen::Until(next)) => Instant::now() >= next,
+        })
+    }
+
+    fn absent(&self) -> Result<Vec<Place>, Error> {
+        Ok(match self.variant {
+            Variant::Nft => vacant::absent()?,
+            Variant::Legacy => Vec::new(),
         })
     }
 

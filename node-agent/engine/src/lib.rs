@@ -14,6 +14,7 @@ use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::plan::Batch;
 
 use crate::conntrack::Conntrack;
+use crate::iptables::Place;
 
 /// What can go wrong with a backend.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,9 @@ pub trait Engine {
 
     /// Whether anything may have changed since [`Self::observe`] last began; costs microseconds when nothing did.
     fn moved(&mut self) -> Result<bool, Error>;
+
+    /// Chains and tables that [`Self::apply`] would bring into being, beside our own, by putting rules into them.
+    fn absent(&self) -> Result<Vec<Place>, Error>;
 
     /// Connection tracking beside these rules; none where no kernel is involved.
     fn conntrack(&self) -> Option<Conntrack>;

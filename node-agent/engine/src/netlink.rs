@@ -11,6 +11,8 @@ use netlink_packet_core::{
     DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable,
     NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 use socket2::SockRef;
 
@@ -25,6 +27,9 @@ const DATAGRAM_BYTES: usize = 32 * 1024;
 /// `recv` returns the length of the datagram, even when it was longer than the buffer
 /// (`MSG_TRUNC` of recv(2)).
 const MSG_TRUNC: i32 = 0x20;
+
+/// The subsystem that a transaction is for (`include/uapi/linux/netfilter/nfnetlink.h`).
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
 
 /// What can go wrong between a question and its answer.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +155,62 @@ impl Socket {
                         source: io::Error::from_raw_os_error(code.saturating_abs()),
                     }),
                 };
+            }
+        }
+    }
+
+    /// Sends `messages` as one nftables transaction (`NFNL_MSG_BATCH_BEGIN`, `include/uapi/linux/netfilter/nfnetlink.h`):
+    /// all of them happen or none. The kernel's first refusal is the error.
+    pub fn transaction(&self, question: &'static str, messages: Vec<(NetfilterMessage, u16)>) -> Result<(), Error> {
+        let control = |message| {
+            let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFNL_SUBSYS_NFTABLES);
+            (NetfilterMessage::new(header, message), 0)
+        };
+        let mut bytes = Vec::new();
+        let first = self.sequence.get().wrapping_add(1);
+        let mut last = first;
+        let messages = messages.into_iter().map(|(message, flags)| (message, flags | NLM_F_ACK));
+        let batch = std::iter::once(control(ControlMessage::BatchBegin))
+            .chain(messages)
+            .chain(std::iter::once(control(ControlMessage::BatchEnd)));
+        for (message, flags) in batch {
+            let sequence = self.sequence.get().wrapping_add(1);
+            self.sequence.set(sequence);
+            let mut header = NetlinkHeader::default();
+            header.flags = NLM_F_REQUEST | flags;
+            header.sequence_number = sequence;
+            let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+            request.finalize();
+            let start = bytes.len();
+            bytes.resize(start + request.buffer_len(), 0);
+            request.serialize(&mut bytes[start..]);
+            if flags & NLM_F_ACK != 0 {
+                last = sequence;
+            }
+        }
+        self.raw.send(&bytes, 0).map_err(|source| Error::Send { question, source })?;
+        let mut datagram = vec![0; DATAGRAM_BYTES];
+        loop {
+            let length = self.receive(question, &mut datagram)?;
+            let mut rest = &datagram[..length];
+            while !rest.is_empty() {
+                let answer = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+                    .map_err(|source| Error::Decode { question, source })?;
+                let (header, payload) = answer.into_parts();
+                rest = rest.get(padded(header.length)..).unwrap_or_default();
+                let NetlinkPayload::Error(answer) = payload else { continue };
+                if header.sequence_number < first {
+                    // The rest of an earlier transaction that was refused.
+                    continue;
+                }
+                match answer.raw_code() {
+                    0 if header.sequence_number == last => return Ok(()),
+                    0 => {}
+                    code => {
+                        let source = io::Error::from_raw_os_error(code.saturating_abs());
+                        return Err(Error::Refused { question, source });
+                    }
+                }
             }
         }
     }

@@ -47,7 +47,7 @@ impl Claim {
             .collect()
     }
 
-    fn overlaps(&self, other: &Self) -> bool {
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.family == other.family
             && self.protocol == other.protocol
             && self.first <= other.last
@@ -56,16 +56,11 @@ impl Claim {
     }
 
     /// Whether this claim lies wholly inside `other`.
-    fn is_within(&self, other: &Self) -> bool {
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
         self.overlaps(other)
             && other.first <= self.first
             && self.last <= other.last
             && (other.address.is_none() || self.address == other.address)
-    }
-
-    /// The part of `wanted` that `held` already covers.
-    pub(crate) fn covered(wanted: &[Self], held: &[Self]) -> Vec<Self> {
-        wanted.iter().filter(|claim| held.iter().any(|own| claim.is_within(own))).copied().collect()
     }
 }
 

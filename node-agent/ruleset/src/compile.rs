@@ -28,7 +28,7 @@ use crate::family::Family;
 use crate::limits;
 use crate::pool::{self, Reserved};
 use crate::rule::{Action, Chains, Rule, Ruleset, chain, protocol_name};
-use crate::validate::Problems;
+use crate::validate::{self, Problems};
 
 /// A chain that would hold more rules than this is split by port.
 const SPLIT_ABOVE: usize = 64;
@@ -63,6 +63,9 @@ pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[Loca
     if node.state == NodeState::Retired {
         return compiled;
     }
+    let mut local = local.to_vec();
+    local.sort_unstable();
+    let local = local.as_slice();
     compiled.listen = node.addresses.iter().copied().filter(|ip| local.iter().any(|own| own.global && own.ip == *ip)).collect();
     compiled.listen.sort_unstable();
     compiled.listen.dedup();
@@ -106,13 +109,19 @@ fn refuse(
         return Some((Reason::UnsupportedIntent, message.to_owned()));
     }
     for port in &intent.ports {
-        if port.port == 0 || port.end_port < port.port || u32::from(port.target_port) + width(*port) > 65536 {
+        let backwards = port.end_port < port.port;
+        if port.port == 0 || port.target_port == 0 || backwards || u32::from(port.target_port) + width(*port) > 65536 {
             return Some((Reason::UnsupportedIntent, "the intent has an impossible port range".to_owned()));
         }
         if let Some((first, last)) = limits::reserved_range(port.protocol, port.port, port.end_port) {
             let message = format!("port {first}-{last}/{} is kept for the gateway itself", port.protocol);
             return Some((Reason::ReservedPort, message));
         }
+    }
+    let mut problems = Problems::default();
+    validate::rule_count(&mut problems, intent);
+    if let Some(problem) = problems.0.pop() {
+        return Some((Reason::UnsupportedIntent, problem.message));
     }
     if let Some(problem) = Reserved::check(reserved, intent).into_iter().next() {
         return Some((problem.reason, problem.message));

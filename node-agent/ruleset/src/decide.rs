@@ -18,7 +18,7 @@ use sallyport_api::port_forward::PortForwardSpec;
 
 use crate::claim::{Claim, ClaimTable};
 use crate::digest;
-use crate::pool::{Labels, Pool, validate_pool};
+use crate::pool::{Grant, Labels, Pool, validate_pool};
 use crate::slice;
 use crate::validate::{Problem, validate};
 
@@ -105,8 +105,13 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
     let pools = usable_pools(observed.pools, &mut decision);
     assign_nodes(observed.nodes, &pools, &mut decision);
 
-    let gateways: BTreeSet<IpAddr> = observed.nodes.iter().flat_map(|node| node.addresses.iter().copied()).collect();
-    let held = held_claims(observed.slices);
+    let gateways: BTreeSet<IpAddr> = observed
+        .nodes
+        .iter()
+        .filter(|node| decision.nodes.contains_key(&node.name))
+        .flat_map(|node| node.addresses.iter().copied())
+        .collect();
+    let held = held_intents(observed.slices);
     let mut contenders: BTreeMap<&str, Vec<Contender<'_>>> = BTreeMap::new();
     for forward in observed.forwards {
         match contender(forward, &pools, observed, &gateways, &held) {
@@ -189,12 +194,14 @@ fn assign_nodes(nodes: &[Node], pools: &BTreeMap<String, (i64, Pool, GatewayPool
     }
 }
 
-/// What each uid holds according to the slices.
-fn held_claims(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<(&str, &str), Vec<Claim>> {
-    let mut held: BTreeMap<(&str, &str), Vec<Claim>> = BTreeMap::new();
+/// What each uid holds in a pool according to the slices.
+type Held<'a> = BTreeMap<(&'a str, &'a str), Vec<&'a Intent>>;
+
+fn held_intents(slices: &BTreeMap<String, ForwardSliceSpec>) -> Held<'_> {
+    let mut held = Held::new();
     for slice in slices.values() {
         for forward in &slice.forwards {
-            held.entry((&slice.pool, &forward.uid)).or_default().extend(Claim::of(&forward.intent));
+            held.entry((&slice.pool, &forward.uid)).or_default().push(&forward.intent);
         }
     }
     held
@@ -204,15 +211,20 @@ fn held_claims(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<(&str, &
 struct Contender<'a> {
     forward: &'a Forward,
     intent: Intent,
+    /// Whether it was accepted like this already.
+    unchanged: bool,
     claims: Vec<Claim>,
+    /// What it holds of what it wants.
     held: Vec<Claim>,
     grants: Vec<usize>,
 }
 
 impl Contender<'_> {
-    /// Holders of all they want come first, then the older, then by name.
-    fn rank(&self) -> (bool, i64, &ForwardRef) {
-        (self.held.len() < self.claims.len(), self.forward.created, &self.forward.key)
+    /// Who was accepted like this comes first, so that nobody's edit takes their quota; then holders of all that they
+    /// want, then of a part, then the older, then by name.
+    fn rank(&self) -> (bool, bool, bool, i64, &ForwardRef) {
+        let all_held = self.claims.iter().all(|claim| self.held.iter().any(|held| claim.is_within(held)));
+        (!self.unchanged, !all_held, self.held.is_empty(), self.forward.created, &self.forward.key)
     }
 }
 
@@ -221,7 +233,7 @@ fn contender<'a>(
     pools: &BTreeMap<String, (i64, Pool, GatewayPoolSpec)>,
     observed: &Observed<'_>,
     gateways: &BTreeSet<IpAddr>,
-    held: &BTreeMap<(&str, &str), Vec<Claim>>,
+    held: &Held<'_>,
 ) -> Result<Contender<'a>, Vec<Problem>> {
     let intent = validate(&forward.spec)?;
     let name = forward.spec.pool.as_str();
@@ -248,9 +260,11 @@ fn contender<'a>(
     match pool.covering(namespace, labels, &intent) {
         Ok(grants) if problems.is_empty() => {
             let claims = Claim::of(&intent);
-            let held = held.get(&(name, forward.uid.as_str())).map_or(&[][..], Vec::as_slice);
-            let held = Claim::covered(&claims, held);
-            Ok(Contender { forward, intent, claims, held, grants })
+            let before = held.get(&(name, forward.uid.as_str())).map_or(&[][..], Vec::as_slice);
+            let unchanged = before.contains(&&intent);
+            let held = before.iter().flat_map(|intent| Claim::of(intent));
+            let held = held.filter(|held| claims.iter().any(|claim| claim.overlaps(held))).collect();
+            Ok(Contender { forward, intent, unchanged, claims, held, grants })
         }
         Ok(_) => Err(problems),
         Err(problem) => {
@@ -271,29 +285,27 @@ fn arbitrate(contenders: &[Contender<'_>], pool: &(i64, Pool, GatewayPoolSpec)) 
             reserved[index] = true;
         }
     }
-    let mut used: BTreeMap<(&str, usize), usize> = BTreeMap::new();
+    let mut quota = Quota { contenders, grants, holders: BTreeMap::new() };
     let mut outcome: Vec<Option<Problem>> = vec![None; contenders.len()];
     let mut pending: Vec<usize> = (0..contenders.len()).collect();
-    // A refused contender lets go of what it held, which may let in one that was refused before it: try those again.
-    // Each round needs a release and nobody releases twice, so this ends.
+    // A contender lets go of what it held when it is refused or takes something else instead, which may let in one that
+    // was refused before it: try those again. Each round needs a release and nobody releases twice, so this ends.
     loop {
         let mut released = false;
         let mut refused = Vec::new();
         for index in pending {
             let contender = &contenders[index];
-            let namespace = contender.forward.key.namespace.as_str();
-            let grant = contender.grants.iter().find(|grant| {
-                let count = used.get(&(namespace, **grant)).copied().unwrap_or(0);
-                grants[**grant].max_forwards.is_none_or(|max| count < max)
-            });
-            outcome[index] = match (table.conflict(&contender.claims, index), grant) {
-                (Some((claim, by)), _) => Some(conflict(contender, claim, contenders[by].forward)),
-                (None, None) => Some(over_quota(contender, grants)),
-                (None, Some(grant)) => {
-                    table.insert(&contender.claims, index);
-                    *used.entry((namespace, *grant)).or_default() += 1;
-                    None
+            outcome[index] = if let Some((claim, by)) = table.conflict(&contender.claims, index) {
+                Some(conflict(contender, claim, contenders[by].forward))
+            } else if quota.place(index, &mut BTreeSet::new()) {
+                if std::mem::take(&mut reserved[index]) {
+                    table.remove(&contender.held, index);
+                    released |= contender.held != contender.claims;
                 }
+                table.insert(&contender.claims, index);
+                None
+            } else {
+                Some(over_quota(contender, grants))
             };
             if outcome[index].is_some() {
                 refused.push(index);
@@ -307,6 +319,41 @@ fn arbitrate(contenders: &[Contender<'_>], pool: &(i64, Pool, GatewayPoolSpec)) 
             return outcome;
         }
         pending = refused;
+    }
+}
+
+/// Which forwards count against which limited grant.
+struct Quota<'a> {
+    contenders: &'a [Contender<'a>],
+    grants: &'a [Grant],
+    /// By namespace and grant.
+    holders: BTreeMap<(&'a str, usize), Vec<usize>>,
+}
+
+impl Quota<'_> {
+    /// Finds room for a contender under one of its grants other than those `tried`. Holders move to another grant of
+    /// theirs where that makes room, so whether all fit never depends on the order in which they came.
+    fn place(&mut self, index: usize, tried: &mut BTreeSet<usize>) -> bool {
+        let contender = &self.contenders[index];
+        for grant in &contender.grants {
+            let Some(max) = self.grants[*grant].max_forwards else { return true };
+            if !tried.insert(*grant) {
+                continue;
+            }
+            let key = (contender.forward.key.namespace.as_str(), *grant);
+            let holders = self.holders.entry(key).or_default();
+            if holders.len() < max {
+                holders.push(index);
+                return true;
+            }
+            for (at, holder) in holders.clone().into_iter().enumerate() {
+                if self.place(holder, tried) {
+                    self.holders.entry(key).or_default()[at] = index;
+                    return true;
+                }
+            }
+        }
+        false
     }
 }
 
@@ -324,7 +371,7 @@ fn conflict(loser: &Contender<'_>, claim: Claim, holder: &Forward) -> Problem {
     }
 }
 
-fn over_quota(contender: &Contender<'_>, grants: &[crate::pool::Grant]) -> Problem {
+fn over_quota(contender: &Contender<'_>, grants: &[Grant]) -> Problem {
     let full: Vec<String> = contender
         .grants
         .iter()

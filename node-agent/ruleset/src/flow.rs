@@ -35,7 +35,7 @@ pub struct Flow {
     pub mark: u32,
     /// Whether the destination was translated (`IPS_DST_NAT`).
     pub dnat: bool,
-    /// The kernel's id of the entry (`CTA_ID`): a successor with equal tuples has another.
+    /// The kernel's id of the entry (`CTA_ID`): tells it from most successors with equal tuples, not from all.
     pub id: u32,
     /// Conntrack zone (`CTA_ZONE`), 0 unless somebody set one.
     pub zone: u16,

@@ -117,6 +117,18 @@ impl InstalledTable {
         chains.get_mut(name).expect("inserted above")
     }
 
+    /// Whether a rule that is not our own plain jump leads to `chain`, which is ours.
+    pub fn is_used_by_others(&self, chain: &str) -> bool {
+        let hooks = || Table::BOTH.into_iter().flat_map(Table::hooks).map(|(builtin, _)| *builtin);
+        self.foreign.iter().any(|(name, rules)| {
+            rules.iter().any(|rule| match rule.rsplit_once(' ') {
+                Some(("-j", target)) => target == chain && !hooks().any(|builtin| builtin == name),
+                Some((_, target)) => target == chain,
+                None => false,
+            })
+        })
+    }
+
     /// Positions, from 0, of the jumps to `ours` in the chain `builtin`.
     pub(crate) fn jumps(&self, builtin: &str, ours: &str) -> Vec<usize> {
         let jump = format!("-j {ours}");

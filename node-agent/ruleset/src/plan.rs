@@ -64,7 +64,13 @@ fn plan_family(desired: &Rules, installed: &Installed, family: Family, yield_pla
 }
 
 fn plan_table(table: Table, desired: &Chains, there: &InstalledTable, taken: impl Fn(&str, usize) -> bool) -> String {
-    let obsolete: Vec<&String> = there.ours.keys().filter(|name| !desired.contains_key(*name)).collect();
+    // A chain to which somebody else's rule leads cannot be deleted; emptied, it does nothing.
+    let obsolete: Vec<&String> = there
+        .ours
+        .iter()
+        .filter(|(name, rules)| !desired.contains_key(*name) && !(rules.is_empty() && there.is_used_by_others(name)))
+        .map(|(name, _)| name)
+        .collect();
     let changed: Vec<(&String, &Vec<String>)> =
         desired.iter().filter(|(name, rules)| there.ours.get(*name) != Some(*rules)).collect();
     let mut text = String::new();
@@ -80,15 +86,16 @@ fn plan_table(table: Table, desired: &Chains, there: &InstalledTable, taken: imp
     for (builtin, ours) in table.hooks() {
         let wanted = desired.contains_key(*ours);
         let at = there.jumps(builtin, ours);
-        let stays = wanted && at.first().is_some_and(|first| !taken(builtin, *first));
-        for _ in at.iter().skip(usize::from(stays)) {
+        // Of two equal rules `-D` takes the first, so with two jumps none can be kept where it stands.
+        let stays = wanted && at.len() == 1 && !taken(builtin, at[0]);
+        for _ in at.iter().filter(|_| !stays) {
             line(&mut text, &["-D ", builtin, " -j ", ours]);
         }
         if wanted && !stays {
             line(&mut text, &["-I ", builtin, " 1 -j ", ours]);
         }
     }
-    for name in obsolete {
+    for name in obsolete.into_iter().filter(|name| !there.is_used_by_others(name)) {
         line(&mut text, &["-X ", name]);
     }
     text

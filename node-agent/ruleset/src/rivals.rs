@@ -91,7 +91,12 @@ impl Packets {
         if !self.may_match(&words) {
             return false;
         }
-        let Some(target) = after(&words, "-j").or_else(|| after(&words, "-g")) else { return false };
+        let goes = after(&words, "-g");
+        if goes.is_some() && table.hooks().iter().any(|(hook, _)| *hook == builtin) {
+            // The end of that chain is the end of the built-in one: our jump is never reached.
+            return true;
+        }
+        let Some(target) = after(&words, "-j").or(goes) else { return false };
         if let Some(chain) = there.foreign.get(target) {
             return depth == 0
                 || (visited.insert(target.to_owned())
@@ -123,6 +128,8 @@ impl Packets {
             Some("tcp") => Some("tcp"),
             Some("udp") => Some("udp"),
             Some("all") | None => None,
+            // Errors about our connections pass here too.
+            Some("icmp" | "ipv6-icmp" | "icmpv6") if self.both_ways => None,
             Some(_) => return false,
         };
         if protocol.is_some_and(|protocol| !self.ports.contains_key(protocol)) {

@@ -15,18 +15,22 @@ pub fn cut(
     accepted: BTreeMap<String, Vec<SliceForward>>,
     existing: &BTreeMap<String, ForwardSliceSpec>,
 ) -> BTreeMap<String, ForwardSliceSpec> {
-    let homes: BTreeMap<(&str, &str), &str> = existing
+    let homes: BTreeMap<(&str, &str), (&str, &SliceForward)> = existing
         .iter()
-        .flat_map(|(name, slice)| slice.forwards.iter().map(move |f| ((slice.pool.as_str(), f.uid.as_str()), name.as_str())))
+        .flat_map(|(name, slice)| slice.forwards.iter().map(move |f| ((slice.pool.as_str(), f.uid.as_str()), (name.as_str(), f))))
         .collect();
+    let unchanged = |pool: &str, forward: &SliceForward| {
+        homes.get(&(pool, forward.uid.as_str())).is_some_and(|(_, before)| *before == forward)
+    };
     let mut slices = BTreeMap::new();
     for (pool, mut forwards) in accepted {
-        forwards.sort_by(|a, b| a.r#ref.cmp(&b.r#ref));
+        // Who did not change comes first, so that one that grew is the one to leave a full slice.
+        forwards.sort_by_key(|forward| (!unchanged(&pool, forward), forward.r#ref.clone()));
         let mut open: BTreeMap<String, Open> = BTreeMap::new();
         let mut homeless = Vec::new();
         for forward in forwards {
             match homes.get(&(pool.as_str(), forward.uid.as_str())) {
-                Some(home) => homeless.extend(open.entry((*home).to_owned()).or_default().add(forward)),
+                Some((home, _)) => homeless.extend(open.entry((*home).to_owned()).or_default().add(forward)),
                 None => homeless.push(forward),
             }
         }
@@ -46,8 +50,12 @@ pub fn cut(
     slices
 }
 
+/// Bytes of a slice beside its forwards: pool, hash and punctuation.
+const ENVELOPE: usize = 256;
+
 #[derive(Default)]
 struct Open {
+    /// Of the forwards, as JSON with their commas.
     bytes: usize,
     forwards: Vec<SliceForward>,
 }
@@ -56,7 +64,7 @@ impl Open {
     /// Takes `forward` in, or gives it back when there is no room.
     fn add(&mut self, forward: SliceForward) -> Option<SliceForward> {
         let bytes = serde_json::to_vec(&forward).map_or(MAX_SLICE_BYTES, |json| json.len() + 1);
-        let full = self.forwards.len() >= MAX_SLICE_FORWARDS || self.bytes + bytes > MAX_SLICE_BYTES;
+        let full = self.forwards.len() >= MAX_SLICE_FORWARDS || self.bytes + bytes > MAX_SLICE_BYTES - ENVELOPE;
         if full && !self.forwards.is_empty() {
             return Some(forward);
         }

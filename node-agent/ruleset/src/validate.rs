@@ -268,18 +268,19 @@ fn families(problems: &mut Problems, intent: &Intent) {
             );
         }
         if !targets && intent.addresses.iter().any(|ip| Family::of(*ip) == family) {
-            problems.unsupported("spec.addresses", format!("has {family} addresses but no target is {family}"));
+            problems.unsupported("spec.addresses", format!("has {family} addresses but no target is {family}; add an {family} target or remove them"));
         }
     }
 }
 
 fn denied_altogether(problems: &mut Problems, intent: &Intent) {
     if intent.allow.iter().all(|allow| intent.deny.iter().any(|deny| deny.contains(allow))) {
-        problems.unsupported("spec.sources.deny", "covers everything that sources.allow lists, so nobody could connect");
+        problems.unsupported("spec.sources.deny", "covers everything that sources.allow lists, so nobody could connect; narrow it or widen sources.allow");
     }
 }
 
-fn rule_count(problems: &mut Problems, intent: &Intent) {
+/// Checks that the ports and targets of `intent` make a bounded number of rules.
+pub(crate) fn rule_count(problems: &mut Problems, intent: &Intent) {
     let per_target: usize = intent
         .ports
         .iter()

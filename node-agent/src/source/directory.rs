@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::converge::chain_of;
 use crate::manifest::{self, DocumentProblem, Identity, Object};
 use crate::state::StateDir;
 
@@ -81,6 +82,9 @@ struct Stamp {
 }
 
 impl Stamp {
+    /// Of a file that was never read.
+    const NONE: Self = Self { device: 0, inode: 0, size: 0, modified: (0, 0), changed: (0, 0) };
+
     fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -130,6 +134,11 @@ impl Directory {
                 && metadata.modified().is_ok_and(is_fresh)
             {
                 look.unsettled = true;
+                if !self.files.contains_key(&name) {
+                    let file = ManifestFile::unsettled(&name, good);
+                    look.changed |= !file.objects.is_empty();
+                    self.files.insert(name, file);
+                }
                 continue;
             }
             let before = self.files.remove(&name);
@@ -161,6 +170,12 @@ impl Directory {
         (objects, problems)
     }
 
+    /// The file that an object comes from.
+    pub fn file_of(&self, identity: &Identity) -> Option<&str> {
+        let holds = |file: &ManifestFile| file.objects.iter().any(|object| object.identity() == *identity);
+        self.files.iter().find(|(_, file)| holds(file)).map(|(name, _)| name.as_str())
+    }
+
     /// Names of the manifest files that are there now.
     pub fn names_now(&self) -> io::Result<BTreeSet<String>> {
         let mut names = BTreeSet::new();
@@ -183,12 +198,16 @@ fn is_fresh(modified: SystemTime) -> bool {
 }
 
 impl ManifestFile {
+    /// Stands for a file that cannot be read yet: what was last good of it.
+    fn unsettled(name: &str, good: &StateDir) -> Self {
+        let message = "is still being written; what was last good of it stays".to_owned();
+        let problems = vec![FileProblem { file: name.to_owned(), object: None, message }];
+        Self { stamp: Stamp::NONE, objects: last_good(name, good), problems }
+    }
+
     /// Reads the file; what cannot be read leaves in place what `before`, or the state directory, has of it.
     fn read(name: &str, path: &Path, metadata: io::Result<Metadata>, before: Option<Vec<Object>>, good: &StateDir) -> Self {
-        let stamp = metadata.as_ref().map_or(
-            Stamp { device: 0, inode: 0, size: 0, modified: (0, 0), changed: (0, 0) },
-            Stamp::of,
-        );
+        let stamp = metadata.as_ref().map_or(Stamp::NONE, Stamp::of);
         let mut objects = Vec::new();
         let mut found = Vec::new();
         match documents(path, metadata) {
@@ -207,16 +226,11 @@ impl ManifestFile {
         if !found.is_empty() {
             // Something in the file is not understood, so nothing of it is taken for removed.
             let known: BTreeSet<Identity> = objects.iter().map(Object::identity).collect();
-            let before = before.unwrap_or_else(|| {
-                good.good_objects(name).unwrap_or_else(|error| {
-                    tracing::warn!(file = name, error = &error as &dyn std::error::Error, "last good objects are lost");
-                    Vec::new()
-                })
-            });
+            let before = before.unwrap_or_else(|| last_good(name, good));
             objects.extend(before.into_iter().filter(|object| !known.contains(&object.identity())));
         }
         if let Err(error) = good.keep_good_objects(name, &objects) {
-            tracing::warn!(file = name, error = &error as &dyn std::error::Error, "cannot keep its good objects");
+            tracing::warn!(file = name, error = chain_of(&error), "cannot keep its good objects");
         }
         Self { stamp, objects, problems: found }
     }
@@ -244,8 +258,15 @@ fn documents(path: &Path, metadata: io::Result<Metadata>) -> Result<Vec<Result<O
     Ok(documents)
 }
 
+fn last_good(name: &str, good: &StateDir) -> Vec<Object> {
+    good.good_objects(name).unwrap_or_else(|error| {
+        tracing::warn!(file = name, error = chain_of(&error), "its last good objects are lost");
+        Vec::new()
+    })
+}
+
 fn forget(good: &StateDir, name: &str) {
     if let Err(error) = good.forget_objects(name) {
-        tracing::warn!(file = name, error = &error as &dyn std::error::Error, "cannot forget its good objects");
+        tracing::warn!(file = name, error = chain_of(&error), "cannot forget its good objects");
     }
 }

@@ -1,6 +1,7 @@
 //! The rules of one address family as a kernel holds them, and what `iptables-restore --noflush` does to them.
 //!
 //! Written from the behaviour of the programs, apart from the code under test. What a rule means is not here.
+#![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,10 +48,6 @@ impl Default for Kernel {
 }
 
 impl Kernel {
-    pub fn chain(&self, table: &str, chain: &str) -> Option<&Chain> {
-        self.tables.get(table)?.chains.get(chain)
-    }
-
     /// Adds a rule of somebody else, and its chain where that is missing.
     pub fn append(&mut self, table: &str, chain: &str, rule: &str) {
         let chains = &mut self.tables.get_mut(table).unwrap().chains;

@@ -1,0 +1,133 @@
+//! Takes away the base chains and tables that exist only because iptables-nft made them for our jumps.
+//!
+//! Legacy tables cannot be taken away while their kernel module is loaded, and empty ones do nothing.
+
+use std::collections::BTreeSet;
+
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, NfTablesMessage, TableAttribute, TableMessage,
+};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::rule::Table;
+use serde::{Deserialize, Serialize};
+
+use crate::netlink::{Error, Socket};
+
+/// Delete only what is empty (`NLM_F_NONREC`, `include/uapi/linux/netlink.h`).
+const NLM_F_NONREC: u16 = 0x100;
+/// The policy of a base chain that lets packets pass (`NF_ACCEPT`, `include/uapi/linux/netfilter.h`).
+const NF_ACCEPT: u32 = 1;
+
+/// A table, or with `chain` a base chain of it, by the names that nftables uses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    ipv6: bool,
+    table: String,
+    chain: Option<String>,
+}
+
+/// The places of our jumps that do not exist yet, chains before the tables that hold them.
+pub fn absent() -> Result<Vec<Place>, Error> {
+    let there: BTreeSet<Place> = list()?.into_iter().map(|(place, _)| place).collect();
+    let mut absent = Vec::new();
+    for family in Family::BOTH {
+        for table in Table::BOTH {
+            let place = |chain: Option<&str>| Place {
+                ipv6: family == Family::V6,
+                table: table.name().to_owned(),
+                chain: chain.map(str::to_owned),
+            };
+            let chains = table.hooks().iter().map(|(builtin, _)| place(Some(builtin)));
+            absent.extend(chains.chain([place(None)]).filter(|place| !there.contains(place)));
+        }
+    }
+    Ok(absent)
+}
+
+/// Removes those of `places` that nobody has put anything into. Whoever does so meanwhile wins: the kernel itself
+/// refuses to remove what is not empty. Returns how many went.
+pub fn remove_vacant(places: &[Place]) -> Result<usize, Error> {
+    let mut removed = 0;
+    for place in places {
+        // Listed again each time: a table is vacant once its chains are gone.
+        if list()?.iter().any(|(there, vacant)| there == place && *vacant) {
+            let socket = Socket::open(NETLINK_NETFILTER)?;
+            match socket.transaction("remove an empty chain or table", vec![(delete(place), NLM_F_NONREC)]) {
+                Ok(()) => removed += 1,
+                Err(Error::Refused { .. }) => tracing::debug!(?place, "is in use again"),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// Every table and base chain of the families that iptables uses, each with whether it is vacant.
+fn list() -> Result<Vec<(Place, bool)>, Error> {
+    let mut found = Vec::new();
+    for ipv6 in [false, true] {
+        for message in [
+            NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() }),
+            NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() }),
+        ] {
+            let request = NetfilterMessage::new(header(ipv6), message);
+            let socket = Socket::open(NETLINK_NETFILTER)?;
+            socket.ask("list nftables chains", request, NLM_F_DUMP, |answer| {
+                if let NetfilterMessageInner::NfTables(answer) = answer.inner {
+                    found.extend(read(ipv6, &answer));
+                }
+                Ok(())
+            })?;
+        }
+    }
+    Ok(found)
+}
+
+fn read(ipv6: bool, answer: &NfTablesMessage) -> Option<(Place, bool)> {
+    match answer {
+        NfTablesMessage::NewTable(message) => {
+            let (mut table, mut uses) = (None, 0);
+            for attribute in &message.attributes {
+                match attribute {
+                    TableAttribute::Name(name) => table = Some(name.clone()),
+                    TableAttribute::Use(count) => uses = *count,
+                    _ => {}
+                }
+            }
+            Some((Place { ipv6, table: table?, chain: None }, uses == 0))
+        }
+        NfTablesMessage::NewChain(message) => {
+            let (mut table, mut chain, mut policy, mut uses) = (None, None, None, 0);
+            for attribute in &message.attributes {
+                match attribute {
+                    ChainAttribute::Table(name) => table = Some(name.clone()),
+                    ChainAttribute::Name(name) => chain = Some(name.clone()),
+                    ChainAttribute::Policy(own) => policy = Some(*own),
+                    ChainAttribute::Use(count) => uses = *count,
+                    _ => {}
+                }
+            }
+            Some((Place { ipv6, table: table?, chain: Some(chain?) }, uses == 0 && policy == Some(NF_ACCEPT)))
+        }
+        _ => None,
+    }
+}
+
+fn delete(place: &Place) -> NetfilterMessage {
+    let table = place.table.clone();
+    let message = match place.chain.clone() {
+        None => NfTablesMessage::DeleteTable(TableMessage { attributes: vec![TableAttribute::Name(table)] }),
+        Some(chain) => NfTablesMessage::DeleteChain(ChainMessage {
+            attributes: vec![ChainAttribute::Table(table), ChainAttribute::Name(chain)],
+        }),
+    };
+    NetfilterMessage::new(header(place.ipv6), message)
+}
+
+fn header(ipv6: bool) -> NetfilterHeader {
+    let family = if ipv6 { NetfilterProtoFamily::IPv6 } else { NetfilterProtoFamily::IPv4 };
+    NetfilterHeader::new(family, 0, 0)
+}

@@ -1,0 +1,116 @@
+//! The rules of ARCHITECTURE.md that a compiler does not hold: who may depend on whom, and that each invariant names a
+//! test that exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Every package of the resolved graph with its normal dependencies, by name.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: BTreeMap<&str, &str> = metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|package| (package["id"].as_str().unwrap(), package["name"].as_str().unwrap()))
+        .collect();
+    let normal = |dep: &&Value| dep["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null());
+    metadata["resolve"]["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| {
+            let deps = node["deps"].as_array().unwrap().iter().filter(normal);
+            (names[node["id"].as_str().unwrap()].to_owned(), deps.map(|dep| names[dep["pkg"].as_str().unwrap()].to_owned()).collect())
+        })
+        .collect()
+}
+
+fn ours(graph: &BTreeMap<String, BTreeSet<String>>, package: &str) -> Vec<String> {
+    graph[package].iter().filter(|name| name.starts_with("sallyport-")).cloned().collect()
+}
+
+#[test]
+fn packages_depend_on_each_other_only_as_drawn() {
+    let graph = dependencies();
+    let allowed: &[(&str, &[&str])] = &[
+        ("sallyport-api", &[]),
+        ("sallyport-runtime", &[]),
+        ("sallyport-ruleset", &["sallyport-api"]),
+        ("sallyport-engine", &["sallyport-ruleset"]),
+        ("sallyport-node-agent", &["sallyport-api", "sallyport-engine", "sallyport-ruleset", "sallyport-runtime"]),
+        ("sallyport-operator", &["sallyport-api", "sallyport-ruleset", "sallyport-runtime"]),
+        ("sallyport-e2e", &[]),
+    ];
+    let known: BTreeSet<&str> = allowed.iter().map(|(package, _)| *package).collect();
+    for package in graph.keys().filter(|name| name.starts_with("sallyport-")) {
+        assert!(known.contains(package.as_str()), "{package} is new: give it a line here and in ARCHITECTURE.md");
+    }
+    for (package, may) in allowed {
+        for dependency in ours(&graph, package) {
+            assert!(may.contains(&dependency.as_str()), "{package} must not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn the_ruleset_reaches_no_runtime_no_client_and_no_randomness() {
+    let graph = dependencies();
+    let mut reached = BTreeSet::new();
+    let mut open = vec!["sallyport-ruleset".to_owned()];
+    while let Some(package) = open.pop() {
+        if reached.insert(package.clone()) {
+            open.extend(graph[&package].iter().cloned());
+        }
+    }
+    for banned in ["tokio", "hyper", "kube-client", "kube-runtime", "reqwest", "rustls", "rand", "socket2", "netlink-sys", "tracing-subscriber"] {
+        assert!(!reached.contains(banned), "sallyport-ruleset reaches {banned}");
+    }
+    assert!(reached.contains("sallyport-api"));
+}
+
+#[test]
+fn every_invariant_names_a_test_that_exists() {
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let section = architecture.split("## Invariants").nth(1).unwrap().split("\n## ").next().unwrap();
+    let mut sources = String::new();
+    collect(&root(), &mut sources);
+    let mut invariants = 0;
+    for row in section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| #") && !line.starts_with("|--")) {
+        let cell = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        let tests: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test is named in: {row}");
+        for test in tests {
+            assert!(sources.contains(&format!("fn {test}(")), "there is no test {test}, named in: {row}");
+        }
+        invariants += 1;
+    }
+    assert!(invariants >= 8, "only {invariants} invariants found: has the table changed its form?");
+}
+
+fn collect(folder: &Path, sources: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            if !name.starts_with('.') && name != "target" {
+                collect(&path, sources);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}

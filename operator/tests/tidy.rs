@@ -1,0 +1,99 @@
+//! Rules of the house that no lint knows: a first line that says what a file does, no file that nobody compiles, no
+//! file too long to be one thing, no name that says nothing, no link that leads nowhere.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lines a file may have.
+const LONGEST: usize = 500;
+/// Names that say nothing about what is inside.
+const EMPTY_NAMES: [&str; 7] = ["utils", "util", "common", "helpers", "misc", "types", "manager"];
+
+fn root() -> PathBuf {
+    fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap()
+}
+
+fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            if !name.starts_with('.') && name != "target" {
+                files(&path, extension, found);
+            }
+        } else if path.extension().is_some_and(|own| own == extension) {
+            found.push(path);
+        }
+    }
+}
+
+fn all(extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    files(&root(), extension, &mut found);
+    assert!(!found.is_empty());
+    found
+}
+
+fn stem(path: &Path) -> &str {
+    path.file_stem().unwrap().to_str().unwrap()
+}
+
+#[test]
+fn every_source_file_begins_by_saying_what_it_does() {
+    for path in all("rs") {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//! "), "{} does not begin with //!", path.display());
+    }
+}
+
+#[test]
+fn no_source_file_is_longer_than_one_thing_can_be() {
+    for path in all("rs") {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines <= LONGEST, "{} has {lines} lines: more than one thing inside?", path.display());
+    }
+}
+
+#[test]
+fn names_say_what_is_inside() {
+    for path in all("rs") {
+        assert!(!EMPTY_NAMES.contains(&stem(&path)), "{} has a name that says nothing", path.display());
+        assert_ne!(stem(&path), "mod", "{}: write foo.rs beside foo/", path.display());
+    }
+}
+
+#[test]
+fn every_source_file_is_compiled() {
+    let sources = all("rs");
+    let declared: BTreeSet<String> = sources
+        .iter()
+        .flat_map(|path| {
+            let text = fs::read_to_string(path).unwrap();
+            let names = text.lines().filter_map(|line| {
+                let line = line.trim_start().trim_start_matches("pub(crate) ").trim_start_matches("pub ");
+                Some(line.strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
+            });
+            names.collect::<Vec<_>>()
+        })
+        .collect();
+    for path in &sources {
+        let parent = path.parent().unwrap().file_name().unwrap().to_str().unwrap();
+        let is_root = matches!(stem(path), "lib" | "main" | "build") || matches!(parent, "tests" | "bin" | "fuzz_targets");
+        assert!(is_root || declared.contains(stem(path)), "no `mod` line leads to {}", path.display());
+    }
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    for path in all("md") {
+        let text = fs::read_to_string(&path).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = target.split('#').next().unwrap();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            assert!(path.parent().unwrap().join(target).exists(), "{} links to {target}, which is not there", path.display());
+        }
+    }
+}
