@@ -9,20 +9,41 @@ mod many;
 mod peer;
 mod table;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::packages;
 use table::Table;
 
-/// Measures everything, prints the table, and says whether every goal was met.
-pub fn run() -> Result<bool> {
+/// Adds its rows to the table.
+type Measurement = fn(&mut Table) -> Result<()>;
+
+/// What is measured, in the order of the table.
+const MEASUREMENTS: &[(&str, Measurement)] = &[
+    ("apply", apply::measure),
+    ("latency", latency::measure),
+    ("losses", live::losses_under_change),
+    ("first-byte", live::saved_to_first_byte),
+    ("footprint", footprint::measure),
+];
+
+/// Measures everything, or `only` what is named, prints the table, and says whether every goal was met.
+pub fn run(only: Option<&str>) -> Result<bool> {
     packages::install_missing(packages::LAB)?;
+    let chosen: Vec<_> = MEASUREMENTS
+        .iter()
+        .filter(|(name, _)| only.is_none_or(|only| only == *name))
+        .collect();
+    if chosen.is_empty() {
+        let names: Vec<&str> = MEASUREMENTS.iter().map(|(name, _)| *name).collect();
+        bail!(
+            "there is no such measurement; there are: {}",
+            names.join(", ")
+        );
+    }
     let mut table = Table::default();
-    apply::measure(&mut table)?;
-    latency::measure(&mut table)?;
-    live::losses_under_change(&mut table)?;
-    live::saved_to_first_byte(&mut table)?;
-    footprint::measure(&mut table)?;
+    for (_, measure) in chosen {
+        measure(&mut table)?;
+    }
     table.print();
     Ok(table.every_goal_met())
 }

@@ -32,7 +32,11 @@ enum Command {
         tiers: String,
     },
     /// Measure, compare with the goals, and print a table.
-    Bench,
+    Bench {
+        /// Only one measurement: apply, latency, losses, first-byte or footprint.
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// Remove what runs that died have left behind.
     Sweep,
     Serve(Serve),
@@ -64,9 +68,9 @@ fn run(command: Command) -> Result<bool> {
             leave_nothing_when_interrupted();
             runner::run(&tiers)
         }
-        Command::Bench => {
+        Command::Bench { only } => {
             leave_nothing_when_interrupted();
-            bench::run()
+            bench::run(only.as_deref())
         }
         Command::Sweep => {
             for namespace in lab::sweep()? {

@@ -19,6 +19,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// Broken documents after which the rest of a text is not read: it is no manifest, and each costs a message.
+const MAX_BROKEN: usize = 1000;
+/// Problems of one document that are told.
+const MAX_PROBLEMS: usize = 20;
+/// Characters of a message; what a text holds may be quoted in it.
+const MAX_MESSAGE: usize = 500;
+
 /// An object of a manifest, without what only a cluster adds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {
@@ -60,18 +67,33 @@ pub struct DocumentProblem {
     pub message: String,
 }
 
-/// Reads every document of `text`. A problem of one does not hide another, but for a syntax error, which ends the text.
+impl DocumentProblem {
+    fn new(object: Identity, message: &str) -> Self {
+        Self { object, message: printable(message) }
+    }
+}
+
+/// Reads every document of `text`. A problem of one does not hide another, but for a syntax error, which ends the text,
+/// and for a text in which too much is wrong.
 pub fn read(text: &mut dyn Read) -> Vec<Result<Object, Vec<DocumentProblem>>> {
     let mut objects = Vec::new();
+    let mut broken = 0;
     for (index, document) in serde_saphyr::read::<_, Value>(&mut { text }).enumerate() {
         let place = Identity(format!("document {}", index + 1));
-        objects.push(match document {
+        if broken == MAX_BROKEN {
+            let message = format!("{MAX_BROKEN} documents before it have problems; it and the rest are not read, mend those first");
+            objects.push(Err(vec![DocumentProblem::new(place, &message)]));
+            break;
+        }
+        let outcome = match document {
             Ok(value) => object(value, place),
             Err(error) => {
-                let message = format!("is not valid YAML: {}", first_line(&error.to_string()));
-                Err(vec![DocumentProblem { object: place, message }])
+                let text = error.to_string().replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+                Err(vec![DocumentProblem::new(place, &format!("is not valid YAML: {}", first_line(&text)))])
             }
-        });
+        };
+        broken += usize::from(outcome.is_err());
+        objects.push(outcome);
     }
     objects
 }
@@ -90,16 +112,21 @@ fn object(mut value: Value, place: Identity) -> Result<Object, Vec<DocumentProbl
             let message = format!(
                 "kind {kind:?} of apiVersion {group:?} does not belong here; use PortForward or GatewayPool of {ours}, or Namespace of v1"
             );
-            return Err(vec![DocumentProblem { object: place, message }]);
+            return Err(vec![DocumentProblem::new(place, &message)]);
         }
     };
     let problems = |messages: Vec<String>, identity: &Identity| {
-        messages.into_iter().map(|message| DocumentProblem { object: identity.clone(), message }).collect::<Vec<_>>()
+        let told = messages.iter().take(MAX_PROBLEMS);
+        told.map(|message| DocumentProblem::new(identity.clone(), message)).collect::<Vec<_>>()
     };
-    let named = validate_metadata(&name, namespaced.then_some(namespace.as_str()));
+    let named = match value.pointer("/metadata/name") {
+        // As an unquoted 5 or no; an absent one is not a name either.
+        Some(other) if !other.is_string() => vec!["metadata.name: is not text; put it in quotes".to_owned()],
+        _ => lines(validate_metadata(&name, namespaced.then_some(namespace.as_str()))),
+    };
     if !named.is_empty() {
         let place = Identity(format!("{kind} in {place}"));
-        return Err(problems(lines(named), &place));
+        return Err(problems(named, &place));
     }
     let identity = Identity(if namespaced { format!("{kind} {namespace}/{name}") } else { format!("{kind} {name}") });
     if kind != "Namespace"
@@ -138,7 +165,8 @@ fn strict<T: DeserializeOwned>(value: &Value) -> Result<T, Vec<String>> {
     match decoded {
         Err(error) => {
             let path = track.path().to_string();
-            Err(vec![if path == "." { error.to_string() } else { format!("{path}: {error}") }])
+            let message = error.to_string().replace("expected i32", "expected a whole number");
+            Err(vec![if path == "." { message } else { format!("{path}: {message}") }])
         }
         Ok(typed) if unknown.is_empty() => Ok(typed),
         Ok(_) => Err(unknown
@@ -155,3 +183,22 @@ fn lines(problems: Vec<Problem>) -> Vec<String> {
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
+
+/// `text` as it may stand in a log: nothing in it can begin a line or fill the disk.
+fn printable(text: &str) -> String {
+    let mut safe = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == MAX_MESSAGE {
+            safe.push('…');
+            break;
+        }
+        match c {
+            '"' | '\'' | '\\' => safe.push(c),
+            _ => safe.extend(c.escape_debug()),
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests;

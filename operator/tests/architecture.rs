@@ -93,7 +93,7 @@ fn every_invariant_names_a_test_that_exists() {
         let cell = row.trim_end_matches('|').rsplit('|').next().unwrap();
         let tests: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
         assert!(!tests.is_empty(), "no test is named in: {row}");
-        for test in tests {
+        for test in tests.into_iter().filter(|name| !name.contains('.')) {
             assert!(sources.contains(&format!("fn {test}(")), "there is no test {test}, named in: {row}");
         }
         invariants += 1;

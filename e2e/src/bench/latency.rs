@@ -20,9 +20,10 @@ const CONNECTIONS: usize = 1_500;
 /// Measures with both variants.
 pub fn measure(table: &mut Table) -> Result<()> {
     let target = socket(DB1, TARGET_PORT);
-    let plain = Path::build()?;
-    let _plain = serve(&plain.target, &[(Protocol::Tcp, target)])?;
     for variant in Variant::ALL {
+        // Fresh hosts each time: ports still in TIME_WAIT make the next connect slow.
+        let plain = Path::build()?;
+        let _plain = serve(&plain.target, &[(Protocol::Tcp, target)])?;
         let path = Path::build()?;
         let _target = serve(&path.target, &[(Protocol::Tcp, target)])?;
         let gateway = path.agent(variant, many::manifests(FORWARDS)?)?;

@@ -29,6 +29,8 @@ pub fn forward(number: u16) -> Forward {
         DB1,
     );
     forward.target_port = Some(TARGET_PORT);
+    // The gateway has another address, towards the target: one rule a forward is what others have too.
+    forward.addresses = vec![GW1.to_owned()];
     forward
 }
 

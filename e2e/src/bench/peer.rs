@@ -1,7 +1,7 @@
-//! The layout that others use, to compare with: a chain for every forward. A dispatch rule finds it, it
-//! holds the DNAT, and a FORWARD and a MASQUERADE rule accept and hide the forward's flows. Those two are
-//! keyed on the port that the client asked for, so that a changed target rewrites one chain only: the
-//! kindest form of this layout.
+//! The layout that others use, to compare with: chains for every forward. In nat a dispatch rule finds the
+//! forward's chain, which holds its DNAT; in filter another finds the chain that accepts what goes to its
+//! target; and a MASQUERADE rule hides its clients. That last one is keyed on the port that the client asked
+//! for, so that a changed target rewrites the forward's two chains and nothing else.
 
 use std::fmt::Write as _;
 
@@ -14,6 +14,7 @@ pub fn all(count: u16) -> String {
     let mut filter = String::from("*filter\n:PEER-FORWARD - [0:0]\n");
     for number in 0..count {
         let _ = writeln!(nat, ":PEER-{number} - [0:0]");
+        let _ = writeln!(filter, ":PEER-{number} - [0:0]");
     }
     nat += "-A PREROUTING -j PEER-PRE\n-A POSTROUTING -j PEER-POST\n";
     filter += "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A FORWARD -j PEER-FORWARD\n";
@@ -23,10 +24,15 @@ pub fn all(count: u16) -> String {
         let _ = writeln!(
             nat,
             "-A PEER-PRE -s {APP1}/32 -d {GW1}/32 -p tcp -m tcp --dport {port} -j PEER-{number}\n\
-             -A PEER-{number} -p tcp -j DNAT --to-destination {DB1}:{TARGET_PORT}\n\
-             -A PEER-POST {flow} -j MASQUERADE"
+             {}\n\
+             -A PEER-POST {flow} -j MASQUERADE",
+            dnat(number, TARGET_PORT)
         );
-        let _ = writeln!(filter, "-A PEER-FORWARD {flow} -j ACCEPT");
+        let _ = writeln!(
+            filter,
+            "-A PEER-FORWARD {flow} -j PEER-{number}\n{}",
+            accept(number, TARGET_PORT)
+        );
     }
     format!("{nat}COMMIT\n{filter}COMMIT\n")
 }
@@ -34,7 +40,16 @@ pub fn all(count: u16) -> String {
 /// The restore text that gives one forward another target port.
 pub fn change(number: u16, target_port: u16) -> String {
     format!(
-        "*nat\n:PEER-{number} - [0:0]\n\
-         -A PEER-{number} -p tcp -j DNAT --to-destination {DB1}:{target_port}\nCOMMIT\n"
+        "*nat\n:PEER-{number} - [0:0]\n{}\nCOMMIT\n*filter\n:PEER-{number} - [0:0]\n{}\nCOMMIT\n",
+        dnat(number, target_port),
+        accept(number, target_port)
     )
+}
+
+fn dnat(number: u16, target_port: u16) -> String {
+    format!("-A PEER-{number} -p tcp -j DNAT --to-destination {DB1}:{target_port}")
+}
+
+fn accept(number: u16, target_port: u16) -> String {
+    format!("-A PEER-{number} -d {DB1}/32 -p tcp -m tcp --dport {target_port} -j ACCEPT")
 }

@@ -127,3 +127,6 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

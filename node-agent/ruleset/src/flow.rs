@@ -121,3 +121,6 @@ fn delivers(intent: &Intent, range: IntentPort, flow: &Flow) -> bool {
     let offset = flow.original.dst.port() - range.port;
     intent.targets.iter().any(|target| target.ip == server.ip()) && server.port() == range.target_port + offset
 }
+
+#[cfg(test)]
+mod tests;

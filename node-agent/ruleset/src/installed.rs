@@ -119,10 +119,10 @@ impl InstalledTable {
 
     /// Whether a rule that is not our own plain jump leads to `chain`, which is ours.
     pub fn is_used_by_others(&self, chain: &str) -> bool {
-        let hooks = || Table::BOTH.into_iter().flat_map(Table::hooks).map(|(builtin, _)| *builtin);
+        let plain = |name: &str| Table::BOTH.into_iter().flat_map(Table::hooks).any(|hook| *hook == (name, chain));
         self.foreign.iter().any(|(name, rules)| {
             rules.iter().any(|rule| match rule.rsplit_once(' ') {
-                Some(("-j", target)) => target == chain && !hooks().any(|builtin| builtin == name),
+                Some(("-j", target)) => target == chain && !plain(name),
                 Some((_, target)) => target == chain,
                 None => false,
             })

@@ -83,6 +83,34 @@ mod tests {
     }
 
     #[test]
+    fn the_address_beside_each_network_is_refused_only_by_another() {
+        for (net, what) in REFUSED {
+            let net: IpNet = net.parse().unwrap();
+            let (first, last) = (net.network(), net.broadcast());
+            assert!(refused_target(first).is_some() && refused_target(last).is_some(), "{net}: {what}");
+            let beside = |ip: IpAddr, step: i8| match ip {
+                IpAddr::V4(ip) => IpAddr::from(u32::from(ip).wrapping_add_signed(step.into()).to_be_bytes()),
+                IpAddr::V6(ip) => IpAddr::from(u128::from(ip).wrapping_add_signed(step.into()).to_be_bytes()),
+            };
+            for ip in [beside(first, -1), beside(last, 1)] {
+                let elsewhere = REFUSED.iter().any(|(other, _)| other.parse::<IpNet>().is_ok_and(|other| other.contains(&ip)));
+                assert_eq!(refused_target(ip).is_some(), elsewhere, "{ip} beside {net}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_ends_of_a_reserved_range_are_refused_and_their_neighbours_are_not() {
+        for (protocol, first, last) in RESERVED {
+            assert_eq!(reserved_range(*protocol, *first, *first), Some((*first, *last)));
+            assert_eq!(reserved_range(*protocol, *last, *last), Some((*first, *last)));
+            assert_eq!(reserved_range(*protocol, first - 1, first - 1), None, "{first}");
+            assert_eq!(reserved_range(*protocol, last + 1, last + 1), None, "{last}");
+            assert_eq!(reserved_range(*protocol, 1, 65535).map(|(from, _)| from), RESERVED.iter().find(|(of, ..)| of == protocol).map(|(_, from, _)| *from));
+        }
+    }
+
+    #[test]
     fn ordinary_addresses_are_not_refused() {
         for ip in ["10.30.1.79", "192.168.1.1", "100.64.0.1", "8.8.8.8", "fd00::1", "2a00:1450::1"] {
             assert_eq!(refused_target(ip.parse().unwrap()), None, "{ip}");

@@ -110,3 +110,6 @@ fn line(text: &mut String, parts: &[&str]) {
 pub fn render(desired: &Ruleset) -> Batch {
     plan(desired, &InstalledRuleset::default(), false)
 }
+
+#[cfg(test)]
+mod tests;

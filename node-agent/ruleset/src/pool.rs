@@ -289,3 +289,6 @@ fn selector(
     }
     typed.ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -196,3 +196,6 @@ fn port_range(text: &str) -> Option<(u16, u16)> {
 fn target_address(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|socket| socket.ip()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -343,3 +343,6 @@ pub(crate) fn quoted(text: &str) -> String {
 pub(crate) fn range(first: u16, last: u16) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
+
+#[cfg(test)]
+mod tests;

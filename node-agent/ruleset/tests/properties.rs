@@ -271,7 +271,7 @@ fn minimal() -> PortForwardSpec {
 }
 
 proptest! {
-    #![proptest_config(config(16))]
+    #![proptest_config(config(32))]
 
     #[test]
     fn slices_stay_small_and_only_who_grew_moves(
