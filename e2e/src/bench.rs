@@ -11,6 +11,8 @@ mod table;
 
 use anyhow::{Result, bail};
 
+pub use apply::Time;
+
 use crate::packages;
 use table::Table;
 

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use tempfile::TempDir;
 
-use crate::lab::{Family, Host, Outcome, Process, Variant};
+use crate::lab::{self, Family, Host, Outcome, Process, Variant};
 use crate::manifest::Manifests;
 use crate::program;
 
@@ -44,7 +44,7 @@ impl Gateway {
             host: host.clone(),
             backend,
             manifests,
-            folder: tempfile::tempdir().context("make a folder for the agent's state")?,
+            folder: lab::folder()?,
         })
     }
 

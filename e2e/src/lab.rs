@@ -11,11 +11,13 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 pub use host::{Family, Host, Outcome, Variant};
 pub use process::Process;
 
-/// Every namespace of ours is named `sp-<pid of its maker>-<lab>-<host>`.
+/// Every namespace of ours is named `sp-<pid of its maker>-<lab>-<host>`, and every temporary file and folder
+/// `sp-<pid>-<random>`.
 const PREFIX: &str = "sp-";
 
 /// Labs made by this process so far: their number keeps the names of parallel tests apart.
@@ -112,27 +114,56 @@ impl Drop for Lab {
     }
 }
 
-/// Removes what earlier runs left behind: the namespaces whose maker is no longer alive, and the processes
-/// inside them. Returns the names of what was removed.
+/// A temporary folder that is removed with the returned value, or by [`sweep`].
+pub fn folder() -> Result<TempDir> {
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir()
+        .context("make a temporary folder")
+}
+
+/// Removes what earlier runs left behind: the namespaces and temporary files whose maker is no longer alive,
+/// and the processes inside the namespaces. Returns the names of what was removed.
 pub fn sweep() -> Result<Vec<String>> {
     remove_where(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
 }
 
-/// Removes every namespace that this process made: for a program that is about to be ended by a signal.
+/// Removes every namespace and temporary file that this process made: for a program that is about to be ended by a signal.
 pub fn remove_own() -> Result<Vec<String>> {
     remove_where(|pid| pid == std::process::id())
 }
 
 fn remove_where(unwanted: impl Fn(u32) -> bool) -> Result<Vec<String>> {
-    let mut removed = Vec::new();
-    for namespace in namespaces()? {
-        let maker = namespace
+    let is_unwanted = |name: &str| {
+        let maker = name
             .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').next())
-            .and_then(|pid| pid.parse().ok());
-        if maker.is_some_and(&unwanted) {
-            remove_namespace(&namespace);
-            removed.push(namespace);
+            .and_then(|rest| rest.split('-').next());
+        maker
+            .and_then(|pid| pid.parse().ok())
+            .is_some_and(&unwanted)
+    };
+    let mut removed = Vec::new();
+    for namespace in namespaces()?.into_iter().filter(|name| is_unwanted(name)) {
+        remove_namespace(&namespace);
+        removed.push(namespace);
+    }
+    let temporary = std::env::temp_dir();
+    for entry in std::fs::read_dir(&temporary)
+        .context("list temporary files")?
+        .flatten()
+    {
+        let (name, path) = (
+            entry.file_name().to_string_lossy().into_owned(),
+            entry.path(),
+        );
+        if is_unwanted(&name) {
+            let _ = if path.is_dir() {
+                std::fs::remove_dir_all(&path)
+            } else {
+                std::fs::remove_file(&path)
+            };
+            removed.push(path.display().to_string());
         }
     }
     Ok(removed)

@@ -43,6 +43,7 @@ enum Command {
     Ask(Ask),
     Load(Load),
     Latency(Latency),
+    Time(bench::Time),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +83,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Ask(ask) => block_on(ask.run()),
         Command::Load(load) => block_on(load.run()),
         Command::Latency(latency) => block_on(latency.run()),
+        Command::Time(time) => time.run().map(|()| true),
     }
 }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use crate::lab;
+
 /// A folder of manifests that exists until this value is dropped.
 #[derive(Debug)]
 pub struct Manifests {
@@ -15,8 +17,9 @@ pub struct Manifests {
 impl Manifests {
     /// An empty folder.
     pub fn new() -> Result<Self> {
-        let folder = tempfile::tempdir().context("make a folder for manifests")?;
-        Ok(Self { folder })
+        Ok(Self {
+            folder: lab::folder()?,
+        })
     }
 
     /// A copy of the manifests in `original`.

@@ -243,6 +243,8 @@ fn cargo(args: &[&str], mut each_line: impl FnMut(&str)) -> Result<(bool, usize)
         .arg(Path::new(&cargo))
         .args(args)
         .current_dir(program::repository()?)
+        // Where an error was made says nothing about the network that it came from.
+        .env("RUST_LIB_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -140,9 +140,11 @@ fn is_refused(scene: &Scene, what: &str, words: &[&str], rules: &str) -> Result<
     }
     ensure!(!printed.contains("panicked"), "{what}: {printed}");
     let now = scene.article.gw1.iptables_save(Variant::Nft, Family::V4)?;
+    let (before, after) = (snapshot::rules(rules), snapshot::rules(&now));
+    let (gone, new) = (without(&before, &after), without(&after, &before));
     ensure!(
         now == rules,
-        "{what}: the rules changed from\n{rules}\nto\n{now}"
+        "{what}: rules gone: {gone:#?}\nnew rules: {new:#?}\n{printed}"
     );
     let six = scene.article.gw1.iptables_save(Variant::Nft, Family::V6)?;
     ensure!(
@@ -223,6 +225,35 @@ spec:
         }
         scene.gateway.manifests().write("bad.yaml", covered)?;
         scene.gateway.once_accepting()
+    })
+}
+
+#[test]
+fn pool_with_a_mistake_does_not_open_the_gateway() -> Result<()> {
+    scene(Variant::Nft, Backend::Auto, |scene| {
+        let pool = "\
+apiVersion: sallyport.dev/v1alpha1
+kind: GatewayPool
+metadata: { name: default }
+spec:
+  nodeSelector: {}
+  grants: [ { name: databases, namespaceSelektor: {} } ]
+";
+        scene.gateway.manifests().write("pool.yaml", pool)?;
+        good(scene)?;
+        let outcome = scene.gateway.once()?;
+        ensure!(outcome.code == Some(1), "exit code {:?}", outcome.code);
+        ensure!(
+            printed(&outcome).contains("pool.yaml"),
+            "{}",
+            printed(&outcome)
+        );
+        let now = scene.article.gw1.iptables_save(Variant::Nft, Family::V4)?;
+        ensure!(
+            !now.contains("DNAT"),
+            "without a grant a forward was made:\n{now}"
+        );
+        Ok(())
     })
 }
 

@@ -75,6 +75,7 @@ fn second_apply_changes_nothing_and_dry_run_touches_nothing() -> Result<()> {
 
             scene.gateway.once_accepting()?;
             let applied = gw1.iptables_save(variant, Family::V4)?;
+            ensure!(applied != before, "the first apply changed nothing");
             let watch = Watch::begin(&gw1)?;
             scene.gateway.once_accepting()?;
             ensure!(

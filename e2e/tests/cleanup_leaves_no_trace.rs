@@ -59,6 +59,10 @@ fn forwarding_that_was_on_stays_on() -> Result<()> {
             .manifests()
             .save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
         scene.gateway.once_accepting()?;
+        ensure!(
+            before.expect_equal(&Snapshot::of(&gw1)?).is_err(),
+            "the agent left no trace itself"
+        );
         scene.gateway.cleanup()?;
         before.expect_equal(&Snapshot::of(&gw1)?)
     })

@@ -58,6 +58,6 @@ fn the_demo_proves_what_it_prints() -> Result<()> {
         String::from_utf8_lossy(&output.stderr),
     );
     ensure!(output.status.success(), "{printed}{errors}");
-    ensure!(printed.contains("9 proofs in "), "{printed}");
+    ensure!(printed.contains("10 proofs in "), "{printed}");
     Ok(())
 }

@@ -7,6 +7,7 @@ use sallyport_api::names::MARK_OURS;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
 
+use crate::converge::chain_of;
 use crate::run::remove_rules;
 use crate::state::StateDir;
 use crate::sysctl::Sysctl;
@@ -22,7 +23,12 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
     for flow in conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| flow.is_ours()) {
         ended += usize::from(conntrack.delete(flow)?);
     }
-    let host = state.host()?;
+    let host = state.host().inspect_err(|error| {
+        let error = chain_of(error);
+        tracing::error!(error, "how this host was before is lost: forwarding stays as it is, put it back by hand");
+    });
+    let known = host.is_ok();
+    let host = host.unwrap_or_default();
     let removed = remove_vacant(host.absent.as_deref().unwrap_or_default())?;
     let sysctl = Sysctl::default();
     for record in &host.sysctls {
@@ -30,6 +36,9 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
         tracing::info!(family = %record.family(), "settings are as they were before");
     }
     state.clear()?;
+    if !known {
+        return Ok(ExitCode::FAILURE);
+    }
     tracing::info!(ended, removed, "this host is as it was");
     Ok(ExitCode::SUCCESS)
 }

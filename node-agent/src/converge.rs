@@ -15,7 +15,7 @@ use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::plan::{Batch, plan};
 
-use crate::state::{self, Host, Intents, StateDir};
+use crate::state::{Host, Intents, StateDir};
 use crate::sysctl::{self, Sysctl};
 
 /// Tries to reach equality before giving up for now: somebody else may be changing rules at the same time.
@@ -54,9 +54,6 @@ pub enum Error {
     /// Connections could not be listed or ended.
     #[error("failed to end connections that are no longer allowed")]
     Connections(#[from] netlink::Error),
-    /// The state directory could not be written, so nothing was changed.
-    #[error("failed to keep the state")]
-    State(#[from] state::Error),
 }
 
 /// What a pass found and did.
@@ -81,15 +78,17 @@ pub struct Converger<E> {
     /// `None` where no kernel is involved.
     sysctl: Option<Sysctl>,
     installed: Option<InstalledRuleset>,
-    /// Whether a pass has reached its end since the start.
+    /// Whether connections were looked at since the rules last changed.
     settled: bool,
+    /// Whether what was absent before us has been noted.
+    remembered: bool,
     moves: Vec<Instant>,
 }
 
 impl<E: Engine> Converger<E> {
     /// Knows nothing of the kernel yet.
     pub fn new(engine: E, sysctl: Option<Sysctl>) -> Self {
-        Self { engine, sysctl, installed: None, settled: false, moves: Vec::new() }
+        Self { engine, sysctl, installed: None, settled: false, remembered: false, moves: Vec::new() }
     }
 
     /// Makes the kernel equal to `intents` and reads it back.
@@ -97,7 +96,6 @@ impl<E: Engine> Converger<E> {
         let forwards = intents.forwards();
         let compiled = compile(&intents.node, &forwards, local);
         let mut report = Report { failures: compiled.failures.clone(), ..Report::default() };
-        report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, &compiled, state)?;
 
         let mut written = Vec::new();
         for attempt in 0.. {
@@ -114,16 +112,19 @@ impl<E: Engine> Converger<E> {
             self.remember_absent(state)?;
             // Whatever comes of it, what was observed is no longer known to be true.
             self.installed = None;
+            self.settled = false;
             self.engine.apply(&batch).await?;
         }
         report.digest = self.installed.as_ref().map(|installed| installed.ours().digest()).unwrap_or_default();
         report.changed = written.into_iter().next();
 
         let allowed = Allowed::new(&compiled, &forwards);
-        if report.changed.is_some() || !self.settled {
+        if !self.settled {
             report.ended = self.end_connections(&allowed)?;
+            self.settled = true;
         }
-        self.settled = true;
+        // Last, so that trouble with it keeps no rule and no connection alive that has to go.
+        report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, &compiled, state)?;
         Ok(report)
     }
 
@@ -143,15 +144,21 @@ impl<E: Engine> Converger<E> {
         Ok((batch, families, ended, compiled.failures))
     }
 
-    /// Whether somebody may have changed something since the last pass.
-    pub fn moved(&mut self, intents: &Intents) -> Result<bool, Error> {
+    /// Whether somebody changed something since the last pass.
+    pub async fn moved(&mut self) -> Result<bool, Error> {
         if self.engine.moved()? {
-            return Ok(true);
+            let before = self.installed.take();
+            let now = self.engine.observe().await?;
+            // Somebody's change may be in another table, or be none: then a pass has nothing to do.
+            let same = before.as_ref() == Some(&now);
+            self.installed = Some(now);
+            if !same {
+                return Ok(true);
+            }
         }
         let needed = |family| self.installed.as_ref().is_some_and(|installed| !installed.family(family).nat.ours.is_empty());
         for family in Family::BOTH {
-            if intents.node.ip_forward == IpForward::Manage
-                && needed(family)
+            if needed(family)
                 && let Some(sysctl) = &self.sysctl
                 && !sysctl.forwarding(family).map_err(|source| Error::Forwarding { family, source })?
             {
@@ -210,13 +217,13 @@ impl<E: Engine> Converger<E> {
             let Some(sysctl) = &self.sysctl else { continue };
             let failed = |source| Error::Forwarding { family: *family, source };
             if let Some(record) = sysctl.plan(*family).map_err(failed)? {
-                let mut host = state.host()?;
+                let mut host = state.host_or_nothing();
                 match host.sysctls.iter_mut().find(|known| known.family() == *family) {
                     Some(known) => known.merge(record.clone()),
                     None => host.sysctls.push(record.clone()),
                 }
                 // On disk before the write, so that cleanup can undo it even after a crash right here.
-                state.keep_host(&host)?;
+                keep(state, &host);
                 sysctl.apply(&record).map_err(failed)?;
             }
         }
@@ -224,11 +231,15 @@ impl<E: Engine> Converger<E> {
     }
 
     /// Notes, once, what did not exist before us, so that cleanup can take it away again.
-    fn remember_absent(&self, state: &StateDir) -> Result<(), Error> {
-        let host = state.host()?;
-        if host.absent.is_none() {
-            state.keep_host(&Host { absent: Some(self.engine.absent()?), ..host })?;
+    fn remember_absent(&mut self, state: &StateDir) -> Result<(), Error> {
+        if self.remembered {
+            return Ok(());
         }
+        let host = state.host_or_nothing();
+        if host.absent.is_none() {
+            keep(state, &Host { absent: Some(self.engine.absent()?), ..host });
+        }
+        self.remembered = true;
         Ok(())
     }
 
@@ -245,6 +256,13 @@ impl<E: Engine> Converger<E> {
             ended += usize::from(conntrack.delete(flow)?);
         }
         Ok(ended)
+    }
+}
+
+/// A state directory that cannot be written must not keep a rule in the kernel that has to go.
+fn keep(state: &StateDir, host: &Host) {
+    if let Err(error) = state.keep_host(host) {
+        tracing::warn!(error = chain_of(&error), "cannot note how this host was before; cleanup will not put it back");
     }
 }
 
@@ -276,3 +294,6 @@ pub fn chain_of(error: &dyn StdError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,7 +78,11 @@ impl DocumentProblem {
 pub fn read(text: &mut dyn Read) -> Vec<Result<Object, Vec<DocumentProblem>>> {
     let mut objects = Vec::new();
     let mut broken = 0;
-    for (index, document) in serde_saphyr::read::<_, Value>(&mut { text }).enumerate() {
+    let options = serde_saphyr::options! {
+        // A name may be y, n or on.
+        strict_booleans: true,
+    };
+    for (index, document) in serde_saphyr::read_with_options::<_, Value>(&mut { text }, options).enumerate() {
         let place = Identity(format!("document {}", index + 1));
         if broken == MAX_BROKEN {
             let message = format!("{MAX_BROKEN} documents before it have problems; it and the rest are not read, mend those first");
@@ -109,6 +113,8 @@ fn object(mut value: Value, place: Identity) -> Result<Object, Vec<DocumentProbl
         (group, "GatewayPool") if group == ours => ("GatewayPool", false),
         ("v1", "Namespace") => ("Namespace", false),
         (group, kind) => {
+            // A pool of another version is a pool all the same.
+            let place = if kind == "GatewayPool" { Identity(format!("{kind} in {place}")) } else { place };
             let message = format!(
                 "kind {kind:?} of apiVersion {group:?} does not belong here; use PortForward or GatewayPool of {ours}, or Namespace of v1"
             );
@@ -120,7 +126,7 @@ fn object(mut value: Value, place: Identity) -> Result<Object, Vec<DocumentProbl
         told.map(|message| DocumentProblem::new(identity.clone(), message)).collect::<Vec<_>>()
     };
     let named = match value.pointer("/metadata/name") {
-        // As an unquoted 5 or no; an absent one is not a name either.
+        // As an unquoted 5; an absent one is told below.
         Some(other) if !other.is_string() => vec!["metadata.name: is not text; put it in quotes".to_owned()],
         _ => lines(validate_metadata(&name, namespaced.then_some(namespace.as_str()))),
     };
@@ -158,7 +164,7 @@ fn object(mut value: Value, place: Identity) -> Result<Object, Vec<DocumentProbl
 /// Decodes `value`, with an error for every field that `T` does not have.
 fn strict<T: DeserializeOwned>(value: &Value) -> Result<T, Vec<String>> {
     let mut unknown = Vec::new();
-    let mut note = |path: serde_ignored::Path<'_>| unknown.push(path.to_string());
+    let mut note = |path: serde_ignored::Path<'_>| unknown.push(dotted(&path));
     let mut track = serde_path_to_error::Track::new();
     let decoder = serde_path_to_error::Deserializer::new(value, &mut track);
     let decoded = T::deserialize(serde_ignored::Deserializer::new(decoder, &mut note));
@@ -171,8 +177,22 @@ fn strict<T: DeserializeOwned>(value: &Value) -> Result<T, Vec<String>> {
         Ok(typed) if unknown.is_empty() => Ok(typed),
         Ok(_) => Err(unknown
             .into_iter()
-            .map(|path| format!("{}: is not a field; check its spelling and indentation", path.replace(".?", "")))
+            .map(|path| format!("{path}: is not a field; check its spelling and indentation"))
             .collect()),
+    }
+}
+
+/// `path` as other messages write it, for example `spec.ports[0].colour`.
+fn dotted(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", dotted(parent)),
+        Path::Map { parent, key } => match dotted(parent) {
+            parent if parent.is_empty() => key.clone(),
+            parent => format!("{parent}.{key}"),
+        },
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => dotted(parent),
     }
 }
 

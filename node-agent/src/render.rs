@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use ipnet::IpNet;
 use sallyport_api::SourceNatMode;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_ruleset::compile::{Compiled, compile};
@@ -23,10 +25,11 @@ use crate::state::StateDir;
 /// Prints the rules. Exit code 1 when an object has problems.
 pub fn render(manifests: &Path, addresses: Vec<IpAddr>, audience: Audience) -> anyhow::Result<ExitCode> {
     let mut directory = Directory::new(manifests);
-    let (all, state) = (directory.names_now()?, StateDir::read_only(Path::new("/nonexistent")));
+    let all = directory.names_now().with_context(|| format!("cannot list the manifests in {}", manifests.display()))?;
+    let state = StateDir::read_only(Path::new("/nonexistent"));
     directory.look(&all, &state)?;
     let (objects, mut problems) = directory.objects();
-    let (intents, refused) = decide_here(&objects, "render", addresses.clone(), &BTreeMap::new());
+    let (intents, refused) = decide_here(&objects, "render", addresses.clone(), &BTreeMap::new(), directory.broken_pool());
     problems.extend(refused);
     // How far the links of these gateways reach is not known here, so each address stands alone.
     let local: Vec<LocalAddress> =
@@ -46,31 +49,42 @@ pub fn render(manifests: &Path, addresses: Vec<IpAddr>, audience: Audience) -> a
     report(&lines)
 }
 
+/// What a target does with a packet, in the order in which its rules stand.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    Drop,
+    Accept,
+}
+
 /// For each target, the rules that let the gateways' packets in.
 fn print_targets(out: &mut impl std::io::Write, forwards: &[&SliceForward], compiled: &Compiled) -> std::io::Result<()> {
     let failed: BTreeSet<_> = compiled.failures.iter().map(|failure| &failure.forward).collect();
-    let mut rules: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+    let mut rules: BTreeMap<IpAddr, BTreeSet<(Verdict, String)>> = BTreeMap::new();
     for forward in forwards.iter().filter(|forward| !failed.contains(&forward.r#ref)) {
         let intent = &forward.intent;
         for target in &intent.targets {
             let family = Family::of(target.ip);
-            let sources: Vec<String> = match intent.source_nat {
+            let sources: Vec<(Verdict, String)> = match intent.source_nat {
                 SourceNatMode::Masquerade => {
-                    compiled.listen.iter().filter(|ip| Family::of(**ip) == family).map(ToString::to_string).collect()
+                    let gateways = compiled.listen.iter().filter(|ip| Family::of(**ip) == family);
+                    gateways.map(|ip| (Verdict::Accept, ip.to_string())).collect()
                 }
                 SourceNatMode::Preserve => {
-                    intent.allow.iter().filter(|net| Family::of(net.addr()) == family).map(ToString::to_string).collect()
+                    let meets = |deny: &IpNet| intent.allow.iter().any(|allow| allow.contains(deny) || deny.contains(allow));
+                    let denied = intent.deny.iter().filter(|deny| meets(deny)).map(|net| (Verdict::Drop, net));
+                    let clients = denied.chain(intent.allow.iter().map(|net| (Verdict::Accept, net)));
+                    let clients = clients.filter(|(_, net)| Family::of(net.addr()) == family);
+                    clients.map(|(verdict, net)| (verdict, net.to_string())).collect()
                 }
             };
-            for source in sources {
+            for (verdict, source) in sources {
                 for port in &intent.ports {
                     let protocol = port.protocol.to_string().to_ascii_lowercase();
                     let last = port.target_port + (port.end_port - port.port);
                     let ports =
                         if last == port.target_port { last.to_string() } else { format!("{}:{last}", port.target_port) };
-                    rules.entry(target.ip).or_default().insert(format!(
-                        "-A INPUT -s {source} -p {protocol} -m {protocol} --dport {ports} -j ACCEPT"
-                    ));
+                    let rule = format!("-A INPUT -s {source} -p {protocol} -m {protocol} --dport {ports}");
+                    rules.entry(target.ip).or_default().insert((verdict, rule));
                 }
             }
         }
@@ -78,10 +92,14 @@ fn print_targets(out: &mut impl std::io::Write, forwards: &[&SliceForward], comp
     for (target, rules) in rules {
         let program = if target.is_ipv4() { "iptables" } else { "ip6tables" };
         writeln!(out, "# on {target}, for {program}-restore --noflush\n*filter")?;
-        for rule in rules {
-            writeln!(out, "{rule}")?;
+        for (verdict, rule) in rules {
+            let verdict = if verdict == Verdict::Drop { "DROP" } else { "ACCEPT" };
+            writeln!(out, "{rule} -j {verdict}")?;
         }
         writeln!(out, "COMMIT")?;
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,10 @@
 //! One loop on one thread: a change in the directory, a beat twice a second that looks for drift, or the end. What the
 //! kernel holds stays when the agent stops, however it stops.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -33,6 +34,8 @@ use crate::sysctl::Sysctl;
 
 /// Time between two looks for drift.
 const BEAT: Duration = Duration::from_millis(500);
+/// The manifests are listed this often even if no change was reported: a link may lead out of the directory.
+const LISTING: Duration = Duration::from_secs(30);
 /// How long the first look waits for a file that is still being written.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// Longest wait after a failed pass before the next try.
@@ -46,7 +49,7 @@ pub async fn run(args: &HostArgs, once: bool) -> anyhow::Result<ExitCode> {
     // After a reboot the last good intents are enforced even before the manifests can be read.
     let mut intents = source.last_good();
     loop {
-        if let Some(decided) = source.look(&BTreeSet::new()).await {
+        if let Some(decided) = source.look(None).await {
             intents = Some(decided);
         }
         let pool = intents.as_ref().map_or(FirewallBackend::Auto, |intents| intents.node.backend);
@@ -85,15 +88,18 @@ pub struct Source<'a> {
     state: &'a StateDir,
     directory: Directory,
     local: Vec<LocalAddress>,
-    intents: Option<Intents>,
-    /// What is wrong with the manifests.
+    intents: Option<Rc<Intents>>,
+    /// The intents that are on disk.
+    kept: Option<Rc<Intents>>,
+    /// What is wrong with the manifests, sorted.
     pub problems: Vec<FileProblem>,
     told: Vec<FileProblem>,
     unreadable: Option<String>,
     unsettled: bool,
     patience: Duration,
-    /// Whether what the directory holds has been decided upon.
-    decided: bool,
+    listed: Option<Instant>,
+    /// Whether the directory or the addresses have changed since the last decision.
+    undecided: bool,
 }
 
 impl<'a> Source<'a> {
@@ -105,20 +111,24 @@ impl<'a> Source<'a> {
             directory: Directory::new(&args.manifests),
             local: Vec::new(),
             intents: None,
+            kept: None,
             problems: Vec::new(),
             told: Vec::new(),
             unreadable: None,
             unsettled: false,
             patience: FIRST_LOOK,
-            decided: false,
+            listed: None,
+            undecided: true,
         }
     }
 
-    fn last_good(&mut self) -> Option<Intents> {
-        self.intents = self.state.intents().unwrap_or_else(|error| {
+    fn last_good(&mut self) -> Option<Rc<Intents>> {
+        let kept = self.state.intents().unwrap_or_else(|error| {
             tracing::error!(error = chain_of(&error), "the last good intents are lost");
             None
         });
+        self.kept = kept.map(Rc::new);
+        self.intents.clone_from(&self.kept);
         self.intents.clone()
     }
 
@@ -132,29 +142,32 @@ impl<'a> Source<'a> {
         self.unreadable.as_deref()
     }
 
-    /// Looks at the directory and the host's addresses; the intents, if either changed them. The first look waits a
-    /// little for a file that is still being written.
-    pub async fn look(&mut self, closed: &BTreeSet<String>) -> Option<Intents> {
-        let moved = match local_addresses() {
+    /// Looks at the host's addresses and, when due, at the directory; the intents, if either changed. The first look
+    /// waits a little for a file that is still being written.
+    ///
+    /// `reported` says that something happened in the directory, and which files are complete.
+    pub async fn look(&mut self, reported: Option<&BTreeSet<String>>) -> Option<Rc<Intents>> {
+        match local_addresses() {
             Ok(local) if local != self.local => {
                 self.local = local;
-                true
+                self.undecided = true;
             }
-            Ok(_) => false,
+            Ok(_) => {}
             Err(error) => {
                 tracing::warn!(error = chain_of(&error), "cannot read this host's addresses; taking them as before");
-                false
             }
-        };
+        }
         let started = Instant::now();
-        let mut changed = false;
-        loop {
-            match self.directory.look(closed, self.state) {
+        let none = BTreeSet::new();
+        let due = self.unsettled || self.unreadable.is_some() || self.listed.is_none_or(|at| at.elapsed() >= LISTING);
+        while due || reported.is_some() {
+            self.listed = Some(Instant::now());
+            match self.directory.look(reported.unwrap_or(&none), self.state) {
                 Ok(look) => {
                     if self.unreadable.take().is_some() {
                         tracing::info!(directory = %self.args.manifests.display(), "manifests are readable again");
                     }
-                    changed |= look.changed || !self.decided;
+                    self.undecided |= look.changed;
                     self.unsettled = look.unsettled;
                 }
                 Err(error) => {
@@ -173,18 +186,19 @@ impl<'a> Source<'a> {
             }
         }
         self.patience = Duration::ZERO;
-        if !changed && !moved {
+        if !std::mem::take(&mut self.undecided) {
             return None;
         }
-        self.decided = true;
         let (objects, mut problems) = self.directory.objects();
         let global = self.local.iter().filter(|own| own.global).map(|own| own.ip).collect();
-        let held = self.intents.as_ref().map(|intents| intents.slices.clone()).unwrap_or_default();
-        let (intents, refused) = decide_here(&objects, &self.args.node_name, global, &held);
+        let nothing = BTreeMap::new();
+        let held = self.intents.as_ref().map_or(&nothing, |intents| &intents.slices);
+        let (intents, refused) = decide_here(&objects, &self.args.node_name, global, held, self.directory.broken_pool());
         problems.extend(refused);
+        problems.sort();
         self.problems = problems;
-        self.intents = Some(intents.clone());
-        Some(intents)
+        self.intents = Some(Rc::new(intents));
+        self.intents.clone()
     }
 
     /// A failure, for people, with the file of its forward in front.
@@ -198,16 +212,16 @@ impl<'a> Source<'a> {
 
     /// Logs each problem when it appears.
     fn tell_problems(&mut self) {
-        for problem in self.problems.iter().filter(|problem| !self.told.contains(problem)) {
+        for problem in self.problems.iter().filter(|problem| self.told.binary_search(problem).is_err()) {
             tracing::warn!("{problem}");
         }
         self.told.clone_from(&self.problems);
     }
 
     /// Reads the held claims and the manifests once, for commands that change nothing.
-    pub async fn decide_once(&mut self) -> Option<Intents> {
+    pub async fn decide_once(&mut self) -> Option<Rc<Intents>> {
         let last = self.last_good();
-        self.look(&BTreeSet::new()).await.or(last)
+        self.look(None).await.or(last)
     }
 }
 
@@ -219,7 +233,9 @@ struct Agent<'a, 'b, E> {
     abandoned: Option<Variant>,
     failures: Vec<Failure>,
     retry: Retry,
-    kept: Option<Intents>,
+    /// What the last pass could not do, and what could not be kept; each is told when it changes.
+    error: Option<String>,
+    unkept: Option<String>,
 }
 
 /// When to try again after a failure.
@@ -231,11 +247,10 @@ struct Retry {
 impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
     fn new(converger: Converger<E>, pool_backend: FirewallBackend, source: &'a mut Source<'b>) -> Self {
         let retry = Retry { wait: BEAT, at: None };
-        let kept = source.state.intents().ok().flatten();
-        Self { converger, pool_backend, source, abandoned: None, failures: Vec::new(), retry, kept }
+        Self { converger, pool_backend, source, abandoned: None, failures: Vec::new(), retry, error: None, unkept: None }
     }
 
-    async fn follow(&mut self, intents: &mut Option<Intents>, once: bool, shutdown: &mut Shutdown) -> Outcome {
+    async fn follow(&mut self, intents: &mut Option<Rc<Intents>>, once: bool, shutdown: &mut Shutdown) -> Outcome {
         if once {
             return Outcome::Done(self.once(intents.as_ref()).await);
         }
@@ -247,23 +262,24 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let mut closed = BTreeSet::new();
+            let mut reported = None;
             tokio::select! {
                 () = shutdown.requested() => {
                     tracing::info!("stopping; the rules stay");
                     return Outcome::Stopped;
                 }
                 change = next(&mut watch) => match change {
-                    Change::Files(files) => closed = files,
+                    Change::Files(files) => reported = Some(files),
                     Change::Lost => watch = None,
                 },
                 _ = beat.tick() => {
                     if watch.is_none() {
+                        reported = Some(BTreeSet::new());
                         watch = Watch::new(&self.source.args.manifests).ok();
                     }
                 }
             }
-            if let Some(decided) = self.source.look(&closed).await {
+            if let Some(decided) = self.source.look(reported.as_ref()).await {
                 self.source.tell_problems();
                 let backend = decided.node.backend;
                 *intents = Some(decided);
@@ -280,14 +296,14 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
     }
 
     /// Looks for drift, and tries again what failed when its time has come.
-    async fn repair(&mut self, intents: &Intents) {
+    async fn repair(&mut self, intents: &Rc<Intents>) {
         if let Some(at) = self.retry.at {
             if Instant::now() >= at {
                 self.pass(intents, "retry").await;
             }
             return;
         }
-        match self.converger.moved(intents) {
+        match self.converger.moved().await {
             Ok(false) => {}
             Ok(true) => self.pass(intents, "drift").await,
             Err(error) => {
@@ -297,7 +313,7 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
         }
     }
 
-    async fn once(&mut self, intents: Option<&Intents>) -> bool {
+    async fn once(&mut self, intents: Option<&Rc<Intents>>) -> bool {
         let mut lines: Vec<String> = self.source.problems.iter().map(ToString::to_string).collect();
         lines.extend(self.source.unreadable().map(str::to_owned));
         if let Some(intents) = intents {
@@ -318,40 +334,64 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
     }
 
     /// One pass, with its result in the log: each transition once.
-    async fn pass(&mut self, intents: &Intents, cause: &'static str) {
+    async fn pass(&mut self, intents: &Rc<Intents>, cause: &'static str) {
         match self.try_pass(intents).await {
             Ok(report) => {
                 if self.retry.at.take().is_some() {
                     self.retry.wait = BEAT;
                 }
+                self.error = None;
                 self.tell(intents, &report, cause);
                 self.failures = report.failures;
             }
             Err(error) => {
-                tracing::error!(error = chain_of(&error), "pass failed; the kernel keeps what it had");
+                let error = chain_of(&error);
+                if self.error.as_ref() != Some(&error) {
+                    tracing::error!(error, "pass failed; the kernel keeps what it had");
+                    self.error = Some(error);
+                }
                 self.retry.later();
             }
         }
     }
 
-    async fn try_pass(&mut self, intents: &Intents) -> Result<Report, Error> {
-        if self.kept.as_ref() != Some(intents) {
-            // Before the kernel changes, so that who holds a claim is known whatever happens next.
-            self.source.state.keep_intents(intents)?;
-            self.kept = Some(intents.clone());
-        }
+    async fn try_pass(&mut self, intents: &Rc<Intents>) -> Result<Report, Error> {
+        // Before the kernel changes, so that who holds a claim is known whatever happens next.
+        self.keep(intents);
         let report = self.converger.converge(intents, self.source.local(), self.source.state).await?;
-        if let Some(variant) = self.abandoned.take() {
+        if let Some(variant) = self.abandoned {
             remove_rules(&mut Iptables::new(variant)).await?;
+            self.abandoned = None;
         }
         Ok(report)
+    }
+
+    /// A state directory that cannot be written must not keep a rule in the kernel that has to go.
+    fn keep(&mut self, intents: &Rc<Intents>) {
+        if self.source.kept.as_ref() == Some(intents) {
+            return;
+        }
+        match self.source.state.keep_intents(intents) {
+            Ok(()) => {
+                self.source.kept = Some(Rc::clone(intents));
+                self.unkept = None;
+            }
+            Err(error) => {
+                let error = chain_of(&error);
+                if self.unkept.as_ref() != Some(&error) {
+                    tracing::warn!(error, "cannot keep the intents; after a reboot the host starts with older ones");
+                    self.unkept = Some(error);
+                }
+            }
+        }
     }
 
     fn tell(&self, intents: &Intents, report: &Report, cause: &'static str) {
         for family in &report.forwarding {
             tracing::info!(%family, "forwarding turned on");
         }
-        for failure in report.failures.iter().filter(|failure| !self.failures.contains(failure)) {
+        let known: BTreeMap<_, _> = self.failures.iter().map(|failure| (&failure.forward, failure)).collect();
+        for failure in report.failures.iter().filter(|failure| known.get(&failure.forward) != Some(failure)) {
             tracing::warn!("{}", self.source.locate(failure));
         }
         let forwards = intents.forwards().len() - report.failures.len();
@@ -407,3 +447,6 @@ pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, sallyport_eng
 pub fn describe(failure: &Failure) -> String {
     format!("PortForward {}: {} ({:?})", failure.forward, failure.message, failure.reason)
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,7 @@ use sallyport_engine::iptables::Place;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::converge::chain_of;
 use crate::manifest::Object;
 use crate::sysctl;
 
@@ -120,10 +121,17 @@ impl StateDir {
 
     /// How the host was before us, in this boot.
     pub fn host(&self) -> Result<Host, Error> {
-        let path = Path::new("/proc/sys/kernel/random/boot_id");
-        let boot = fs::read_to_string(path).map_err(|source| access(path, source))?.trim().to_owned();
+        let boot = boot()?;
         let known: Option<Host> = self.load("host.json")?;
         Ok(known.filter(|host| host.boot == boot).unwrap_or_else(|| Host { boot, ..Host::default() }))
+    }
+
+    /// Like [`Self::host`], but what cannot be read counts as nothing to put back.
+    pub fn host_or_nothing(&self) -> Host {
+        self.host().unwrap_or_else(|error| {
+            tracing::warn!(error = chain_of(&error), "how this host was before is lost; cleanup will not put it back");
+            Host { boot: boot().unwrap_or_default(), sysctls: Vec::new(), absent: Some(Vec::new()) }
+        })
     }
 
     /// Keeps how the host was; on disk when this returns.
@@ -162,14 +170,12 @@ impl StateDir {
 
     /// Forgets everything, after a cleanup.
     pub fn clear(&self) -> Result<(), Error> {
-        for name in self.good_names() {
-            self.forget_objects(&name)?;
-        }
-        for name in ["intents.json", "host.json"] {
+        // The `.new` are what a crash left.
+        for name in ["intents.json", "intents.json.new", "host.json", "host.json.new"] {
             remove(&self.path.join(name))?;
         }
         let manifests = self.path.join("manifests");
-        match fs::remove_dir(&manifests) {
+        match fs::remove_dir_all(&manifests) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(access(&manifests, source)),
             _ => Ok(()),
         }
@@ -187,10 +193,11 @@ impl StateDir {
     fn store<T: Serialize>(&self, name: &str, value: &T, durable: bool) -> Result<(), Error> {
         let path = self.path.join(name);
         let new = self.path.join(format!("{name}.new"));
-        let json = serde_json::to_vec(value).map_err(|source| Error::Content { path: path.clone(), source })?;
         let write = || {
-            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-            file.write_all(&json)?;
+            let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            let mut buffered = BufWriter::new(&file);
+            serde_json::to_writer(&mut buffered, value)?;
+            buffered.flush()?;
             if durable {
                 file.sync_all()?;
             }
@@ -204,6 +211,11 @@ impl StateDir {
     }
 }
 
+fn boot() -> Result<String, Error> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    Ok(fs::read_to_string(path).map_err(|source| access(path, source))?.trim().to_owned())
+}
+
 fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(access(path, source)),
@@ -214,3 +226,6 @@ fn remove(path: &Path) -> Result<(), Error> {
 fn access(path: &Path, source: io::Error) -> Error {
     Error::Access { path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests;

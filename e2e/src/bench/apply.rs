@@ -1,21 +1,25 @@
 //! How long the kernel's own tool takes for our text, beside a layout with a chain for every forward: all
 //! forwards at once, and one that has changed.
 
+use std::io::{Read as _, Write as _};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use clap::Args;
 
 use super::many::{self, Path, TARGET_PORT};
 use super::peer;
 use super::table::Table;
 use crate::lab::{Family, Host, Variant};
+use crate::program;
 use crate::traffic::percentile;
 
 /// Times each is measured; the medians are compared.
 const ROUNDS: usize = 3;
 
 /// Changes measured in each round, back and forth.
-const CHANGES: usize = 4;
+const CHANGES: usize = 8;
 
 /// The goals hold at this size.
 const LARGE: u16 = 10_000;
@@ -101,9 +105,49 @@ impl Pair {
     }
 }
 
-/// Milliseconds that `iptables-restore --noflush -w` takes for a text.
+/// Milliseconds that `iptables-restore --noflush -w` takes for a text, without the time it takes to get into
+/// the host.
 fn restore(host: &Host, variant: Variant, text: &str) -> Result<f64> {
-    let start = Instant::now();
-    host.iptables_restore(variant, Family::V4, text)?;
-    Ok(start.elapsed().as_secs_f64() * 1e3)
+    let own = program::own()?.display().to_string();
+    let program = variant.program(Family::V4, "restore");
+    let command = [&own, "time", &program, "--noflush", "-w"];
+    let printed = host.check_with_input(&command, text.as_bytes())?;
+    printed.trim().parse().context("read the time taken")
+}
+
+/// Run a program with all of standard input, and print how many milliseconds it took.
+#[derive(Args, Clone, Debug)]
+pub struct Time {
+    /// The program and its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    command: Vec<String>,
+}
+
+impl Time {
+    /// Runs, measures and prints.
+    #[expect(clippy::print_stdout, reason = "the time is this command's output")]
+    pub fn run(&self) -> Result<()> {
+        let mut input = Vec::new();
+        std::io::stdin()
+            .read_to_end(&mut input)
+            .context("read the input")?;
+        let (program, arguments) = self.command.split_first().context("find the program")?;
+        let start = Instant::now();
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("run {program}"))?;
+        let mut stdin = child.stdin.take().context("take the program's input")?;
+        stdin
+            .write_all(&input)
+            .context("write the program's input")?;
+        drop(stdin);
+        let status = child
+            .wait()
+            .with_context(|| format!("wait for {program}"))?;
+        ensure!(status.success(), "{program} ended with {status}");
+        println!("{}", start.elapsed().as_secs_f64() * 1e3);
+        Ok(())
+    }
 }

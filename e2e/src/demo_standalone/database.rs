@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::article::{DB1, GW1};
-use crate::lab::{Host, Process};
+use crate::lab::{self, Host, Process};
 use crate::wait;
 
 const USER: &str = "app";
@@ -58,7 +58,7 @@ pub struct Database {
 impl Database {
     /// Begins to make a data directory, in the background.
     pub fn prepare() -> Result<Prepared> {
-        let folder = tempfile::tempdir().context("make a folder for the database")?;
+        let folder = lab::folder()?;
         let installer = Command::new("mariadb-install-db")
             .args(["--no-defaults", "--user=root", "--skip-test-db"])
             .arg("--auth-root-authentication-method=normal")

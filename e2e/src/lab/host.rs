@@ -149,11 +149,12 @@ impl Host {
         Ok(outcome.stdout)
     }
 
-    /// Starts a program that runs until the returned value is dropped. Its output goes to a file that
+    /// Starts a program that runs until the returned value is dropped. Its output goes to a temporary file that
     /// [`Process::output`] reads.
     pub fn spawn<S: AsRef<OsStr>>(&self, command: &[S]) -> Result<Process> {
-        let log = tempfile::NamedTempFile::new().context("make a file for a program's output")?;
-        Process::start(&self.namespace, command, log.path().to_owned(), Some(log))
+        let folder = super::folder()?;
+        let log = folder.path().join("output");
+        Process::start(&self.namespace, command, log, Some(folder))
     }
 
     /// Like [`Host::spawn`], with the output appended to `log`, which outlives the program.

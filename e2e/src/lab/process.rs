@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tempfile::NamedTempFile;
+use tempfile::TempDir;
 
 use super::host::display;
 use crate::wait;
@@ -19,8 +19,8 @@ pub struct Process {
     child: Child,
     name: String,
     log: PathBuf,
-    // Keeps the file of the output until the process is dropped.
-    _owned_log: Option<NamedTempFile>,
+    // Keeps the output until the process is dropped.
+    _log_folder: Option<TempDir>,
 }
 
 impl Process {
@@ -28,7 +28,7 @@ impl Process {
         namespace: &str,
         command: &[S],
         log: PathBuf,
-        owned_log: Option<NamedTempFile>,
+        log_folder: Option<TempDir>,
     ) -> Result<Self> {
         let name = display(command);
         let output = append(&log)?;
@@ -48,7 +48,7 @@ impl Process {
             child,
             name,
             log,
-            _owned_log: owned_log,
+            _log_folder: log_folder,
         })
     }
 

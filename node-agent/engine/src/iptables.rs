@@ -77,7 +77,7 @@ pub fn has_family(family: Family) -> bool {
     family == Family::V4 || Path::new("/proc/net/if_inet6").exists()
 }
 
-/// Whether legacy tables of `family` exist. Asking a legacy program would create them.
+/// Whether legacy tables of `family` exist.
 fn has_legacy_tables(family: Family) -> bool {
     let names = match family {
         Family::V4 => "/proc/net/ip_tables_names",
@@ -121,7 +121,8 @@ impl Iptables {
     }
 
     async fn save(&self, family: Family) -> Result<Installed, Error> {
-        if !has_family(family) {
+        // Asking a legacy program about tables that are not there would make them.
+        if !has_family(family) || (self.variant == Variant::Legacy && !has_legacy_tables(family)) {
             return Ok(Installed::default());
         }
         let program = self.variant.save_program(family);

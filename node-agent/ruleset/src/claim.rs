@@ -74,10 +74,13 @@ impl std::fmt::Display for Claim {
     }
 }
 
+/// Claims of one address by their first port.
+type ByPort<Owner> = BTreeMap<u16, (Claim, Owner)>;
+
 /// Claims that never overlap, each with its owner.
 #[derive(Debug)]
 pub struct ClaimTable<Owner> {
-    scopes: BTreeMap<(Family, Protocol), BTreeMap<Option<IpAddr>, BTreeMap<u16, (Claim, Owner)>>>,
+    scopes: BTreeMap<(Family, Protocol), BTreeMap<Option<IpAddr>, ByPort<Owner>>>,
 }
 
 impl<Owner> Default for ClaimTable<Owner> {

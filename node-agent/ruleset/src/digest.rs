@@ -53,3 +53,59 @@ fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use sallyport_api::intent::{IntentPort, IntentTarget};
+    use sallyport_api::{Protocol, SourceNatMode};
+
+    use super::*;
+
+    fn intent() -> Intent {
+        Intent {
+            addresses: Vec::new(),
+            ports: vec![IntentPort { protocol: Protocol::Tcp, port: 3306, end_port: 3306, target_port: 3306 }],
+            allow: vec!["10.30.1.80/32".parse().unwrap()],
+            deny: Vec::new(),
+            targets: vec![IntentTarget { ip: "10.30.1.79".parse().unwrap(), weight: 1 }],
+            source_nat: SourceNatMode::Masquerade,
+        }
+    }
+
+    /// These values are in statuses and in state directories: if this fails, the format version has to change too.
+    #[test]
+    fn hashes_of_this_format_version_never_change() {
+        let canonical = serde_json::to_string(&intent()).unwrap();
+        let expected = r#"{"ports":[{"protocol":"TCP","port":3306,"endPort":3306,"targetPort":3306}],"allow":["10.30.1.80/32"],"targets":[{"ip":"10.30.1.79","weight":1}]}"#;
+        assert_eq!(canonical, expected);
+        assert_eq!(intent_hash(&intent()), "v1:2a9cab620706c09f70886b72f01dcf62");
+        assert_eq!(short_id("payments/mysql"), "b1eb8ff8d0a0ee31");
+        assert_eq!(slice_hash(&[]), "v1:e3b0c44298fc1c149afbf4c8996fb924");
+    }
+
+    #[test]
+    fn every_field_of_an_intent_is_in_its_hash() {
+        let changes: [fn(&mut Intent); 8] = [
+            |intent| intent.addresses.push("10.30.1.78".parse().unwrap()),
+            |intent| intent.ports[0].port = 3305,
+            |intent| intent.ports[0].end_port = 3307,
+            |intent| intent.ports[0].target_port = 3307,
+            |intent| intent.ports[0].protocol = Protocol::Udp,
+            |intent| intent.deny.push("10.30.1.81/32".parse().unwrap()),
+            |intent| intent.targets[0].weight = 2,
+            |intent| intent.source_nat = SourceNatMode::Preserve,
+        ];
+        let mut hashes: Vec<String> = changes
+            .iter()
+            .map(|change| {
+                let mut altered = intent();
+                change(&mut altered);
+                intent_hash(&altered)
+            })
+            .collect();
+        hashes.push(intent_hash(&intent()));
+        hashes.sort();
+        hashes.dedup();
+        assert_eq!(hashes.len(), changes.len() + 1);
+    }
+}

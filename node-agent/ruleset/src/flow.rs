@@ -56,11 +56,13 @@ impl Flow {
     }
 }
 
+type ByPort<'a> = BTreeMap<u16, (IntentPort, &'a SliceForward)>;
+
 /// The connections that a node's programmed forwards allow.
 #[derive(Debug, Default)]
 pub struct Allowed<'a> {
     /// By listen address, protocol and first port; claims are disjoint, so one entry covers a port.
-    claims: BTreeMap<(IpAddr, Protocol), BTreeMap<u16, (IntentPort, &'a SliceForward)>>,
+    claims: BTreeMap<(IpAddr, Protocol), ByPort<'a>>,
 }
 
 impl<'a> Allowed<'a> {

@@ -68,7 +68,7 @@ fn plan_table(table: Table, desired: &Chains, there: &InstalledTable, taken: imp
     let obsolete: Vec<&String> = there
         .ours
         .iter()
-        .filter(|(name, rules)| !desired.contains_key(*name) && !(rules.is_empty() && there.is_used_by_others(name)))
+        .filter(|(name, rules)| !(desired.contains_key(*name) || rules.is_empty() && there.is_used_by_others(name)))
         .map(|(name, _)| name)
         .collect();
     let changed: Vec<(&String, &Vec<String>)> =

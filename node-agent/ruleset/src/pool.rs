@@ -108,7 +108,7 @@ pub(crate) fn reserved_ports(problems: &mut Problems, written: &[ReservedPort]) 
 }
 
 impl Reserved {
-    fn touches(&self, protocol: Protocol, first: u16, last: u16) -> bool {
+    fn touches(self, protocol: Protocol, first: u16, last: u16) -> bool {
         self.protocol.is_none_or(|own| own == protocol) && self.first <= last && first <= self.last
     }
 

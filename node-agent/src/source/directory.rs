@@ -32,7 +32,8 @@ pub struct FileProblem {
 
 impl std::fmt::Display for FileProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: ", self.file)?;
+        // A name may hold line breaks.
+        write!(f, "{}: ", self.file.escape_debug())?;
         if let Some(object) = &self.object {
             write!(f, "{object}: ")?;
         }
@@ -82,7 +83,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    /// Of a file that was never read.
+    /// Of a file that was never read, or that nothing can be told of.
     const NONE: Self = Self { device: 0, inode: 0, size: 0, modified: (0, 0), changed: (0, 0) };
 
     fn of(metadata: &Metadata) -> Self {
@@ -124,8 +125,9 @@ impl Directory {
             let path = self.path.join(&name);
             // Follows links, as in a directory that Kubernetes mounts from a ConfigMap.
             let metadata = fs::metadata(&path);
-            let stamp = metadata.as_ref().ok().map(Stamp::of);
-            if stamp.is_some() && stamp == self.files.get(&name).map(|file| file.stamp) {
+            let stamp = metadata.as_ref().map_or(Stamp::NONE, Stamp::of);
+            // Two states within one tick of the clock look alike, so a file that was just closed is read anyway.
+            if !closed.contains(&name) && self.files.get(&name).is_some_and(|file| file.stamp == stamp) {
                 continue;
             }
             if let Ok(metadata) = &metadata
@@ -174,6 +176,12 @@ impl Directory {
     pub fn file_of(&self, identity: &Identity) -> Option<&str> {
         let holds = |file: &ManifestFile| file.objects.iter().any(|object| object.identity() == *identity);
         self.files.iter().find(|(_, file)| holds(file)).map(|(name, _)| name.as_str())
+    }
+
+    /// The first file with a `GatewayPool` that is not understood.
+    pub fn broken_pool(&self) -> Option<&str> {
+        let is_pool = |problem: &FileProblem| problem.object.as_deref().is_some_and(|object| object.starts_with("GatewayPool "));
+        self.files.iter().find(|(_, file)| file.problems.iter().any(is_pool)).map(|(name, _)| name.as_str())
     }
 
     /// Names of the manifest files that are there now.
@@ -229,6 +237,7 @@ impl ManifestFile {
             let before = before.unwrap_or_else(|| last_good(name, good));
             objects.extend(before.into_iter().filter(|object| !known.contains(&object.identity())));
         }
+        objects.shrink_to_fit();
         if let Err(error) = good.keep_good_objects(name, &objects) {
             tracing::warn!(file = name, error = chain_of(&error), "cannot keep its good objects");
         }
@@ -241,15 +250,21 @@ fn documents(path: &Path, metadata: io::Result<Metadata>) -> Result<Vec<Result<O
     if !metadata.is_file() {
         return Err("is not a regular file".to_owned());
     }
+    let too_large = |bytes: u64| format!("has {bytes} bytes; at most {MAX_BYTES} are read, split it");
     if metadata.len() > MAX_BYTES {
-        return Err(format!("has {} bytes; at most {MAX_BYTES} are read, split it", metadata.len()));
+        return Err(too_large(metadata.len()));
     }
     let file = File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
     let mut text = String::new();
-    match file.take(MAX_BYTES).read_to_string(&mut text) {
+    match file.take(MAX_BYTES + 1).read_to_string(&mut text) {
+        Ok(bytes) if bytes as u64 > MAX_BYTES => return Err(too_large(bytes as u64)),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err("is not UTF-8 text".to_owned()),
         Err(error) => return Err(format!("cannot be read: {error}")),
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        // Cut short, 10.30.1.80/32 is 10.30.1.80/3: valid, and open to an eighth of the Internet.
+        return Err("ends without a line break, so it may be cut off; end it with one".to_owned());
     }
     let documents = manifest::read(&mut text.as_bytes());
     if documents.is_empty() {
@@ -270,3 +285,6 @@ fn forget(good: &StateDir, name: &str) {
         tracing::warn!(file = name, error = chain_of(&error), "cannot forget its good objects");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! Objects of manifests → intents of this one host: the operator's decision, made without a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -13,19 +13,22 @@ use sallyport_api::names::DEFAULT_POOL;
 use sallyport_api::{Protocol, SourceNatMode};
 use sallyport_ruleset::decide::{Forward, Node, Observed, PoolObject, Verdict, decide};
 
-use crate::manifest::Object;
+use crate::manifest::{Identity, Object};
 use crate::source::directory::FileProblem;
 use crate::state::Intents;
 
 /// Decides upon `objects`, each with the name of its file, for a host with these addresses.
 ///
-/// `held` are the slices of the last decision. With no pool among the objects a default one grants everything.
+/// `held` are the slices of the last decision. With no pool among the objects a default one grants everything, unless
+/// a pool is there but not understood (`broken_pool` names its file): then nothing new is granted, and what is held stays.
 pub fn decide_here(
     objects: &[(&str, &Object)],
     node_name: &str,
     addresses: Vec<IpAddr>,
     held: &BTreeMap<String, ForwardSliceSpec>,
+    broken_pool: Option<&str>,
 ) -> (Intents, Vec<FileProblem>) {
+    let mut problems = Vec::new();
     let mut files = BTreeMap::new();
     let (mut forwards, mut pools, mut namespaces) = (Vec::new(), Vec::new(), BTreeMap::new());
     for (file, object) in objects {
@@ -51,15 +54,24 @@ pub fn decide_here(
         }
     }
     if pools.is_empty() {
+        if let Some(broken) = broken_pool {
+            let holders: BTreeSet<&str> = held.values().flat_map(|slice| &slice.forwards).map(|f| f.uid.as_str()).collect();
+            forwards.retain(|forward| holders.contains(forward.uid.as_str()) || {
+                let object = Identity(format!("PortForward {}", forward.key));
+                let message = format!("spec.pool: the GatewayPool in {broken:?} has problems; mend it first");
+                let file = files.get(&object).map_or("", |file| *file).to_owned();
+                problems.push(FileProblem { file, object: Some(object.0), message });
+                false
+            });
+        }
         pools.push(PoolObject { name: DEFAULT_POOL.to_owned(), created: 0, spec: open_pool() });
     }
     let nodes = [Node { name: node_name.to_owned(), labels: None, addresses }];
     let mut decision =
         decide(&Observed { forwards: &forwards, pools: &pools, namespaces: &namespaces, nodes: &nodes, slices: held });
 
-    let mut problems = Vec::new();
     let mut report = |object: String, found: &[sallyport_ruleset::validate::Problem]| {
-        let file = files.get(&crate::manifest::Identity(object.clone())).map_or("", |file| *file);
+        let file = files.get(&Identity(object.clone())).map_or("", |file| *file);
         problems.extend(found.iter().map(|problem| FileProblem {
             file: file.to_owned(),
             object: Some(object.clone()),
@@ -110,3 +122,6 @@ fn open_pool() -> GatewayPoolSpec {
         }],
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,7 +54,12 @@ pub enum Later {
     ErrorToServer,
 }
 
-pub const LATER: [Later; 4] = [Later::Request, Later::Reply, Later::ErrorToClient, Later::ErrorToServer];
+pub const LATER: [Later; 4] = [
+    Later::Request,
+    Later::Reply,
+    Later::ErrorToClient,
+    Later::ErrorToServer,
+];
 
 /// Both tables, parsed, and the addresses of the host.
 pub struct Host {
@@ -138,25 +143,51 @@ enum Left {
 impl Host {
     pub fn new(kernel: &Kernel, local: &[IpAddr]) -> Self {
         let chain = |chain: &crate::kernel::Chain| Chain {
-            policy: chain.policy.as_deref().map(|policy| if policy == "DROP" { Verdict::Drop } else { Verdict::Accept }),
+            policy: chain.policy.as_deref().map(|policy| {
+                if policy == "DROP" {
+                    Verdict::Drop
+                } else {
+                    Verdict::Accept
+                }
+            }),
             rules: chain.rules.iter().map(|rule| Rule::parse(rule)).collect(),
         };
         let tables = kernel
             .tables
             .iter()
             .map(|(name, table)| {
-                (name.clone(), table.chains.iter().map(|(name, rules)| (name.clone(), chain(rules))).collect())
+                (
+                    name.clone(),
+                    table
+                        .chains
+                        .iter()
+                        .map(|(name, rules)| (name.clone(), chain(rules)))
+                        .collect(),
+                )
             })
             .collect();
-        Self { tables, local: local.to_vec() }
+        Self {
+            tables,
+            local: local.to_vec(),
+        }
     }
 
     /// Everything that can become of a new connection, with its likelihood: one entry for each outcome of the dice.
-    pub fn connect(&self, origin: Origin, protocol: &'static str, src: SocketAddr, dst: SocketAddr) -> Vec<(f64, Connection)> {
+    pub fn connect(
+        &self,
+        origin: Origin,
+        protocol: &'static str,
+        src: SocketAddr,
+        dst: SocketAddr,
+    ) -> Vec<(f64, Connection)> {
         let mut outcomes = Vec::new();
         let mut script = Vec::new();
         loop {
-            let mut dice = Dice { script, thrown: Vec::new(), likelihood: 1.0 };
+            let mut dice = Dice {
+                script,
+                thrown: Vec::new(),
+                likelihood: 1.0,
+            };
             let connection = self.first_packet(origin, protocol, src, dst, &mut dice);
             outcomes.push((dice.likelihood, connection));
             script = dice.thrown;
@@ -176,10 +207,29 @@ impl Host {
         dst: SocketAddr,
         dice: &mut Dice,
     ) -> Connection {
-        let mut connection =
-            Connection { protocol, src, dst, mark: 0, translated: None, masqueraded: false, verdict: Verdict::Accept };
-        let before = if origin == Origin::Outside { "PREROUTING" } else { "OUTPUT" };
-        match self.walk("nat", before, &["NEW"], src.ip(), dst, &mut connection, dice) {
+        let mut connection = Connection {
+            protocol,
+            src,
+            dst,
+            mark: 0,
+            translated: None,
+            masqueraded: false,
+            verdict: Verdict::Accept,
+        };
+        let before = if origin == Origin::Outside {
+            "PREROUTING"
+        } else {
+            "OUTPUT"
+        };
+        match self.walk(
+            "nat",
+            before,
+            &["NEW"],
+            src.ip(),
+            dst,
+            &mut connection,
+            dice,
+        ) {
             End::Dnat(to) => connection.translated = Some(to),
             End::Verdict(Verdict::Drop) => connection.verdict = Verdict::Drop,
             _ => {}
@@ -192,7 +242,15 @@ impl Host {
         };
         connection.verdict = self.filter(hook, &["NEW"], src.ip(), now, &mut connection, dice);
         if connection.verdict == Verdict::Accept && hook != "INPUT" {
-            let end = self.walk("nat", "POSTROUTING", &["NEW"], src.ip(), now, &mut connection, dice);
+            let end = self.walk(
+                "nat",
+                "POSTROUTING",
+                &["NEW"],
+                src.ip(),
+                now,
+                &mut connection,
+                dice,
+            );
             connection.masqueraded = end == End::Masquerade;
         }
         connection
@@ -203,16 +261,35 @@ impl Host {
     pub fn later(&self, connection: &Connection, later: Later) -> Verdict {
         let server = connection.translated.unwrap_or(connection.dst);
         let client = connection.src;
-        let states: &[&str] = if matches!(later, Later::Request | Later::Reply) { &["ESTABLISHED"] } else { &["RELATED"] };
+        let states: &[&str] = if matches!(later, Later::Request | Later::Reply) {
+            &["ESTABLISHED"]
+        } else {
+            &["RELATED"]
+        };
         let (src, dst) = match later {
             Later::Request | Later::ErrorToServer => (client, server),
             Later::Reply | Later::ErrorToClient => (server, client),
         };
         let icmp = if src.is_ipv4() { "icmp" } else { "ipv6-icmp" };
-        let protocol = if states == ["RELATED"] { icmp } else { connection.protocol };
-        let hook = if self.local.contains(&dst.ip()) { "INPUT" } else { "FORWARD" };
-        let mut copy = Connection { protocol, ..*connection };
-        let mut dice = Dice { script: Vec::new(), thrown: Vec::new(), likelihood: 1.0 };
+        let protocol = if states == ["RELATED"] {
+            icmp
+        } else {
+            connection.protocol
+        };
+        let hook = if self.local.contains(&dst.ip()) {
+            "INPUT"
+        } else {
+            "FORWARD"
+        };
+        let mut copy = Connection {
+            protocol,
+            ..*connection
+        };
+        let mut dice = Dice {
+            script: Vec::new(),
+            thrown: Vec::new(),
+            likelihood: 1.0,
+        };
         self.filter(hook, states, src.ip(), dst, &mut copy, &mut dice)
     }
 
@@ -245,38 +322,54 @@ impl Host {
         connection: &mut Connection,
         dice: &mut Dice,
     ) -> End {
-        let mut packet = Packet { protocol: connection.protocol, src, dst, states, connection, dice };
-        match self.visit(&self.tables[table], chain, &mut packet) {
+        let mut packet = Packet {
+            protocol: connection.protocol,
+            src,
+            dst,
+            states,
+            connection,
+            dice,
+        };
+        match visit(&self.tables[table], chain, &mut packet) {
             Left::End(end) => end,
             Left::Returned => End::Policy,
         }
     }
+}
 
-    fn visit(&self, table: &BTreeMap<String, Chain>, chain: &str, packet: &mut Packet<'_>) -> Left {
-        for rule in &table[chain].rules {
-            if !rule.matches.iter().all(|(negated, test)| packet.is(test) != *negated) {
-                continue;
-            }
-            match &rule.target {
-                Target::Nothing => {}
-                Target::Return => return Left::Returned,
-                Target::Final(verdict) => return Left::End(End::Verdict(*verdict)),
-                Target::Jump(to) => {
-                    if let Left::End(end) = self.visit(table, to, packet) {
-                        return Left::End(end);
-                    }
-                }
-                // The end of that chain is the end of this one.
-                Target::Goto(to) => return self.visit(table, to, packet),
-                Target::Mark { value, mask } => packet.connection.mark = (packet.connection.mark & !mask) ^ value,
-                Target::Dnat(ip, port) => {
-                    return Left::End(End::Dnat(SocketAddr::new(*ip, port.unwrap_or(packet.dst.port()))));
-                }
-                Target::Masquerade => return Left::End(End::Masquerade),
-            }
+fn visit(table: &BTreeMap<String, Chain>, chain: &str, packet: &mut Packet<'_>) -> Left {
+    for rule in &table[chain].rules {
+        if !rule
+            .matches
+            .iter()
+            .all(|(negated, test)| packet.is(test) != *negated)
+        {
+            continue;
         }
-        Left::Returned
+        match &rule.target {
+            Target::Nothing => {}
+            Target::Return => return Left::Returned,
+            Target::Final(verdict) => return Left::End(End::Verdict(*verdict)),
+            Target::Jump(to) => {
+                if let Left::End(end) = visit(table, to, packet) {
+                    return Left::End(end);
+                }
+            }
+            // The end of that chain is the end of this one.
+            Target::Goto(to) => return visit(table, to, packet),
+            Target::Mark { value, mask } => {
+                packet.connection.mark = (packet.connection.mark & !mask) ^ value;
+            }
+            Target::Dnat(ip, port) => {
+                return Left::End(End::Dnat(SocketAddr::new(
+                    *ip,
+                    port.unwrap_or(packet.dst.port()),
+                )));
+            }
+            Target::Masquerade => return Left::End(End::Masquerade),
+        }
     }
+    Left::Returned
 }
 
 impl Packet<'_> {
@@ -300,15 +393,22 @@ impl Packet<'_> {
 impl Rule {
     fn parse(text: &str) -> Self {
         let mut words = text.split(' ');
-        let mut rule = Self { matches: Vec::new(), target: Target::Nothing };
+        let mut rule = Self {
+            matches: Vec::new(),
+            target: Target::Nothing,
+        };
         let mut negated = false;
         while let Some(flag) = words.next() {
             if flag == "!" {
                 negated = true;
                 continue;
             }
-            let mut value = || words.next().unwrap_or_else(|| panic!("{flag} needs a value: {text}"));
-            let test = match flag {
+            let mut value = || {
+                words
+                    .next()
+                    .unwrap_or_else(|| panic!("{flag} needs a value: {text}"))
+            };
+            let condition = match flag {
                 "-s" => Match::Source(value().parse().unwrap()),
                 "-d" => Match::Destination(value().parse().unwrap()),
                 "-p" => Match::Protocol(value().to_owned()),
@@ -319,14 +419,17 @@ impl Rule {
                 }
                 "--ctstate" => Match::State(value().split(',').map(str::to_owned).collect()),
                 "--mark" => {
-                    let (mark, mask) = bits(value());
-                    Match::Mark(mark, mask)
+                    let (wanted, mask) = bits(value());
+                    Match::Mark(wanted, mask)
                 }
                 "--probability" => Match::Chance(value().parse().unwrap()),
                 "--mode" | "-m" => {
                     let module = value();
                     assert!(
-                        matches!(module, "tcp" | "udp" | "conntrack" | "connmark" | "statistic" | "random"),
+                        matches!(
+                            module,
+                            "tcp" | "udp" | "conntrack" | "connmark" | "statistic" | "random"
+                        ),
                         "{module} is not understood: {text}"
                     );
                     continue;
@@ -338,13 +441,18 @@ impl Rule {
                 }
                 other => panic!("{other} is not understood: {text}"),
             };
-            rule.matches.push((std::mem::take(&mut negated), test));
+            rule.matches.push((std::mem::take(&mut negated), condition));
         }
         rule
     }
 }
 
-fn target<'a>(flag: &str, name: &str, words: &mut impl Iterator<Item = &'a str>, text: &str) -> Target {
+fn target<'a>(
+    flag: &str,
+    name: &str,
+    words: &mut impl Iterator<Item = &'a str>,
+    text: &str,
+) -> Target {
     let mut option = |flag: &str| {
         assert_eq!(words.next(), Some(flag), "{text}");
         words.next().unwrap()

@@ -1,0 +1,201 @@
+//! Whatever strings and numbers come in, from users or from a forged slice: no rule but ours, and no panic.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::sync::LazyLock;
+
+use ipnet::IpNet;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use regex::RegexSet;
+use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
+use sallyport_api::port_forward::{Protocol, SourceNatMode};
+use sallyport_ruleset::compile::{Compiled, compile};
+use sallyport_ruleset::decide::Verdict;
+use sallyport_ruleset::digest::{intent_hash, short_id};
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::plan::{plan, render};
+use sallyport_ruleset::rule::Ruleset;
+
+#[path = "support/kernel.rs"]
+mod kernel;
+#[path = "support/scene.rs"]
+mod scene;
+#[path = "support/specs.rs"]
+mod specs;
+
+use kernel::Kernel;
+use scene::Scene;
+use specs::{LISTEN, forward, minimal, scene, spec};
+
+/// Each line that may stand in a batch, written down anew: nothing that a user wrote can look like one.
+static GRAMMAR: LazyLock<RegexSet> = LazyLock::new(|| {
+    let chain = r"SALLY-(?:PRE|POST|FWD|[MP][TU]?|[MP][TU]-\d{1,5}-\d{1,5}|[SD]-[0-9a-f]{16})";
+    let ip = r"(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f:]*:[0-9a-f:]*)";
+    let port = r"\d{1,5}";
+    let to = format!(r"(?:{ip}|(?:\d{{1,3}}\.){{3}}\d{{1,3}}:{port}|\[[0-9a-f:]+\]:{port})");
+    let guard = format!(
+        r"(?:-s {ip}/\d{{1,3}} )?(?:-d {ip}/(?:32|128) )?(?:-p (?:tcp|udp) )?(?:-m (?:tcp|udp) --dport {port}(?::{port})? )?(?:-m statistic --mode random --probability 0\.\d{{11}} )?"
+    );
+    let ours = r"(?:-m conntrack --ctstate DNAT -m connmark --mark 0x[13]0000000/0x[13]0000000 )";
+    let action = format!(
+        r"(?:-j RETURN|-[jg] {chain}|-j CONNMARK --set-xmark 0x[0-3]0{{0,7}}/0x30000000|-j DNAT --to-destination {to})"
+    );
+    RegexSet::new([
+        r"^\*(?:filter|nat)$".to_owned(),
+        "^COMMIT$".to_owned(),
+        format!(r"^:{chain} - \[0:0\]$"),
+        format!(r"^-A {chain} {guard}{action}$"),
+        format!(r"^-A SALLY-(?:POST|FWD) {ours}-j (?:MASQUERADE|ACCEPT)$"),
+        "^-I FORWARD 1 -j SALLY-FWD$".to_owned(),
+        "^-I (?:PREROUTING|OUTPUT) 1 -j SALLY-PRE$".to_owned(),
+        "^-I POSTROUTING 1 -j SALLY-POST$".to_owned(),
+        "^-D FORWARD -j SALLY-FWD$".to_owned(),
+        "^-D (?:PREROUTING|OUTPUT) -j SALLY-PRE$".to_owned(),
+        "^-D POSTROUTING -j SALLY-POST$".to_owned(),
+        format!("^-X {chain}$"),
+    ])
+    .unwrap()
+});
+
+/// Both the batch that installs and the batch that removes say nothing but what the grammar knows.
+fn batches_are_clean(compiled: &Compiled) -> Result<(), TestCaseError> {
+    let mut installed = InstalledRuleset::default();
+    for family in Family::BOTH {
+        let mut kernel = Kernel::default();
+        let batch = render(&compiled.ruleset);
+        let Some(text) = batch.family(family) else {
+            continue;
+        };
+        kernel.restore(text).map_err(TestCaseError::fail)?;
+        *installed.family_mut(family) = Installed::parse(&kernel.save());
+        let removal = plan(&Ruleset::default(), &installed, false);
+        for line in text
+            .split('\n')
+            .chain(removal.family(family).unwrap().split('\n'))
+            .filter(|line| !line.is_empty())
+        {
+            prop_assert!(GRAMMAR.is_match(line), "{line:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Strings that somebody might hope end up in a rule.
+fn hostile() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("10.30.1.79\n-A INPUT -j ACCEPT".to_owned()),
+        Just("10.30.1.79; -j ACCEPT".to_owned()),
+        Just("10.30.1.80/32\n".to_owned()),
+        Just("10.30.1.80/32 -j ACCEPT".to_owned()),
+        Just("\0".to_owned()),
+        Just("p\0p".to_owned()),
+        Just("１０.３０.１.７９".to_owned()),
+        Just("пункт".to_owned()),
+        Just("-j".to_owned()),
+        Just("\"".to_owned()),
+        Just("x".repeat(300)),
+        "\\PC{0,300}",
+        ".{0,40}",
+        "[0-9a-f:./-]{0,45}",
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_string_of_a_user_reaches_a_rule(
+        spec in spec(),
+        text in hostile(),
+        second in hostile(),
+        place in 0..9_u8,
+        at in any::<Index>(),
+    ) {
+        let mut spec = spec;
+        let mut uid = "uid-0".to_owned();
+        let mut key = forward(0, &spec).key;
+        match place {
+            0 => spec.pool.clone_from(&text),
+            1 => spec.addresses.push(text.clone()),
+            2 => at.get_mut(&mut spec.ports).name.clone_from(&text),
+            3 => at.get_mut(&mut spec.sources.allow).cidr.clone_from(&text),
+            4 => spec.sources.deny.push(sallyport_api::Source { cidr: text.clone() }),
+            5 => at.get_mut(&mut spec.targets).name.clone_from(&text),
+            6 => at.get_mut(&mut spec.targets).ip.clone_from(&text),
+            7 => uid.clone_from(&text),
+            _ => { key.name.clone_from(&text); key.namespace.clone_from(&second); }
+        }
+        let mut scene = scene(&[spec], &LISTEN);
+        scene.forwards[0].uid = uid;
+        scene.forwards[0].key = key;
+        let decision = scene.decide();
+        let compiled = Scene::compile(&decision, &scene.nodes[0]).unwrap();
+        batches_are_clean(&compiled)?;
+        for problem in decision.forwards.values().filter_map(|v| if let Verdict::Refused(p) = v { Some(p) } else { None }).flatten() {
+            if place < 7 {
+                prop_assert!(!problem.to_string().contains(['\n', '\0', '\r', '\u{1b}']), "{problem:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_slice_however_forged_becomes_a_wrong_rule(
+        ports in vec((any::<bool>(), any::<u16>(), any::<u16>(), any::<u16>(), any::<bool>()), 0..4),
+        allow in vec(any::<(u32, u8)>(), 0..4),
+        targets in vec(any::<(u32, u16, bool)>(), 0..4),
+        preserve in any::<bool>(),
+        uid in hostile(),
+        honest_hash in prop::bool::weighted(0.9),
+    ) {
+        let intent = Intent {
+            addresses: Vec::new(),
+            ports: ports.iter().map(|(tcp, port, end_port, target_port, near)| IntentPort {
+                protocol: if *tcp { Protocol::Tcp } else { Protocol::Udp },
+                port: *port,
+                end_port: if *near { port.saturating_add(end_port % 8) } else { *end_port },
+                target_port: *target_port,
+            }).collect(),
+            allow: allow.iter().map(|(ip, len)| IpNet::new(std::net::Ipv4Addr::from(*ip).into(), len % 33).unwrap()).collect(),
+            deny: Vec::new(),
+            targets: targets.iter().map(|(ip, weight, near)| IntentTarget {
+                ip: std::net::Ipv4Addr::from(if *near { 0x0a1e_0100 | (ip & 0xff) } else { *ip }).into(),
+                weight: *weight,
+            }).collect(),
+            source_nat: if preserve { SourceNatMode::Preserve } else { SourceNatMode::Masquerade },
+        };
+        let hash = if honest_hash { intent_hash(&intent) } else { "v1:0".into() };
+        let scene = scene(&[], &LISTEN);
+        let key = forward(0, &minimal()).key;
+        let forged = SliceForward { uid, r#ref: key.clone(), generation: 1, hash, intent };
+        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &scene.nodes[0].local_addresses());
+        batches_are_clean(&compiled)?;
+        let programmed = compiled.failures.is_empty();
+        prop_assert!(honest_hash || !programmed, "a hash that does not fit was taken");
+        for (ip, _, near) in &targets {
+            let loopback = !near && ip >> 24 == 127;
+            let own = *near && [77, 78, 255].contains(&(ip & 0xff)) || loopback;
+            prop_assert!(!(own && programmed), "{ip:x} was taken as a target");
+        }
+        for (_, port, end_port, target_port, near) in &ports {
+            let bad = *port == 0 || *target_port == 0 || !near && end_port < port;
+            prop_assert!(!(bad && programmed), "ports {port}-{end_port} to {target_port} were taken");
+        }
+    }
+}
+
+#[test]
+fn chain_names_do_not_depend_on_what_a_uid_holds() {
+    for uid in ["", "\n", "-j ACCEPT", "a", &"x".repeat(300)] {
+        assert!(
+            short_id(uid).len() == 16 && short_id(uid).bytes().all(|b| b.is_ascii_hexdigit()),
+            "{uid}"
+        );
+    }
+}

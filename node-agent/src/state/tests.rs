@@ -1,0 +1,220 @@
+//! What is on disk: for whom, whole, and what happens when it is not understood.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use sallyport_api::gateway_node::NodeState;
+use sallyport_api::gateway_pool::{FirewallBackend, IpForward};
+
+use super::*;
+
+fn intents(pool: &str) -> Intents {
+    let node = GatewayNodeSpec {
+        pool: pool.to_owned(),
+        state: NodeState::Active,
+        addresses: vec!["10.30.1.78".parse().unwrap()],
+        ip_forward: IpForward::default(),
+        backend: FirewallBackend::default(),
+        reserved_ports: Vec::new(),
+    };
+    Intents { node, slices: BTreeMap::new() }
+}
+
+fn object(name: &str) -> Object {
+    Object::Namespace(name.to_owned(), BTreeMap::new())
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+/// A state directory in a directory that goes with the guard.
+fn state() -> (tempfile::TempDir, StateDir) {
+    let guard = tempfile::tempdir().unwrap();
+    let state = StateDir::lock(&guard.path().join("state")).unwrap();
+    (guard, state)
+}
+
+#[test]
+fn a_second_agent_is_refused_until_the_first_is_gone() {
+    let guard = tempfile::tempdir().unwrap();
+    let first = StateDir::lock(guard.path()).unwrap();
+    let error = StateDir::lock(guard.path()).unwrap_err();
+    assert!(matches!(&error, Error::InUse { path } if path == guard.path()), "{error}");
+    assert!(error.to_string().contains("in use by another agent on this host; stop that one first"));
+    drop(first);
+    StateDir::lock(guard.path()).unwrap();
+}
+
+#[test]
+fn the_lock_survives_a_clear() {
+    let (guard, state) = state();
+    state.clear().unwrap();
+    assert!(matches!(StateDir::lock(&guard.path().join("state")), Err(Error::InUse { .. })));
+}
+
+#[test]
+fn only_its_owner_can_read_what_is_kept() {
+    let (guard, state) = state();
+    state.keep_intents(&intents("a")).unwrap();
+    state.keep_host(&Host::default()).unwrap();
+    state.keep_good_objects("x.yaml", &[object("a")]).unwrap();
+    let path = guard.path().join("state");
+    for directory in ["", "manifests"] {
+        assert_eq!(mode(&path.join(directory)), 0o700, "{directory}");
+    }
+    for file in ["lock", "intents.json", "host.json", "manifests/x.yaml.json"] {
+        assert_eq!(mode(&path.join(file)), 0o600, "{file}");
+    }
+}
+
+#[test]
+fn what_was_kept_is_read_back_by_the_next_agent() {
+    let (guard, state) = state();
+    let mut host = state.host().unwrap();
+    assert_eq!((host.sysctls.len(), &host.absent), (0, &None));
+    host.absent = Some(Vec::new());
+    state.keep_intents(&intents("a")).unwrap();
+    state.keep_host(&host).unwrap();
+    state.keep_good_objects("x.yaml", &[object("a"), object("b")]).unwrap();
+    drop(state);
+
+    let path = guard.path().join("state");
+    for next in [StateDir::read_only(&path), StateDir::lock(&path).unwrap()] {
+        assert_eq!(next.intents().unwrap(), Some(intents("a")));
+        assert_eq!(next.host().unwrap(), host);
+        assert_eq!(next.good_objects("x.yaml").unwrap(), [object("a"), object("b")]);
+        assert_eq!(next.good_names(), ["x.yaml"]);
+    }
+}
+
+#[test]
+fn settings_of_an_earlier_boot_are_no_longer_to_be_put_back() {
+    let (_guard, state) = state();
+    state.keep_host(&Host { boot: "another".into(), absent: Some(Vec::new()), ..Host::default() }).unwrap();
+    let host = state.host().unwrap();
+    assert_eq!(host.absent, None);
+    assert_eq!(host.boot, boot().unwrap());
+}
+
+#[test]
+fn an_absent_directory_is_empty_and_is_not_made_by_a_reader() {
+    let guard = tempfile::tempdir().unwrap();
+    let path = guard.path().join("none");
+    let state = StateDir::read_only(&path);
+    assert_eq!(state.intents().unwrap(), None);
+    assert_eq!(state.good_objects("x.yaml").unwrap(), []);
+    assert_eq!(state.good_names(), Vec::<String>::new());
+    state.keep_good_objects("x.yaml", &[object("a")]).unwrap();
+    state.forget_objects("x.yaml").unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_reader_forgets_nothing() {
+    let (guard, state) = state();
+    state.keep_good_objects("x.yaml", &[object("a")]).unwrap();
+    let reader = StateDir::read_only(&guard.path().join("state"));
+    reader.forget_objects("x.yaml").unwrap();
+    reader.keep_good_objects("x.yaml", &[]).unwrap();
+    assert_eq!(state.good_objects("x.yaml").unwrap(), [object("a")]);
+}
+
+#[test]
+fn a_write_that_did_not_finish_is_never_seen() {
+    let (guard, state) = state();
+    let path = guard.path().join("state");
+    state.keep_intents(&intents("a")).unwrap();
+    state.keep_good_objects("x.yaml", &[object("a")]).unwrap();
+    // A crash half-way leaves only this.
+    for name in ["intents.json.new", "host.json.new", "manifests/x.yaml.json.new", "manifests/y.yaml.json.new"] {
+        fs::write(path.join(name), "{\"node\": {\"po").unwrap();
+    }
+    assert_eq!(state.intents().unwrap(), Some(intents("a")));
+    assert_eq!(state.good_objects("x.yaml").unwrap(), [object("a")]);
+    assert_eq!(state.good_objects("y.yaml").unwrap(), []);
+    assert_eq!(state.good_names(), ["x.yaml"]);
+    state.keep_intents(&intents("b")).unwrap();
+    assert_eq!(state.intents().unwrap(), Some(intents("b")));
+}
+
+#[test]
+fn a_reader_sees_the_old_or_the_new_whole() {
+    let (guard, state) = state();
+    let path = guard.path().join("state");
+    let names = ["a".repeat(10), "b".repeat(100_000)];
+    state.keep_intents(&intents(&names[0])).unwrap();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let reader = StateDir::read_only(&path);
+            for _ in 0..300 {
+                let pool = reader.intents().unwrap().unwrap().node.pool;
+                assert!(names.contains(&pool), "{} characters", pool.len());
+            }
+        });
+        for round in 0..100 {
+            state.keep_intents(&intents(&names[round % 2])).unwrap();
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn a_failed_write_keeps_the_old() {
+    let (guard, state) = state();
+    state.keep_intents(&intents("a")).unwrap();
+    // Nobody, root included, can open a directory for writing.
+    fs::create_dir(guard.path().join("state/intents.json.new")).unwrap();
+    let error = state.keep_intents(&intents("b")).unwrap_err();
+    assert!(matches!(error, Error::Access { .. }), "{error}");
+    assert_eq!(state.intents().unwrap(), Some(intents("a")));
+}
+
+#[test]
+fn content_that_is_not_understood_is_an_error_that_names_the_file() {
+    let (guard, state) = state();
+    let path = guard.path().join("state");
+    fs::create_dir(path.join("manifests")).unwrap();
+    for broken in ["", "{", "\0\0\0\0", "[]", "{\"node\": 5}", "null"] {
+        for file in ["intents.json", "host.json", "manifests/x.yaml.json"] {
+            fs::write(path.join(file), broken).unwrap();
+        }
+        let errors = [
+            ("intents.json", state.intents().err()),
+            ("host.json", state.host().err()),
+            ("x.yaml.json", state.good_objects("x.yaml").err()),
+        ];
+        for (file, error) in errors {
+            match error {
+                Some(error @ Error::Content { .. }) => assert!(error.to_string().ends_with(file), "{error}"),
+                // Some of these texts are values of some of the types.
+                None if broken == "[]" || broken == "null" => {}
+                other => panic!("{broken:?} in {file}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_host_record_that_is_not_understood_counts_as_nothing_to_put_back() {
+    let (guard, state) = state();
+    fs::write(guard.path().join("state/host.json"), "{").unwrap();
+    let host = state.host_or_nothing();
+    assert_eq!((host.sysctls.len(), host.absent), (0, Some(Vec::new())));
+    assert_eq!(host.boot, boot().unwrap());
+}
+
+#[test]
+fn clear_forgets_everything_even_what_a_crash_left() {
+    let (guard, state) = state();
+    let path = guard.path().join("state");
+    state.keep_intents(&intents("a")).unwrap();
+    state.keep_host(&Host::default()).unwrap();
+    state.keep_good_objects("x.yaml", &[object("a")]).unwrap();
+    for name in ["intents.json.new", "host.json.new", "manifests/x.yaml.json.new"] {
+        fs::write(path.join(name), "{").unwrap();
+    }
+    state.clear().unwrap();
+    let left: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["lock"]);
+    state.clear().unwrap();
+}
