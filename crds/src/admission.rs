@@ -37,8 +37,7 @@ pub(crate) fn end_port_not_below_port() -> Rule {
 
 /// On a `ForwardPort`: the range at the targets ends within the port numbers.
 pub(crate) fn target_range_within_ports() -> Rule {
-    const END: &str =
-        "self.targetPort + (has(self.endPort) ? self.endPort : self.port) - self.port";
+    const END: &str = "self.targetPort + (has(self.endPort) ? self.endPort : self.port) - self.port";
     Rule::new(format!("!has(self.targetPort) || {END} <= 65535")).message(computed(
         "the range from targetPort %d must end at 65535 or below; it would end at %d, so lower targetPort or endPort",
         &format!("self.targetPort, {END}"),
@@ -148,8 +147,9 @@ pub(crate) fn is_ip() -> Rule {
 
 /// On a list of strings: IP addresses.
 pub(crate) fn all_are_ips() -> Rule {
-    Rule::new("self.all(a, isIP(a))")
-        .message("every entry must be one IP address such as 10.30.1.78 or fd00::78, without port, prefix length or zone")
+    Rule::new("self.all(a, isIP(a))").message(
+        "every entry must be one IP address such as 10.30.1.78 or fd00::78, without port, prefix length or zone",
+    )
 }
 
 /// On a string: a block of addresses.

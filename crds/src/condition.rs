@@ -9,9 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a condition speaks of. `True` is always the good state.
-#[derive(
-    JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
-)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
     /// The object is valid, granted, and holds its ports.
     Accepted,
@@ -23,6 +21,7 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// The word in `type` of a condition.
+    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "Accepted",
@@ -41,9 +40,7 @@ impl fmt::Display for ConditionType {
 /// Why a condition is as it is, and so also whether it is True.
 ///
 /// `Ready` carries, besides its own two, the first reason of the other conditions that is not True.
-#[derive(
-    JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
-)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// The forward is valid, granted, and holds its ports. Nothing to do.
     Accepted,
@@ -116,6 +113,7 @@ impl Reason {
     ];
 
     /// The word in `reason` of a condition.
+    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "Accepted",
@@ -142,6 +140,7 @@ impl Reason {
     }
 
     /// `status` of a condition with this reason: `True`, `Unknown` where nobody knows (yet), else `False`.
+    #[must_use]
     pub fn status(self) -> &'static str {
         match self {
             Self::Accepted | Self::Verified | Self::Ready => "True",
@@ -193,19 +192,14 @@ mod tests {
     use super::*;
 
     fn at(seconds: i64) -> Time {
-        serde_json::from_value(serde_json::json!(format!("2026-01-01T00:00:{seconds:02}Z")))
-            .unwrap()
+        serde_json::from_value(serde_json::json!(format!("2026-01-01T00:00:{seconds:02}Z"))).unwrap()
     }
 
     #[test]
     fn every_reason_is_listed_once_under_its_own_name() {
         let schema = serde_json::to_value(schemars::schema_for!(Reason)).unwrap();
-        let mut declared: Vec<_> = schema["oneOf"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|v| v["const"].as_str().unwrap().to_owned())
-            .collect();
+        let mut declared: Vec<_> =
+            schema["oneOf"].as_array().unwrap().iter().map(|v| v["const"].as_str().unwrap().to_owned()).collect();
         let mut listed = Reason::ALL.map(|reason| reason.to_string()).to_vec();
         declared.sort_unstable();
         listed.sort_unstable();
@@ -214,11 +208,7 @@ mod tests {
 
     #[test]
     fn every_type_is_spelled_as_it_is_serialised() {
-        for about in [
-            ConditionType::Accepted,
-            ConditionType::Programmed,
-            ConditionType::Ready,
-        ] {
+        for about in [ConditionType::Accepted, ConditionType::Programmed, ConditionType::Ready] {
             assert_eq!(serde_json::to_value(about).unwrap(), about.as_str());
         }
     }
@@ -226,39 +216,15 @@ mod tests {
     #[test]
     fn transition_time_moves_only_with_the_status() {
         let mut conditions = Vec::new();
-        upsert(
-            &mut conditions,
-            ConditionType::Programmed,
-            Reason::NodeFailed,
-            "one",
-            Some(1),
-            at(1),
-        );
-        upsert(
-            &mut conditions,
-            ConditionType::Programmed,
-            Reason::Drifted,
-            "two",
-            Some(2),
-            at(2),
-        );
+        upsert(&mut conditions, ConditionType::Programmed, Reason::NodeFailed, "one", Some(1), at(1));
+        upsert(&mut conditions, ConditionType::Programmed, Reason::Drifted, "two", Some(2), at(2));
         assert_eq!(conditions.len(), 1);
         let condition = &conditions[0];
-        assert_eq!(
-            (condition.reason.as_str(), condition.message.as_str()),
-            ("Drifted", "two")
-        );
+        assert_eq!((condition.reason.as_str(), condition.message.as_str()), ("Drifted", "two"));
         assert_eq!(condition.observed_generation, Some(2));
         assert_eq!(condition.last_transition_time, at(1));
 
-        upsert(
-            &mut conditions,
-            ConditionType::Programmed,
-            Reason::Verified,
-            "three",
-            Some(2),
-            at(3),
-        );
+        upsert(&mut conditions, ConditionType::Programmed, Reason::Verified, "three", Some(2), at(3));
         assert_eq!(conditions[0].status, "True");
         assert_eq!(conditions[0].last_transition_time, at(3));
     }
@@ -266,26 +232,9 @@ mod tests {
     #[test]
     fn another_type_gets_its_own_condition() {
         let mut conditions = Vec::new();
-        upsert(
-            &mut conditions,
-            ConditionType::Accepted,
-            Reason::Accepted,
-            "",
-            None,
-            at(1),
-        );
-        upsert(
-            &mut conditions,
-            ConditionType::Programmed,
-            Reason::AgentUnreachable,
-            "gw1",
-            None,
-            at(1),
-        );
-        let statuses: Vec<_> = conditions
-            .iter()
-            .map(|c| (c.type_.as_str(), c.status.as_str()))
-            .collect();
+        upsert(&mut conditions, ConditionType::Accepted, Reason::Accepted, "", None, at(1));
+        upsert(&mut conditions, ConditionType::Programmed, Reason::AgentUnreachable, "gw1", None, at(1));
+        let statuses: Vec<_> = conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str())).collect();
         assert_eq!(statuses, [("Accepted", "True"), ("Programmed", "Unknown")]);
     }
 }

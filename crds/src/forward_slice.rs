@@ -33,11 +33,7 @@ use crate::names::{MAX_NAME, MAX_SLICE_FORWARDS, NAME_PATTERN};
         json_path = ".spec.hash",
         description = "Digest of the forwards in the slice"
     ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    )
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ForwardSliceSpec {
@@ -73,9 +69,7 @@ pub struct SliceForward {
 }
 
 /// Name of a `PortForward`.
-#[derive(
-    KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
-)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct ForwardRef {
     /// `metadata.namespace` of the `PortForward`.

@@ -39,12 +39,7 @@ use crate::port_forward::Protocol;
         json_path = ".spec.state",
         description = "What the node is asked to do"
     ),
-    printcolumn(
-        name = "State",
-        type_ = "string",
-        json_path = ".status.state",
-        description = "What the node does"
-    ),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state", description = "What the node does"),
     printcolumn(
         name = "Synced",
         type_ = "string",
@@ -57,11 +52,7 @@ use crate::port_forward::Protocol;
         json_path = ".status.failuresTotal",
         description = "Forwards that the node cannot carry"
     ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Backend",
         type_ = "string",

@@ -9,9 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::admission::{
-    all_are_cidrs, end_port_not_below_port, is_cidr, pool_name_is_a_label, value_goes_with_cidr,
-};
+use crate::admission::{all_are_cidrs, end_port_not_below_port, is_cidr, pool_name_is_a_label, value_goes_with_cidr};
 use crate::names::{MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_NAME, NAME_PATTERN};
 use crate::port_forward::{AddressValue, Protocol, SourceNatMode};
 
@@ -74,12 +72,7 @@ pub struct Listen {
 
 impl Default for Listen {
     fn default() -> Self {
-        Self {
-            addresses: vec![ListenAddress {
-                r#type: ListenAddressType::NodeInternalIp,
-                value: None,
-            }],
-        }
+        Self { addresses: vec![ListenAddress { r#type: ListenAddressType::NodeInternalIp, value: None }] }
     }
 }
 

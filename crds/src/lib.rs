@@ -25,11 +25,11 @@ pub use condition::{ConditionType, Reason};
 pub use forward_slice::{ForwardRef, ForwardSlice, ForwardSliceSpec, SliceForward};
 pub use gateway_node::{GatewayNode, GatewayNodeSpec, GatewayNodeStatus, NodeState};
 pub use gateway_pool::{
-    Firewall, FirewallBackend, GatewayPool, GatewayPoolSpec, GatewayPoolStatus, Grant, GrantPort,
-    IpForward, Listen, ListenAddress, ListenAddressType, ReservedPort,
+    Firewall, FirewallBackend, GatewayPool, GatewayPoolSpec, GatewayPoolStatus, Grant, GrantPort, IpForward, Listen,
+    ListenAddress, ListenAddressType, ReservedPort,
 };
 pub use intent::{Intent, IntentPort, IntentTarget};
 pub use port_forward::{
-    ForwardPort, PortForward, PortForwardSpec, PortForwardStatus, Protocol, Source, SourceNat,
-    SourceNatMode, Sources, Target,
+    ForwardPort, PortForward, PortForwardSpec, PortForwardStatus, Protocol, Source, SourceNat, SourceNatMode, Sources,
+    Target,
 };

@@ -14,29 +14,22 @@ const HEADER: &str = "# Generated from the Rust types in crds/src; do not edit. 
 
 /// The definitions of all four kinds, as the API server gets them.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    [
-        PortForward::crd(),
-        GatewayPool::crd(),
-        ForwardSlice::crd(),
-        GatewayNode::crd(),
-    ]
-    .map(polished)
-    .into()
+    [PortForward::crd(), GatewayPool::crd(), ForwardSlice::crd(), GatewayNode::crd()].map(polished).into()
 }
 
 /// `crd` as a YAML document under a line that says where it comes from.
+#[must_use]
 pub fn yaml(crd: &CustomResourceDefinition) -> String {
     format!("{HEADER}{}", body(crd))
 }
 
 /// `crd` as a template of the Helm chart: there if `crds.install`, kept on uninstall if `crds.keep`.
+#[must_use]
 pub fn helm_template(crd: &CustomResourceDefinition) -> String {
     const KEEP: &str = "metadata:\n  {{- if .Values.crds.keep }}\n  annotations:\n    \
                         helm.sh/resource-policy: keep\n  {{- end }}\n";
     // Descriptions are prose, but a brace pair in one would be run by Helm.
-    let body = body(crd)
-        .replace("{{", "{{ \"{{\" }}")
-        .replacen("metadata:\n", KEEP, 1);
+    let body = body(crd).replace("{{", "{{ \"{{\" }}").replacen("metadata:\n", KEEP, 1);
     format!("{HEADER}{{{{- if .Values.crds.install }}}}\n{body}{{{{- end }}}}\n")
 }
 
@@ -60,11 +53,8 @@ fn polish(value: &mut Value) {
             schema.retain(|key, value| key != "nullable" || !value.is_boolean());
             // Rust's line breaks are not the reader's: a paragraph becomes one line.
             if let Some(Value::String(text)) = schema.get_mut("description") {
-                *text = text
-                    .split("\n\n")
-                    .map(|paragraph| paragraph.replace('\n', " "))
-                    .collect::<Vec<_>>()
-                    .join("\n\n");
+                *text =
+                    text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect::<Vec<_>>().join("\n\n");
             }
             match schema.get("format").and_then(Value::as_str) {
                 Some("ip") => {
@@ -72,9 +62,7 @@ fn polish(value: &mut Value) {
                     schema.insert("maxLength".into(), MAX_IP_TEXT.into());
                 }
                 // The API server knows int32, int64 and date-time; it warns about formats it does not know.
-                Some(
-                    "uint8" | "uint16" | "uint32" | "uint64" | "uint" | "int8" | "int16" | "int",
-                ) => {
+                Some("uint8" | "uint16" | "uint32" | "uint64" | "uint" | "int8" | "int16" | "int") => {
                     schema.remove("format");
                 }
                 _ => {}

@@ -13,13 +13,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::{
-    Family, addresses_have_targets, all_are_ips, end_port_not_below_port, is_cidr, is_ip,
-    ports_do_not_overlap, rules_are_bounded, shifted_range_is_short, sources_have_targets,
-    target_is_allowed, target_range_within_ports, targets_have_sources,
+    Family, addresses_have_targets, all_are_ips, end_port_not_below_port, is_cidr, is_ip, ports_do_not_overlap,
+    rules_are_bounded, shifted_range_is_short, sources_have_targets, target_is_allowed, target_range_within_ports,
+    targets_have_sources,
 };
 use crate::names::{
-    DEFAULT_POOL, MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_IP_TEXT, MAX_NAME, MAX_PORTS, MAX_SOURCES,
-    MAX_TARGETS, MAX_WEIGHT, NAME_PATTERN,
+    DEFAULT_POOL, MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_IP_TEXT, MAX_NAME, MAX_PORTS, MAX_SOURCES, MAX_TARGETS, MAX_WEIGHT,
+    NAME_PATTERN,
 };
 
 /// What is asked for: on which ports the gateways listen, who may connect, and where connections go.
@@ -70,11 +70,7 @@ use crate::names::{
         json_path = ".status.summary.hash",
         description = "First characters of the hash of the intent"
     ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Reason",
         type_ = "string",
@@ -156,20 +152,7 @@ pub struct ForwardPort {
 }
 
 /// Transport protocol.
-#[derive(
-    JsonSchema,
-    Serialize,
-    Deserialize,
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// TCP (RFC 9293).
     #[default]
@@ -247,20 +230,7 @@ pub struct SourceNat {
 }
 
 /// How source addresses are rewritten.
-#[derive(
-    JsonSchema,
-    Serialize,
-    Deserialize,
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceNatMode {
     /// Targets see the gateway's own address, so their replies always come back through it.
     #[default]
@@ -337,9 +307,7 @@ pub struct NodeCounts {
 }
 
 /// An address in a status.
-#[derive(
-    KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord,
-)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressValue {
     /// The IP address.

@@ -93,40 +93,17 @@ impl Article {
         let gw1 = lab.host("gw1")?;
         let db1 = lab.host("db1")?;
         let web1 = lab.host("web1")?;
-        for (host, v4, v6) in [
-            (&app1, APP1, APP1_V6),
-            (&app2, APP2, APP2_V6),
-            (&gw1, GW1, GW1_V6),
-            (&db1, DB1, DB1_V6),
-        ] {
-            lab.connect(
-                host,
-                "eth0",
-                &front,
-                &[&format!("{v4}/23"), &format!("{v6}/64")],
-            )?;
+        for (host, v4, v6) in [(&app1, APP1, APP1_V6), (&app2, APP2, APP2_V6), (&gw1, GW1, GW1_V6), (&db1, DB1, DB1_V6)]
+        {
+            lab.connect(host, "eth0", &front, &[&format!("{v4}/23"), &format!("{v6}/64")])?;
         }
         lab.connect(&gw1, "eth1", &back, &[&format!("{GW1_BEHIND}/24")])?;
         lab.connect(&web1, "eth0", &back, &[&format!("{WEB1}/24")])?;
         app1.add_route("10.40.0.0/24", GW1)?;
         web1.add_route("default", GW1_BEHIND)?;
 
-        let article = Self {
-            app1,
-            app2,
-            gw1,
-            db1,
-            web1,
-            variant,
-            _lab: lab,
-        };
-        for host in [
-            &article.app1,
-            &article.app2,
-            &article.gw1,
-            &article.db1,
-            &article.web1,
-        ] {
+        let article = Self { app1, app2, gw1, db1, web1, variant, _lab: lab };
+        for host in [&article.app1, &article.app2, &article.gw1, &article.db1, &article.web1] {
             host.iptables_restore(variant, Family::V4, FIREWALL)?;
         }
         article.allow_routed_traffic()?;
@@ -136,10 +113,8 @@ impl Article {
 
     /// gw1's administrators let one flow be routed to web1, and nothing else.
     fn allow_routed_traffic(&self) -> Result<()> {
-        let to_web1 =
-            format!("-A FORWARD -s 10.30.0.0/23 -d {WEB1}/32 -p tcp --dport 3306 -j ACCEPT");
-        let from_web1 =
-            format!("-A FORWARD -s {WEB1}/32 -d 10.30.0.0/23 -p tcp --sport 3306 -j ACCEPT");
+        let to_web1 = format!("-A FORWARD -s 10.30.0.0/23 -d {WEB1}/32 -p tcp --dport 3306 -j ACCEPT");
+        let from_web1 = format!("-A FORWARD -s {WEB1}/32 -d 10.30.0.0/23 -p tcp --sport 3306 -j ACCEPT");
         let accept = "-A INPUT -s 10.30.0.0/23 -p tcp --dport 3306 -j ACCEPT";
         self.gw1.iptables(self.variant, Family::V4, &to_web1)?;
         self.gw1.iptables(self.variant, Family::V4, &from_web1)?;
@@ -147,13 +122,7 @@ impl Article {
     }
 
     /// The administrators of `host` let gw1 reach a range of its ports.
-    pub fn let_gateway_in(
-        &self,
-        host: &Host,
-        protocol: Protocol,
-        first: u16,
-        last: u16,
-    ) -> Result<()> {
+    pub fn let_gateway_in(&self, host: &Host, protocol: Protocol, first: u16, last: u16) -> Result<()> {
         let rule = format!("-A INPUT -s {GW1}/32 -p {protocol} --dport {first}:{last} -j ACCEPT");
         host.iptables(self.variant, Family::V4, &rule)
     }
@@ -165,14 +134,14 @@ impl Article {
             host.iptables_restore(self.variant, Family::V6, FIREWALL_V6)?;
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let rule =
-                format!("-A INPUT -s {GW1_V6}/128 -p {protocol} --dport {first}:{last} -j ACCEPT");
+            let rule = format!("-A INPUT -s {GW1_V6}/128 -p {protocol} --dport {first}:{last} -j ACCEPT");
             self.db1.iptables(self.variant, Family::V6, &rule)?;
         }
         Ok(())
     }
 
     /// The variant that the administrators use.
+    #[must_use]
     pub fn variant(&self) -> Variant {
         self.variant
     }
@@ -204,9 +173,7 @@ impl Scene {
     /// Waits until the server `name` answers app1 at gw1's `port`.
     pub fn wait_for_answer(&self, protocol: Protocol, port: u16, name: &str) -> Result<Duration> {
         let to = socket(GW1, port);
-        wait::until_true(&format!("{name} answering at {to}"), SOON, || {
-            Ok(self.ask(protocol, port)?.is_from(name))
-        })
+        wait::until_true(&format!("{name} answering at {to}"), SOON, || Ok(self.ask(protocol, port)?.is_from(name)))
     }
 
     /// Asks from app1 at gw1's `port`.
@@ -217,10 +184,7 @@ impl Scene {
     /// Asks once from app1 at gw1's `port` and fails unless `name` answers.
     pub fn expect_answer(&self, protocol: Protocol, port: u16, name: &str) -> Result<()> {
         let answer = self.ask(protocol, port)?;
-        ensure!(
-            answer.is_from(name),
-            "{answer:?} at gw1's {protocol} port {port}, not {name}"
-        );
+        ensure!(answer.is_from(name), "{answer:?} at gw1's {protocol} port {port}, not {name}");
         Ok(())
     }
 
@@ -228,10 +192,7 @@ impl Scene {
     pub fn expect_no_answer(&self, protocol: Protocol, port: u16) -> Result<()> {
         let answer = self.ask(protocol, port)?;
         let heard = matches!(answer, Answer::Heard { .. });
-        ensure!(
-            !heard,
-            "{answer:?} at gw1's {protocol} port {port}, not silence"
-        );
+        ensure!(!heard, "{answer:?} at gw1's {protocol} port {port}, not silence");
         Ok(())
     }
 
@@ -239,28 +200,17 @@ impl Scene {
     pub fn wait_for_no_answer(&self, protocol: Protocol, port: u16) -> Result<Duration> {
         let to = socket(GW1, port);
         wait::until_true(&format!("nobody answering at {to}"), SOON, || {
-            Ok(!matches!(
-                ask(&self.article.app1, protocol, to)?,
-                Answer::Heard { .. }
-            ))
+            Ok(!matches!(ask(&self.article.app1, protocol, to)?, Answer::Heard { .. }))
         })
     }
 }
 
 /// Runs `body` in the article's network with an agent that is not yet started. On failure it prints what
 /// explains it. Everything is removed afterwards, also when `body` panics.
-pub fn scene(
-    variant: Variant,
-    backend: Backend,
-    body: impl FnOnce(&mut Scene) -> Result<()>,
-) -> Result<()> {
+pub fn scene(variant: Variant, backend: Backend, body: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     let article = Article::build(variant)?;
     let gateway = Gateway::new(&article.gw1, backend, Manifests::new()?)?;
-    let mut scene = Scene {
-        article,
-        gateway,
-        agent: None,
-    };
+    let mut scene = Scene { article, gateway, agent: None };
     let outcome = body(&mut scene);
     if let Err(error) = outcome {
         bail!("{error:#}\n{}", scene.gateway.diagnostics());
@@ -272,9 +222,8 @@ pub fn scene(
 ///
 /// # Panics
 /// When `ip` is no IP address.
+#[must_use]
 pub fn socket(ip: &str, port: u16) -> SocketAddr {
-    let ip: IpAddr = ip
-        .parse()
-        .expect("the addresses above and in tests are literals");
+    let ip: IpAddr = ip.parse().expect("the addresses above and in tests are literals");
     SocketAddr::new(ip, port)
 }

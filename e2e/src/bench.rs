@@ -31,16 +31,10 @@ const MEASUREMENTS: &[(&str, Measurement)] = &[
 /// Measures everything, or `only` what is named, prints the table, and says whether every goal was met.
 pub fn run(only: Option<&str>) -> Result<bool> {
     packages::install_missing(packages::LAB)?;
-    let chosen: Vec<_> = MEASUREMENTS
-        .iter()
-        .filter(|(name, _)| only.is_none_or(|only| only == *name))
-        .collect();
+    let chosen: Vec<_> = MEASUREMENTS.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
     if chosen.is_empty() {
         let names: Vec<&str> = MEASUREMENTS.iter().map(|(name, _)| *name).collect();
-        bail!(
-            "there is no such measurement; there are: {}",
-            names.join(", ")
-        );
+        bail!("there is no such measurement; there are: {}", names.join(", "));
     }
     let mut table = Table::default();
     for (_, measure) in chosen {

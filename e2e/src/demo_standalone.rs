@@ -54,39 +54,25 @@ struct Demo {
 
 impl Demo {
     fn stage(story: Story) -> Result<Self> {
-        story.chapter(
-            "the network: app1, gw1, db1, each with its own firewall (INPUT and FORWARD DROP)",
-        );
+        story.chapter("the network: app1, gw1, db1, each with its own firewall (INPUT and FORWARD DROP)");
         let prepared = Database::prepare()?;
         let article = Article::build(Variant::Nft)?;
         let database = prepared.start(&article.db1)?;
         let web = serve(&article.web1, &[(Protocol::Tcp, socket(WEB1, 3306))])?;
         let manifests = Manifests::copy_of(&program::repository()?.join("examples"))?;
         let gateway = Gateway::new(&article.gw1, Backend::Auto, manifests)?;
-        Ok(Self {
-            story,
-            article,
-            gateway,
-            database,
-            _web: web,
-        })
+        Ok(Self { story, article, gateway, database, _web: web })
     }
 
     fn firewalls_hold(&mut self) -> Result<()> {
         let app1 = &self.article.app1;
         self.story.chapter("before: the firewalls hold");
-        self.story
-            .refused("app1 cannot reach db1 directly", app1, &client(DB1, QUERY))?;
-        self.story.refused(
-            "app1 cannot reach it through gw1 yet",
-            app1,
-            &client(GW1, QUERY),
-        )
+        self.story.refused("app1 cannot reach db1 directly", app1, &client(DB1, QUERY))?;
+        self.story.refused("app1 cannot reach it through gw1 yet", app1, &client(GW1, QUERY))
     }
 
     fn agent_starts(&mut self) -> Result<Process> {
-        self.story
-            .chapter("sallyport-node-agent runs on gw1 with the manifests of examples/");
+        self.story.chapter("sallyport-node-agent runs on gw1 with the manifests of examples/");
         typed(&self.article.gw1, &self.gateway.run_command()?);
         let started = Instant::now();
         let mut agent = self.gateway.start()?;
@@ -97,43 +83,21 @@ impl Demo {
             Ok(self.article.app1.run(&client(GW1, "SELECT 1"))?.success())
         })
         .with_context(|| self.gateway.diagnostics())?;
-        note(&format!(
-            "answers after {} ms",
-            started.elapsed().as_millis()
-        ));
+        note(&format!("answers after {} ms", started.elapsed().as_millis()));
         Ok(agent)
     }
 
     fn forward_works(&mut self) -> Result<Session> {
-        let Article {
-            app1, app2, db1, ..
-        } = &self.article;
+        let Article { app1, app2, db1, .. } = &self.article;
         let story = &mut self.story;
-        story.shows(
-            "app1 reads a table of db1 through gw1",
-            app1,
-            &client(GW1, QUERY),
-            "brass bell",
-        )?;
+        story.shows("app1 reads a table of db1 through gw1", app1, &client(GW1, QUERY), "brass bell")?;
         let session = Session::open(app1)?;
         let connected = self.database.who_is_connected();
         story.shows("db1 sees the address of gw1", db1, &connected, GW1)?;
-        story.refused(
-            "app1 still cannot reach db1 directly",
-            app1,
-            &client(DB1, QUERY),
-        )?;
-        story.refused(
-            "app2, which no manifest lists, is refused",
-            app2,
-            &client(GW1, QUERY),
-        )?;
-        let ask_web1 = [
-            program::own()?.display().to_string(),
-            "ask".to_owned(),
-            "tcp".to_owned(),
-            socket(WEB1, 3306).to_string(),
-        ];
+        story.refused("app1 still cannot reach db1 directly", app1, &client(DB1, QUERY))?;
+        story.refused("app2, which no manifest lists, is refused", app2, &client(GW1, QUERY))?;
+        let ask_web1 =
+            [program::own()?.display().to_string(), "ask".to_owned(), "tcp".to_owned(), socket(WEB1, 3306).to_string()];
         let what = "what gw1 merely routes to port 3306 of web1 is not captured";
         story.shows(what, app1, &ask_web1, "web1 10.30.1.80:")?;
         Ok(session)
@@ -141,11 +105,8 @@ impl Demo {
 
     fn manifest_goes(&mut self, mut session: Session) -> Result<()> {
         let Article { app1, gw1, .. } = &self.article;
-        self.story
-            .chapter("the manifest goes: the open session is cut, new ones are refused");
-        session
-            .expect_answer()
-            .context("the session before its forward went")?;
+        self.story.chapter("the manifest goes: the open session is cut, new ones are refused");
+        session.expect_answer().context("the session before its forward went")?;
         note(&format!("rm {FORWARD}"));
         self.gateway.manifests().remove(FORWARD)?;
         wait::until_true("no connection to db1 being tracked on gw1", SOON, || {
@@ -153,10 +114,8 @@ impl Demo {
             Ok(!tracked.iter().any(|entry| entry.contains(DB1)))
         })?;
         session.expect_silence(Duration::from_secs(2))?;
-        self.story
-            .proved("the open session is cut: its next query is never answered");
-        self.story
-            .refused("new sessions are refused again", app1, &client(GW1, QUERY))
+        self.story.proved("the open session is cut: its next query is never answered");
+        self.story.refused("new sessions are refused again", app1, &client(GW1, QUERY))
     }
 
     fn cleanup(&mut self, mut agent: Process, before: &Snapshot) -> Result<()> {
@@ -168,8 +127,7 @@ impl Demo {
         self.gateway.cleanup()?;
         before.expect_equal(&Snapshot::of(gw1)?)?;
         let compared = before.names().join(", ");
-        self.story
-            .proved(&format!("equal before and after: {compared}"));
+        self.story.proved(&format!("equal before and after: {compared}"));
         Ok(())
     }
 }

@@ -40,30 +40,29 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with the given manifests, on which no agent has run yet.
     pub fn new(host: &Host, backend: Backend, manifests: Manifests) -> Result<Self> {
-        Ok(Self {
-            host: host.clone(),
-            backend,
-            manifests,
-            folder: lab::folder()?,
-        })
+        Ok(Self { host: host.clone(), backend, manifests, folder: lab::folder()? })
     }
 
     /// The host.
+    #[must_use]
     pub fn host(&self) -> &Host {
         &self.host
     }
 
     /// Its manifests.
+    #[must_use]
     pub fn manifests(&self) -> &Manifests {
         &self.manifests
     }
 
     /// The agent's state directory.
+    #[must_use]
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("state")
     }
 
     /// Everything that agents on this gateway have printed, oldest first.
+    #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -90,8 +89,7 @@ impl Gateway {
 
     /// Starts `run`; the agent lives until the returned value is dropped.
     pub fn start(&self) -> Result<Process> {
-        self.host
-            .spawn_logging_to(&self.run_command()?, &self.log_file())
+        self.host.spawn_logging_to(&self.run_command()?, &self.log_file())
     }
 
     /// `run --once`.
@@ -105,12 +103,7 @@ impl Gateway {
     pub fn once_accepting(&self) -> Result<()> {
         let outcome = self.once()?;
         if !outcome.success() {
-            bail!(
-                "run --once ended with {:?}:\n{}{}",
-                outcome.code,
-                outcome.stdout,
-                outcome.stderr
-            );
+            bail!("run --once ended with {:?}:\n{}{}", outcome.code, outcome.stdout, outcome.stderr);
         }
         Ok(())
     }
@@ -131,6 +124,7 @@ impl Gateway {
     }
 
     /// Everything that explains a failure: rules, conntrack entries, the agent's log.
+    #[must_use]
     pub fn diagnostics(&self) -> String {
         let mut text = String::new();
         for variant in Variant::ALL {
@@ -151,10 +145,6 @@ impl Gateway {
             Ok(outcome) => outcome.stdout,
             Err(error) => format!("{error:#}\n"),
         };
-        format!(
-            "--- {} on {}\n{output}",
-            command.join(" "),
-            self.host.name()
-        )
+        format!("--- {} on {}\n{output}", command.join(" "), self.host.name())
     }
 }

@@ -40,10 +40,7 @@ impl Lab {
     /// An empty lab.
     pub fn new() -> Self {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
-        Self {
-            prefix: format!("{PREFIX}{}-{number}-", std::process::id()),
-            namespaces: Vec::new(),
-        }
+        Self { prefix: format!("{PREFIX}{}-{number}-", std::process::id()), namespaces: Vec::new() }
     }
 
     /// A host with nothing but its loopback interface, and forwarding off.
@@ -62,35 +59,15 @@ impl Lab {
     pub fn network(&mut self, name: &str) -> Result<Network> {
         let bridge = self.host(name)?;
         let namespace = bridge.namespace();
-        ip(&[
-            "-n",
-            namespace,
-            "link",
-            "add",
-            "br0",
-            "up",
-            "type",
-            "bridge",
-            "mcast_snooping",
-            "0",
-        ])?;
+        ip(&["-n", namespace, "link", "add", "br0", "up", "type", "bridge", "mcast_snooping", "0"])?;
         Ok(Network { bridge })
     }
 
     /// Plugs `interface` of `host` into `network` and gives it `addresses` (with prefix lengths).
-    pub fn connect(
-        &self,
-        host: &Host,
-        interface: &str,
-        network: &Network,
-        addresses: &[&str],
-    ) -> Result<()> {
+    pub fn connect(&self, host: &Host, interface: &str, network: &Network, addresses: &[&str]) -> Result<()> {
         let (inside, bridge) = (host.namespace(), network.bridge.namespace());
         let port = format!("{}-{interface}", host.name());
-        ip(&[
-            "-n", inside, "link", "add", interface, "type", "veth", "peer", "name", &port, "netns",
-            bridge,
-        ])?;
+        ip(&["-n", inside, "link", "add", interface, "type", "veth", "peer", "name", &port, "netns", bridge])?;
         ip(&["-n", bridge, "link", "set", &port, "master", "br0", "up"])?;
         ip(&["-n", inside, "link", "set", interface, "up"])?;
         for address in addresses {
@@ -117,10 +94,7 @@ impl Drop for Lab {
 /// A temporary folder that is removed with the returned value, or by [`sweep`].
 pub fn folder() -> Result<TempDir> {
     let prefix = format!("{PREFIX}{}-", std::process::id());
-    tempfile::Builder::new()
-        .prefix(&prefix)
-        .tempdir()
-        .context("make a temporary folder")
+    tempfile::Builder::new().prefix(&prefix).tempdir().context("make a temporary folder")
 }
 
 /// Removes what earlier runs left behind: the namespaces and temporary files whose maker is no longer alive,
@@ -136,12 +110,8 @@ pub fn remove_own() -> Result<Vec<String>> {
 
 fn remove_where(unwanted: impl Fn(u32) -> bool) -> Result<Vec<String>> {
     let is_unwanted = |name: &str| {
-        let maker = name
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').next());
-        maker
-            .and_then(|pid| pid.parse().ok())
-            .is_some_and(&unwanted)
+        let maker = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        maker.and_then(|pid| pid.parse().ok()).is_some_and(&unwanted)
     };
     let mut removed = Vec::new();
     for namespace in namespaces()?.into_iter().filter(|name| is_unwanted(name)) {
@@ -149,20 +119,10 @@ fn remove_where(unwanted: impl Fn(u32) -> bool) -> Result<Vec<String>> {
         removed.push(namespace);
     }
     let temporary = std::env::temp_dir();
-    for entry in std::fs::read_dir(&temporary)
-        .context("list temporary files")?
-        .flatten()
-    {
-        let (name, path) = (
-            entry.file_name().to_string_lossy().into_owned(),
-            entry.path(),
-        );
+    for entry in std::fs::read_dir(&temporary).context("list temporary files")?.flatten() {
+        let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
         if is_unwanted(&name) {
-            let _ = if path.is_dir() {
-                std::fs::remove_dir_all(&path)
-            } else {
-                std::fs::remove_file(&path)
-            };
+            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             removed.push(path.display().to_string());
         }
     }
@@ -171,10 +131,7 @@ fn remove_where(unwanted: impl Fn(u32) -> bool) -> Result<Vec<String>> {
 
 /// The names of all network namespaces of this machine.
 fn namespaces() -> Result<BTreeSet<String>> {
-    let output = Command::new("ip")
-        .args(["netns", "list"])
-        .output()
-        .context("list the network namespaces")?;
+    let output = Command::new("ip").args(["netns", "list"]).output().context("list the network namespaces")?;
     Ok(String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| line.split_whitespace().next())
@@ -185,31 +142,19 @@ fn namespaces() -> Result<BTreeSet<String>> {
 /// Ends the processes inside by their ids, then deletes the namespace. Failures leave nothing to do here:
 /// the next sweep tries again.
 fn remove_namespace(namespace: &str) {
-    if let Ok(output) = Command::new("ip")
-        .args(["netns", "pids", namespace])
-        .output()
-    {
+    if let Ok(output) = Command::new("ip").args(["netns", "pids", namespace]).output() {
         for pid in String::from_utf8_lossy(&output.stdout).split_whitespace() {
             let _ = Command::new("kill").args(["-KILL", pid]).output();
         }
     }
-    let _ = Command::new("ip")
-        .args(["netns", "delete", namespace])
-        .output();
+    let _ = Command::new("ip").args(["netns", "delete", namespace]).output();
 }
 
 /// Runs `ip` and fails with what it printed.
 fn ip(args: &[&str]) -> Result<()> {
-    let output = Command::new("ip")
-        .args(args)
-        .output()
-        .context("run ip (package iproute2)")?;
+    let output = Command::new("ip").args(args).output().context("run ip (package iproute2)")?;
     if !output.status.success() {
-        bail!(
-            "ip {}: {}",
-            args.join(" "),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

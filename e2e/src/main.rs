@@ -1,10 +1,6 @@
 //! The command line: the demo, the tests, the benchmarks, and the small programs that they run inside the
 //! hosts of a lab.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is a command line program"
-)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a command line program")]
 
 use std::process::ExitCode;
 
@@ -88,10 +84,7 @@ fn run(command: Command) -> Result<bool> {
 }
 
 fn block_on(future: impl Future<Output = Result<()>>) -> Result<bool> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(future).map(|()| true)
 }
 
@@ -108,8 +101,8 @@ fn leave_nothing_when_interrupted() {
             Ok(())
         });
         if waited.is_ok() {
-            runner::stop();
-            let _ = lab::remove_own();
+            let _ = runner::stop();
+            let _ = lab::remove_own().and_then(|_| lab::sweep());
             std::process::exit(130);
         }
     });

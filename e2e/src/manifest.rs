@@ -17,16 +17,13 @@ pub struct Manifests {
 impl Manifests {
     /// An empty folder.
     pub fn new() -> Result<Self> {
-        Ok(Self {
-            folder: lab::folder()?,
-        })
+        Ok(Self { folder: lab::folder()? })
     }
 
     /// A copy of the manifests in `original`.
     pub fn copy_of(original: &Path) -> Result<Self> {
         let manifests = Self::new()?;
-        let entries = std::fs::read_dir(original)
-            .with_context(|| format!("read the folder {}", original.display()))?;
+        let entries = std::fs::read_dir(original).with_context(|| format!("read the folder {}", original.display()))?;
         for entry in entries {
             let from = entry.context("read a folder entry")?.path();
             if let Some(name) = from.file_name() {
@@ -38,11 +35,13 @@ impl Manifests {
     }
 
     /// The folder.
+    #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// The path of a file in it.
+    #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.path().join(name)
     }
@@ -92,6 +91,7 @@ pub struct Forward {
 
 impl Forward {
     /// A TCP forward that lets `source` reach `target` on the same port.
+    #[must_use]
     pub fn tcp(name: &str, port: u16, source: &str, target: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -108,14 +108,13 @@ impl Forward {
     }
 
     /// A UDP forward that lets `source` reach `target` on the same port.
+    #[must_use]
     pub fn udp(name: &str, port: u16, source: &str, target: &str) -> Self {
-        Self {
-            protocol: "UDP",
-            ..Self::tcp(name, port, source, target)
-        }
+        Self { protocol: "UDP", ..Self::tcp(name, port, source, target) }
     }
 
     /// The manifest.
+    #[must_use]
     pub fn yaml(&self) -> String {
         let mut port = format!("name: p, protocol: {}, port: {}", self.protocol, self.port);
         if let Some(end) = self.end_port {
@@ -128,9 +127,7 @@ impl Forward {
             .targets
             .iter()
             .enumerate()
-            .map(|(number, (ip, weight))| {
-                format!("{{ name: t{number}, ip: '{ip}', weight: {weight} }}")
-            })
+            .map(|(number, (ip, weight))| format!("{{ name: t{number}, ip: '{ip}', weight: {weight} }}"))
             .collect();
         format!(
             "apiVersion: sallyport.dev/v1alpha1\n\
@@ -143,12 +140,7 @@ impl Forward {
              \x20 targets: [ {targets} ]\n\
              \x20 sourceNAT: {{ mode: {mode} }}\n",
             name = self.name,
-            addresses = self
-                .addresses
-                .iter()
-                .map(|ip| format!("'{ip}'"))
-                .collect::<Vec<_>>()
-                .join(", "),
+            addresses = self.addresses.iter().map(|ip| format!("'{ip}'")).collect::<Vec<_>>().join(", "),
             allow = cidrs(&self.allow),
             deny = cidrs(&self.deny),
             targets = targets.join(", "),
@@ -158,9 +150,6 @@ impl Forward {
 }
 
 fn cidrs(sources: &[String]) -> String {
-    let list: Vec<String> = sources
-        .iter()
-        .map(|cidr| format!("{{ cidr: '{cidr}' }}"))
-        .collect();
+    let list: Vec<String> = sources.iter().map(|cidr| format!("{{ cidr: '{cidr}' }}")).collect();
     list.join(", ")
 }

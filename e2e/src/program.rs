@@ -16,9 +16,7 @@ pub fn node_agent() -> Result<PathBuf> {
 
 /// The checkout this package was built from.
 pub fn repository() -> Result<&'static Path> {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("find the repository above this package")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the repository above this package")
 }
 
 fn find(name: &str, variable: &str) -> Result<PathBuf> {
@@ -27,17 +25,9 @@ fn find(name: &str, variable: &str) -> Result<PathBuf> {
     }
     let running = std::env::current_exe().context("find the running program")?;
     // Tests run from target/<profile>/deps, the programs are one folder above.
-    let found = running
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file());
+    let found = running.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
     let Some(path) = found else {
-        bail!(
-            "{name} is not built beside {} (build it, or set {variable})",
-            running.display()
-        );
+        bail!("{name} is not built beside {} (build it, or set {variable})", running.display());
     };
     Ok(path)
 }

@@ -1,8 +1,5 @@
 //! Runs the tiers of tests that this machine can run and counts: what passed, what failed, what was skipped.
-#![expect(
-    clippy::print_stdout,
-    reason = "prints the progress and the totals of the tests"
-)]
+#![expect(clippy::print_stdout, reason = "prints the progress and the totals of the tests")]
 
 mod kernel_targets;
 
@@ -11,13 +8,17 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{packages, program};
+use crate::{lab, packages, program, wait};
 
 /// Seconds that one call of cargo may take before it is ended.
 const CARGO_LIMIT: &str = "2400";
+
+/// How long tests that were told to end may take for it.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// The process id of the cargo call that is running; 0 when none is.
 static RUNNING: AtomicU32 = AtomicU32::new(0);
@@ -35,11 +36,7 @@ pub struct Totals {
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} passed, {} failed, {} skipped",
-            self.passed, self.failed, self.skipped
-        )
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 }
 
@@ -104,10 +101,7 @@ impl Tier {
 /// Runs the named tiers (separated by spaces), prints the totals as the last line, and says whether nothing
 /// failed. What a tier needs is decided before its tests start.
 pub fn run(tiers: &str) -> Result<bool> {
-    let tiers: Vec<Tier> = tiers
-        .split_whitespace()
-        .map(Tier::parse)
-        .collect::<Result<_>>()?;
+    let tiers: Vec<Tier> = tiers.split_whitespace().map(Tier::parse).collect::<Result<_>>()?;
     if tiers.is_empty() {
         bail!("no tier was named; the tiers are: pure kernel");
     }
@@ -118,17 +112,11 @@ pub fn run(tiers: &str) -> Result<bool> {
             None => tier.run()?,
             Some(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => {
                 println!("FAILED: tier {tier:?} cannot run here: {why}");
-                Totals {
-                    failed: 1,
-                    ..Totals::default()
-                }
+                Totals { failed: 1, ..Totals::default() }
             }
             Some(why) => {
                 println!("SKIPPED: tier {tier:?} cannot run here: {why}");
-                Totals {
-                    skipped: 1,
-                    ..Totals::default()
-                }
+                Totals { skipped: 1, ..Totals::default() }
             }
         });
     }
@@ -136,15 +124,21 @@ pub fn run(tiers: &str) -> Result<bool> {
     Ok(totals.failed == 0)
 }
 
-/// Ends the cargo call that is running, with the tests that it runs: for a runner ended by a signal.
-pub fn stop() {
+/// Ends the cargo call that is running, with the tests that it runs, and waits for their end: for a runner
+/// ended by a signal.
+pub fn stop() -> Result<()> {
     let pid = RUNNING.load(Ordering::Relaxed);
-    if pid != 0 {
-        // `timeout` passes the signal on to all that it started.
-        let _ = Command::new("kill")
-            .args(["-TERM", &pid.to_string()])
-            .output();
+    if pid == 0 {
+        return Ok(());
     }
+    // `timeout` leads a process group, in which are cargo and the tests, and passes the signal on to it.
+    let group = format!("-{pid}");
+    let signal = |name: &str| Command::new("kill").args([name, "--", &group]).output();
+    signal("-TERM").context("end the tests")?;
+    wait::until_true("the end of the tests", STOP_LIMIT, || {
+        Ok(!signal("-0").context("look for the tests")?.status.success())
+    })?;
+    Ok(())
 }
 
 fn kernel_obstacle() -> Option<String> {
@@ -155,7 +149,7 @@ fn kernel_obstacle() -> Option<String> {
     if let Err(error) = packages::install_missing(&needed) {
         return Some(format!("{error:#}"));
     }
-    let mut lab = crate::lab::Lab::new();
+    let mut lab = lab::Lab::new();
     lab.host("probe").err().map(|error| format!("{error:#}"))
 }
 
@@ -177,16 +171,9 @@ fn pure() -> Result<Totals> {
 }
 
 fn kernel() -> Result<Totals> {
+    lab::sweep()?;
     // The tests start both programs, which a test of one package does not build.
-    let mut totals = check(&[
-        "build",
-        "--quiet",
-        "-p",
-        "sallyport-node-agent",
-        "-p",
-        "sallyport-e2e",
-        "--bins",
-    ])?;
+    let mut totals = check(&["build", "--quiet", "-p", "sallyport-node-agent", "-p", "sallyport-e2e", "--bins"])?;
     if totals.failed > 0 {
         return Ok(totals);
     }
@@ -204,16 +191,8 @@ fn kernel() -> Result<Totals> {
 fn check(args: &[&str]) -> Result<Totals> {
     println!("--- cargo {}", args.join(" "));
     let (success, _) = cargo(args, |_| {})?;
-    println!(
-        "check {}: {}",
-        args.first().unwrap_or(&""),
-        if success { "ok" } else { "FAILED" }
-    );
-    Ok(Totals {
-        passed: usize::from(success),
-        failed: usize::from(!success),
-        skipped: 0,
-    })
+    println!("check {}: {}", args.first().unwrap_or(&""), if success { "ok" } else { "FAILED" });
+    Ok(Totals { passed: usize::from(success), failed: usize::from(!success), skipped: 0 })
 }
 
 /// A call of `cargo test`, counted by its result lines.
@@ -227,9 +206,7 @@ fn tests<S: AsRef<str>>(args: &[S]) -> Result<Totals> {
         }
     })?;
     if !success && totals.failed == 0 {
-        println!(
-            "FAILED: cargo failed before its tests could be counted ({printed} lines printed)"
-        );
+        println!("FAILED: cargo failed before its tests could be counted ({printed} lines printed)");
         totals.failed = 1;
     }
     Ok(totals)
@@ -271,29 +248,18 @@ mod tests {
     #[test]
     fn result_lines_are_counted() {
         let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.1s";
-        let expected = Totals {
-            passed: 12,
-            failed: 3,
-            skipped: 1,
-        };
+        let expected = Totals { passed: 12, failed: 3, skipped: 1 };
         assert_eq!(Totals::of_result_line(line), Some(expected));
     }
 
     #[test]
     fn other_lines_are_not_counted() {
-        assert_eq!(
-            Totals::of_result_line("test result_lines_are_counted ... ok"),
-            None
-        );
+        assert_eq!(Totals::of_result_line("test result_lines_are_counted ... ok"), None);
     }
 
     #[test]
     fn totals_read_as_one_line() {
-        let totals = Totals {
-            passed: 3,
-            failed: 0,
-            skipped: 2,
-        };
+        let totals = Totals { passed: 3, failed: 0, skipped: 2 };
         assert_eq!(totals.to_string(), "3 passed, 0 failed, 2 skipped");
     }
 

@@ -42,22 +42,12 @@ impl Snapshot {
         let mut differences = String::new();
         for (name, before) in &self.sections {
             let after = later.sections.get(name).map_or("", String::as_str);
-            let missing = before
-                .lines()
-                .filter(|line| !after.lines().any(|other| other == *line));
-            let added = after
-                .lines()
-                .filter(|line| !before.lines().any(|other| other == *line));
-            let changed: Vec<String> = missing
-                .map(|line| format!("  - {line}\n"))
-                .chain(added.map(|line| format!("  + {line}\n")))
-                .collect();
+            let missing = before.lines().filter(|line| !after.lines().any(|other| other == *line));
+            let added = after.lines().filter(|line| !before.lines().any(|other| other == *line));
+            let changed: Vec<String> =
+                missing.map(|line| format!("  - {line}\n")).chain(added.map(|line| format!("  + {line}\n"))).collect();
             if !changed.is_empty() {
-                differences.extend(
-                    [name, ":\n"]
-                        .into_iter()
-                        .chain(changed.iter().map(String::as_str)),
-                );
+                differences.extend([name, ":\n"].into_iter().chain(changed.iter().map(String::as_str)));
             } else if before != after {
                 differences.extend([name, ": the same lines in another order\n"]);
             }
@@ -72,19 +62,12 @@ impl Snapshot {
 /// Leaves out the tables without a rule, a chain or a policy: once the kernel has made a legacy table, only
 /// a reboot takes it away.
 fn without_empty_tables(saved: &str) -> String {
-    let is_empty = |table: &&str| {
-        table
-            .lines()
-            .skip(1)
-            .all(|line| line.starts_with(':') && line.ends_with(" ACCEPT"))
-    };
-    saved
-        .split_inclusive("COMMIT\n")
-        .filter(|table| !is_empty(&table.trim_end_matches("COMMIT\n")))
-        .collect()
+    let is_empty = |table: &&str| table.lines().skip(1).all(|line| line.starts_with(':') && line.ends_with(" ACCEPT"));
+    saved.split_inclusive("COMMIT\n").filter(|table| !is_empty(&table.trim_end_matches("COMMIT\n"))).collect()
 }
 
 /// The chains and rules of an `iptables-save` text, each with the table it is in: `nat -A PREROUTING …`.
+#[must_use]
 pub fn rules(saved: &str) -> Vec<String> {
     let mut table = "";
     let mut rules = Vec::new();
@@ -99,6 +82,7 @@ pub fn rules(saved: &str) -> Vec<String> {
 }
 
 /// Those of `rules` that are not in `others`, in their order; what is there twice counts twice.
+#[must_use]
 pub fn without(rules: &[String], others: &[String]) -> Vec<String> {
     let mut others = others.to_vec();
     let mut rest = Vec::new();

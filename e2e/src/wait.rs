@@ -28,27 +28,16 @@ pub fn until<T>(
 
 /// Looks at `condition` until it holds, and says how long that took. Fails with `what` once `limit` has
 /// passed.
-pub fn until_true(
-    what: &str,
-    limit: Duration,
-    mut condition: impl FnMut() -> Result<bool>,
-) -> Result<Duration> {
+pub fn until_true(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<Duration> {
     until(what, limit, || Ok(condition()?.then_some(()))).map(|((), elapsed)| elapsed)
 }
 
 /// Fails with `what` as soon as `condition` stops holding within `span`.
-pub fn holds_for(
-    what: &str,
-    span: Duration,
-    mut condition: impl FnMut() -> Result<bool>,
-) -> Result<()> {
+pub fn holds_for(what: &str, span: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < span {
         if !condition()? {
-            bail!(
-                "did not hold: {what} (seen after {} ms)",
-                start.elapsed().as_millis()
-            );
+            bail!("did not hold: {what} (seen after {} ms)", start.elapsed().as_millis());
         }
         std::thread::sleep(POLL);
     }

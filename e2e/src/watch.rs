@@ -38,6 +38,7 @@ impl Watch {
     }
 
     /// What has changed since the watch began, in the words of `nft monitor`.
+    #[must_use]
     pub fn changes(&self) -> String {
         self.monitor.output().split_off(self.begun)
     }

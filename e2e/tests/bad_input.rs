@@ -30,28 +30,12 @@ const EDITS: &[(&str, &str, &str)] = &[
     ("port: 8000", "port: eight", "port"),
     ("port: 8000", "port: 8000, endPort: 7999", "endPort"),
     ("port: 8000", "port: 8000, targetPort: 0", "targetPort"),
-    (
-        "port: 8000",
-        "port: 65000, endPort: 65010, targetPort: 65530",
-        "targetPort",
-    ),
-    (
-        "port: 8000",
-        "port: 8000, endPort: 8300, targetPort: 9000",
-        "ndPort",
-    ),
+    ("port: 8000", "port: 65000, endPort: 65010, targetPort: 65530", "targetPort"),
+    ("port: 8000", "port: 8000, endPort: 8300, targetPort: 9000", "ndPort"),
     ("protocol: TCP", "protocol: SCTP", "protocol"),
     ("[ { name: p, protocol: TCP, port: 8000 } ]", "[]", "ports"),
-    (
-        "port: 8000 } ]",
-        "port: 8000 }, { name: p, protocol: TCP, port: 8001 } ]",
-        "ports",
-    ),
-    (
-        "port: 8000 } ]",
-        "port: 8000 }, { name: q, protocol: TCP, port: 8000 } ]",
-        "ports",
-    ),
+    ("port: 8000 } ]", "port: 8000 }, { name: p, protocol: TCP, port: 8001 } ]", "ports"),
+    ("port: 8000 } ]", "port: 8000 }, { name: q, protocol: TCP, port: 8000 } ]", "ports"),
     ("port: 8000", "port: 22", "port"),
     ("port: 8000", "port: 6443", "port"),
     ("port: 8000", "port: 10250", "port"),
@@ -61,18 +45,10 @@ const EDITS: &[(&str, &str, &str)] = &[
     ("10.30.1.80/32", "10.30.1.80/33", "cidr"),
     ("10.30.1.80/32", "10.30.1.800/32", "cidr"),
     ("10.30.1.80/32", "'fd00:30::80/128'", "sources"),
-    (
-        "10.30.1.80/32",
-        "\"10.30.1.80/32\\n-A FORWARD -j ACCEPT\"",
-        "cidr",
-    ),
+    ("10.30.1.80/32", "\"10.30.1.80/32\\n-A FORWARD -j ACCEPT\"", "cidr"),
     ("10.30.1.80/32", "10.30.1.80/32 -j ACCEPT", "cidr"),
     ("[ { name: db1, ip: 10.30.1.79 } ]", "[]", "targets"),
-    (
-        "ip: 10.30.1.79 }",
-        "ip: 10.30.1.79 }, { name: db1, ip: 10.30.1.81 }",
-        "targets",
-    ),
+    ("ip: 10.30.1.79 }", "ip: 10.30.1.79 }, { name: db1, ip: 10.30.1.81 }", "targets"),
     ("ip: 10.30.1.79", "ip: 10.30.1.79, weight: 1001", "weight"),
     ("ip: 10.30.1.79", "ip: 10.30.1.79, weight: -1", "weight"),
     ("10.30.1.79", "db1", "ip"),
@@ -91,18 +67,10 @@ const EDITS: &[(&str, &str, &str)] = &[
     ("10.30.1.79", "'ff02::1'", "targets"),
     ("10.30.1.79", "'::ffff:10.30.1.79'", "targets"),
     ("10.30.1.79", "'64:ff9b::a1e:14f'", "targets"),
-    (
-        "spec:\n",
-        "spec:\n  addresses: [ 10.30.1.99 ]\n",
-        "addresses",
-    ),
+    ("spec:\n", "spec:\n  addresses: [ 10.30.1.99 ]\n", "addresses"),
     ("spec:\n", "spec:\n  pool: elsewhere\n", "pool"),
     ("spec:\n", "spec:\n  colour: red\n", "colour"),
-    (
-        "spec:\n",
-        "spec:\n  sourceNAT: { mode: Sometimes }\n",
-        "sourceNAT",
-    ),
+    ("spec:\n", "spec:\n  sourceNAT: { mode: Sometimes }\n", "sourceNAT"),
     ("port: 8000", "port: 8000, speed: 5", "speed"),
     ("name: bad", "name: \"bad; -j ACCEPT\"", "name"),
     ("name: bad", "name: \"bad\\n-A INPUT -j ACCEPT\"", "name"),
@@ -113,10 +81,7 @@ const EDITS: &[(&str, &str, &str)] = &[
 ];
 
 fn good(scene: &Scene) -> Result<()> {
-    scene
-        .gateway
-        .manifests()
-        .save(&Forward::tcp("good", 3306, &format!("{APP1}/32"), DB1))
+    scene.gateway.manifests().save(&Forward::tcp("good", 3306, &format!("{APP1}/32"), DB1))
 }
 
 fn printed(outcome: &Outcome) -> String {
@@ -127,30 +92,17 @@ fn printed(outcome: &Outcome) -> String {
 fn is_refused(scene: &Scene, what: &str, words: &[&str], rules: &str) -> Result<()> {
     let outcome = scene.gateway.once()?;
     let printed = printed(&outcome);
-    ensure!(
-        outcome.code == Some(1),
-        "{what}: exit code {:?}, not 1:\n{printed}",
-        outcome.code
-    );
+    ensure!(outcome.code == Some(1), "{what}: exit code {:?}, not 1:\n{printed}", outcome.code);
     for word in words {
-        ensure!(
-            printed.contains(word),
-            "{what}: {word:?} is not named:\n{printed}"
-        );
+        ensure!(printed.contains(word), "{what}: {word:?} is not named:\n{printed}");
     }
     ensure!(!printed.contains("panicked"), "{what}: {printed}");
     let now = scene.article.gw1.iptables_save(Variant::Nft, Family::V4)?;
     let (before, after) = (snapshot::rules(rules), snapshot::rules(&now));
     let (gone, new) = (without(&before, &after), without(&after, &before));
-    ensure!(
-        now == rules,
-        "{what}: rules gone: {gone:#?}\nnew rules: {new:#?}\n{printed}"
-    );
+    ensure!(now == rules, "{what}: rules gone: {gone:#?}\nnew rules: {new:#?}\n{printed}");
     let six = scene.article.gw1.iptables_save(Variant::Nft, Family::V6)?;
-    ensure!(
-        !six.contains("DNAT"),
-        "{what}: an IPv6 rule was made:\n{six}"
-    );
+    ensure!(!six.contains("DNAT"), "{what}: an IPv6 rule was made:\n{six}");
     Ok(())
 }
 
@@ -166,22 +118,12 @@ fn each_bad_object_is_named_makes_no_rule_and_harms_nobody() -> Result<()> {
             let manifest = GOOD_SPEC.replacen(from, to, 1);
             ensure!(manifest != GOOD_SPEC, "{from:?} is not in the manifest");
             scene.gateway.manifests().write("bad.yaml", &manifest)?;
-            let object = if to.contains("\"bad") {
-                "bad.yaml"
-            } else {
-                "bad"
-            };
+            let object = if to.contains("\"bad") { "bad.yaml" } else { "bad" };
             if let Err(error) = is_refused(scene, to, &["bad.yaml", object, field], &rules) {
                 wrong.push(format!("{error:#}"));
             }
         }
-        ensure!(
-            wrong.is_empty(),
-            "{} of {}:\n{}",
-            wrong.len(),
-            EDITS.len(),
-            wrong.join("\n---\n")
-        );
+        ensure!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), EDITS.len(), wrong.join("\n---\n"));
         scene.expect_answer(Protocol::Tcp, 3306, "db1")?;
         scene.expect_no_answer(Protocol::Tcp, 8000)?;
 
@@ -243,16 +185,9 @@ spec:
         good(scene)?;
         let outcome = scene.gateway.once()?;
         ensure!(outcome.code == Some(1), "exit code {:?}", outcome.code);
-        ensure!(
-            printed(&outcome).contains("pool.yaml"),
-            "{}",
-            printed(&outcome)
-        );
+        ensure!(printed(&outcome).contains("pool.yaml"), "{}", printed(&outcome));
         let now = scene.article.gw1.iptables_save(Variant::Nft, Family::V4)?;
-        ensure!(
-            !now.contains("DNAT"),
-            "without a grant a forward was made:\n{now}"
-        );
+        ensure!(!now.contains("DNAT"), "without a grant a forward was made:\n{now}");
         Ok(())
     })
 }
@@ -265,15 +200,9 @@ fn duplicate_object_is_refused() -> Result<()> {
         let manifest = Forward::tcp("good", 9000, &format!("{APP1}/32"), DB1).yaml();
         scene.gateway.manifests().write("zwilling.yaml", manifest)?;
         let outcome = scene.gateway.once()?;
-        ensure!(
-            outcome.code == Some(1),
-            "two objects of one name were accepted"
-        );
+        ensure!(outcome.code == Some(1), "two objects of one name were accepted");
         let printed = printed(&outcome);
-        ensure!(
-            printed.contains("zwilling.yaml") && printed.contains("good"),
-            "{printed}"
-        );
+        ensure!(printed.contains("zwilling.yaml") && printed.contains("good"), "{printed}");
         let now = scene.article.gw1.iptables_save(Variant::Nft, Family::V4)?;
         ensure!(!now.contains("9000"), "the duplicate made a rule:\n{now}");
         Ok(())
@@ -287,9 +216,7 @@ fn file_that_cannot_be_decoded_keeps_the_old_rules() -> Result<()> {
         scene.gateway.manifests().write("bad.yaml", GOOD_SPEC)?;
         scene.gateway.once_accepting()?;
         let rules = scene.article.gw1.iptables_save(Variant::Nft, Family::V4)?;
-        let half = GOOD_SPEC
-            .get(..GOOD_SPEC.len() / 2)
-            .context("halve the manifest")?;
+        let half = GOOD_SPEC.get(..GOOD_SPEC.len() / 2).context("halve the manifest")?;
         let binary: Vec<u8> = (0..=255).cycle().take(4096).collect();
         let bomb = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d]\n";
         let deep = "[".repeat(100_000);
@@ -317,10 +244,7 @@ fn file_that_cannot_be_decoded_keeps_the_old_rules() -> Result<()> {
         scene.gateway.manifests().remove("bad.yaml")?;
         scene.gateway.once_accepting()?;
         let now = scene.article.gw1.iptables_save(Variant::Nft, Family::V4)?;
-        ensure!(
-            !now.contains(":8000"),
-            "the deleted file's forward is still there:\n{now}"
-        );
+        ensure!(!now.contains(":8000"), "the deleted file's forward is still there:\n{now}");
         Ok(())
     })
 }
@@ -335,9 +259,7 @@ fn running_agent_lives_through_bad_files_and_a_folder_that_vanishes() -> Result<
         let rules = scene.article.gw1.iptables_save(Variant::Nft, Family::V4)?;
 
         scene.gateway.manifests().write("good.yaml", "kind: [")?;
-        scene
-            .agent()?
-            .wait_for("good.yaml", std::time::Duration::from_secs(5))?;
+        scene.agent()?.wait_for("good.yaml", std::time::Duration::from_secs(5))?;
         let folder = scene.gateway.manifests().path().to_owned();
         let elsewhere = folder.with_extension("away");
         std::fs::rename(&folder, &elsewhere).context("move the folder away")?;
@@ -352,20 +274,12 @@ fn running_agent_lives_through_bad_files_and_a_folder_that_vanishes() -> Result<
 
         // It watches the folder that came back.
         good(scene)?;
-        scene
-            .gateway
-            .manifests()
-            .save(&Forward::tcp("new", 3307, &format!("{APP1}/32"), DB1))?;
-        scene
-            .article
-            .let_gateway_in(&scene.article.db1, Protocol::Tcp, 3307, 3307)?;
+        scene.gateway.manifests().save(&Forward::tcp("new", 3307, &format!("{APP1}/32"), DB1))?;
+        scene.article.let_gateway_in(&scene.article.db1, Protocol::Tcp, 3307, 3307)?;
         let _new = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3307))])?;
         scene.wait_for_answer(Protocol::Tcp, 3307, "db1")?;
         scene.expect_answer(Protocol::Tcp, 3306, "db1")?;
-        ensure!(
-            !scene.gateway.log().contains("panicked"),
-            "the agent panicked at {GW1}"
-        );
+        ensure!(!scene.gateway.log().contains("panicked"), "the agent panicked at {GW1}");
         Ok(())
     })
 }

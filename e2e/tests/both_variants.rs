@@ -21,25 +21,13 @@ fn auto_follows_the_rules_of_the_host() -> Result<()> {
         scene(variant, Backend::Auto, |scene| {
             let gw1 = scene.article.gw1.clone();
             let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
-            scene.gateway.manifests().save(&Forward::tcp(
-                "mysql",
-                3306,
-                &format!("{APP1}/32"),
-                DB1,
-            ))?;
+            scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
             scene.gateway.once_accepting()?;
             scene.expect_answer(Protocol::Tcp, 3306, "db1")?;
             let here = gw1.iptables_save(variant, Family::V4)?;
-            ensure!(
-                here.contains("DNAT --to-destination"),
-                "nothing is in {variant}:\n{here}"
-            );
+            ensure!(here.contains("DNAT --to-destination"), "nothing is in {variant}:\n{here}");
             let there = gw1.iptables_save(other(variant), Family::V4)?;
-            ensure!(
-                there.is_empty(),
-                "something is in {}:\n{there}",
-                other(variant)
-            );
+            ensure!(there.is_empty(), "something is in {}:\n{there}", other(variant));
             Ok(())
         })?;
     }
@@ -51,12 +39,7 @@ fn second_apply_changes_nothing_and_dry_run_touches_nothing() -> Result<()> {
     for variant in Variant::ALL {
         scene(variant, Backend::Iptables(variant), |scene| {
             let gw1 = scene.article.gw1.clone();
-            scene.gateway.manifests().save(&Forward::tcp(
-                "mysql",
-                3306,
-                &format!("{APP1}/32"),
-                DB1,
-            ))?;
+            scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
             let mut dry: Vec<String> = scene.gateway.run_command()?;
             if let Some(backend) = dry.last_mut() {
                 "dry-run".clone_into(backend);
@@ -64,29 +47,16 @@ fn second_apply_changes_nothing_and_dry_run_touches_nothing() -> Result<()> {
             dry.push("--once".to_owned());
             let before = gw1.iptables_save(variant, Family::V4)?;
             gw1.check(&dry)?;
-            ensure!(
-                gw1.iptables_save(variant, Family::V4)? == before,
-                "the dry run changed rules"
-            );
-            ensure!(
-                gw1.sysctl("net/ipv4/ip_forward")? == "0",
-                "the dry run turned forwarding on"
-            );
+            ensure!(gw1.iptables_save(variant, Family::V4)? == before, "the dry run changed rules");
+            ensure!(gw1.sysctl("net/ipv4/ip_forward")? == "0", "the dry run turned forwarding on");
 
             scene.gateway.once_accepting()?;
             let applied = gw1.iptables_save(variant, Family::V4)?;
             ensure!(applied != before, "the first apply changed nothing");
             let watch = Watch::begin(&gw1)?;
             scene.gateway.once_accepting()?;
-            ensure!(
-                gw1.iptables_save(variant, Family::V4)? == applied,
-                "the second apply changed rules"
-            );
-            ensure!(
-                watch.changes().is_empty(),
-                "the second apply wrote: {}",
-                watch.changes()
-            );
+            ensure!(gw1.iptables_save(variant, Family::V4)? == applied, "the second apply changed rules");
+            ensure!(watch.changes().is_empty(), "the second apply wrote: {}", watch.changes());
             Ok(())
         })?;
     }

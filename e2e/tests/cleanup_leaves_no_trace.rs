@@ -33,10 +33,7 @@ fn host_is_as_before_with_either_variant() -> Result<()> {
             scene.start_agent()?;
             scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
             scene.agent()?.kill()?;
-            ensure!(
-                before.expect_equal(&Snapshot::of(&gw1)?).is_err(),
-                "the agent left no trace itself"
-            );
+            ensure!(before.expect_equal(&Snapshot::of(&gw1)?).is_err(), "the agent left no trace itself");
             scene.gateway.cleanup()?;
             before.expect_equal(&Snapshot::of(&gw1)?)?;
             scene.expect_no_answer(Protocol::Tcp, 3306)?;
@@ -54,15 +51,9 @@ fn forwarding_that_was_on_stays_on() -> Result<()> {
         let gw1 = scene.article.gw1.clone();
         gw1.write_sysctl("net/ipv4/ip_forward", "1")?;
         let before = Snapshot::of(&gw1)?;
-        scene
-            .gateway
-            .manifests()
-            .save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
+        scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
         scene.gateway.once_accepting()?;
-        ensure!(
-            before.expect_equal(&Snapshot::of(&gw1)?).is_err(),
-            "the agent left no trace itself"
-        );
+        ensure!(before.expect_equal(&Snapshot::of(&gw1)?).is_err(), "the agent left no trace itself");
         scene.gateway.cleanup()?;
         before.expect_equal(&Snapshot::of(&gw1)?)
     })

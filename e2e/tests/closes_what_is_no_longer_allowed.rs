@@ -19,11 +19,7 @@ const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 fn deleted_forward_is_cut_and_all_other_flows_go_on() -> Result<()> {
     for variant in Variant::ALL {
         scene(variant, Backend::Iptables(variant), |scene| {
-            let (app1, gw1, db1) = (
-                scene.article.app1.clone(),
-                scene.article.gw1.clone(),
-                scene.article.db1.clone(),
-            );
+            let (app1, gw1, db1) = (scene.article.app1.clone(), scene.article.gw1.clone(), scene.article.db1.clone());
             let mut listeners = Vec::new();
             for protocol in BOTH {
                 scene.article.let_gateway_in(&db1, protocol, 3306, 3310)?;
@@ -78,15 +74,10 @@ fn deleted_forward_is_cut_and_all_other_flows_go_on() -> Result<()> {
                 scene.expect_no_answer(protocol, 3306)?;
             }
             wait::holds_for("the other flows go on", CERTAIN, || {
-                kept.iter_mut()
-                    .map(Held::is_alive)
-                    .try_fold(true, |all, one| Ok(all && one?))
+                kept.iter_mut().map(Held::is_alive).try_fold(true, |all, one| Ok(all && one?))
             })?;
             let foreign = gw1.conntrack(&["-p", "tcp", "--orig-src", "192.0.2.7"])?;
-            ensure!(
-                foreign.len() == 1,
-                "somebody else's conntrack entry is gone"
-            );
+            ensure!(foreign.len() == 1, "somebody else's conntrack entry is gone");
             Ok(())
         })?;
     }
@@ -96,19 +87,11 @@ fn deleted_forward_is_cut_and_all_other_flows_go_on() -> Result<()> {
 #[test]
 fn narrowed_sources_cut_those_who_are_no_longer_listed() -> Result<()> {
     scene(Variant::Nft, Backend::Auto, |scene| {
-        let (app1, app2, db1) = (
-            scene.article.app1.clone(),
-            scene.article.app2.clone(),
-            scene.article.db1.clone(),
-        );
-        scene
-            .article
-            .let_gateway_in(&db1, Protocol::Udp, 3306, 3306)?;
+        let (app1, app2, db1) = (scene.article.app1.clone(), scene.article.app2.clone(), scene.article.db1.clone());
+        scene.article.let_gateway_in(&db1, Protocol::Udp, 3306, 3306)?;
         let _db1 = serve(&db1, &BOTH.map(|protocol| (protocol, socket(DB1, 3306))))?;
-        let mut forwards = [
-            Forward::tcp("tcp", 3306, "10.30.0.0/23", DB1),
-            Forward::udp("udp", 3306, "10.30.0.0/23", DB1),
-        ];
+        let mut forwards =
+            [Forward::tcp("tcp", 3306, "10.30.0.0/23", DB1), Forward::udp("udp", 3306, "10.30.0.0/23", DB1)];
         for forward in &forwards {
             scene.gateway.manifests().save(forward)?;
         }
@@ -127,15 +110,10 @@ fn narrowed_sources_cut_those_who_are_no_longer_listed() -> Result<()> {
             held.wait_until_cut(SOON)?;
         }
         wait::holds_for("those who are listed go on", CERTAIN, || {
-            kept.iter_mut()
-                .map(Held::is_alive)
-                .try_fold(true, |all, one| Ok(all && one?))
+            kept.iter_mut().map(Held::is_alive).try_fold(true, |all, one| Ok(all && one?))
         })?;
         let mut again = [hold(&app2, Protocol::Tcp, socket(GW1, 3306), None)];
-        ensure!(
-            again.iter_mut().all(|held| held.is_err()),
-            "app2 is let through again"
-        );
+        ensure!(again.iter_mut().all(|held| held.is_err()), "app2 is let through again");
 
         for forward in &mut forwards {
             forward.deny.clear();

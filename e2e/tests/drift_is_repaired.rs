@@ -17,9 +17,7 @@ use sallyport_e2e::wait;
 type Damage = fn(&Host, Variant, &[String]) -> Result<()>;
 
 const DAMAGES: &[(&str, Damage)] = &[
-    ("the whole nat table is flushed", |gw1, variant, _| {
-        gw1.iptables(variant, Family::V4, "-t nat -F")
-    }),
+    ("the whole nat table is flushed", |gw1, variant, _| gw1.iptables(variant, Family::V4, "-t nat -F")),
     ("one of our rules is deleted", |gw1, variant, ours| {
         let rule = find(ours, |rule| rule.contains("DNAT --to-destination"))?;
         delete(gw1, variant, rule)
@@ -34,25 +32,15 @@ const DAMAGES: &[(&str, Damage)] = &[
         let jump = find(ours, |rule| rule.starts_with("nat -A PREROUTING "))?;
         delete(gw1, variant, jump)
     }),
-    (
-        "a rule of ours in filter is deleted",
-        |gw1, variant, ours| {
-            let rule = find(ours, |rule| rule.starts_with("filter -A "))?;
-            delete(gw1, variant, rule)
-        },
-    ),
-    (
-        "somebody's rule before our jump takes our packets",
-        |gw1, variant, _| {
-            let rule = format!(
-                "-t nat -I PREROUTING -d {GW1}/32 -p tcp --dport 3306 -j DNAT --to-destination {APP2}:3306"
-            );
-            gw1.iptables(variant, Family::V4, &rule)
-        },
-    ),
-    ("forwarding is turned off", |gw1, _, _| {
-        gw1.write_sysctl("net/ipv4/ip_forward", "0")
+    ("a rule of ours in filter is deleted", |gw1, variant, ours| {
+        let rule = find(ours, |rule| rule.starts_with("filter -A "))?;
+        delete(gw1, variant, rule)
     }),
+    ("somebody's rule before our jump takes our packets", |gw1, variant, _| {
+        let rule = format!("-t nat -I PREROUTING -d {GW1}/32 -p tcp --dport 3306 -j DNAT --to-destination {APP2}:3306");
+        gw1.iptables(variant, Family::V4, &rule)
+    }),
+    ("forwarding is turned off", |gw1, _, _| gw1.write_sysctl("net/ipv4/ip_forward", "0")),
 ];
 
 fn find(ours: &[String], is_it: impl Fn(&str) -> bool) -> Result<&str> {
@@ -72,21 +60,10 @@ fn drifts(scene: &mut Scene, variant: Variant) -> Result<()> {
     let gw1 = scene.article.gw1.clone();
     let saved = || Ok::<_, anyhow::Error>(rules(&gw1.iptables_save(variant, Family::V4)?));
     let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
-    gw1.iptables(
-        variant,
-        Family::V4,
-        "-t nat -A POSTROUTING -s 10.99.0.0/24 -j MASQUERADE",
-    )?;
-    gw1.iptables(
-        variant,
-        Family::V4,
-        "-t nat -A PREROUTING -p tcp --dport 81 -j ACCEPT",
-    )?;
+    gw1.iptables(variant, Family::V4, "-t nat -A POSTROUTING -s 10.99.0.0/24 -j MASQUERADE")?;
+    gw1.iptables(variant, Family::V4, "-t nat -A PREROUTING -p tcp --dport 81 -j ACCEPT")?;
     let before = saved()?;
-    scene
-        .gateway
-        .manifests()
-        .save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
+    scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
     scene.start_agent()?;
     scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
     let ours = without(&saved()?, &before);
@@ -101,10 +78,7 @@ fn drifts(scene: &mut Scene, variant: Variant) -> Result<()> {
             .into_iter()
             .filter(|rule| !(what.contains("edited") && rule.contains(APP2)))
             .collect();
-        ensure!(
-            gone.is_empty(),
-            "{what}: the repair took rules of others: {gone:#?}"
-        );
+        ensure!(gone.is_empty(), "{what}: the repair took rules of others: {gone:#?}");
         scene.agent()?;
     }
     Ok(())
@@ -122,18 +96,12 @@ fn repaired(scene: &Scene, gw1: &Host, variant: Variant, ours: &[String]) -> Res
 
 #[test]
 fn every_drift_is_repaired_within_five_seconds_with_nft() -> Result<()> {
-    scene(Variant::Nft, Backend::Iptables(Variant::Nft), |scene| {
-        drifts(scene, Variant::Nft)
-    })
+    scene(Variant::Nft, Backend::Iptables(Variant::Nft), |scene| drifts(scene, Variant::Nft))
 }
 
 #[test]
 fn every_drift_is_repaired_within_five_seconds_with_legacy() -> Result<()> {
-    scene(
-        Variant::Legacy,
-        Backend::Iptables(Variant::Legacy),
-        |scene| drifts(scene, Variant::Legacy),
-    )
+    scene(Variant::Legacy, Backend::Iptables(Variant::Legacy), |scene| drifts(scene, Variant::Legacy))
 }
 
 #[test]
@@ -143,17 +111,11 @@ fn flushing_the_whole_ruleset_is_repaired_within_five_seconds() -> Result<()> {
         let saved = || Ok::<_, anyhow::Error>(rules(&gw1.iptables_save(Variant::Nft, Family::V4)?));
         let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
         let before = saved()?;
-        scene
-            .gateway
-            .manifests()
-            .save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
+        scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
         scene.start_agent()?;
         scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
         // The built-in chains return with our rules, but the policies were the administrator's.
-        let ours: Vec<String> = without(&saved()?, &before)
-            .into_iter()
-            .filter(|rule| rule.contains(" -A "))
-            .collect();
+        let ours: Vec<String> = without(&saved()?, &before).into_iter().filter(|rule| rule.contains(" -A ")).collect();
         gw1.check(&["nft", "flush", "ruleset"])?;
         let took = repaired(scene, &gw1, Variant::Nft, &ours)?;
         println!("nft flush ruleset: repaired after {} ms", took.as_millis());

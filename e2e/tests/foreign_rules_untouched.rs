@@ -64,10 +64,7 @@ fn rules_of_others_keep_their_text_order_and_counters() -> Result<()> {
 
             forward.allow.push("10.30.1.90/32".to_owned());
             scene.gateway.manifests().save(&forward)?;
-            scene
-                .gateway
-                .manifests()
-                .save(&Forward::udp("dns", 53, &format!("{APP1}/32"), DB1))?;
+            scene.gateway.manifests().save(&Forward::udp("dns", 53, &format!("{APP1}/32"), DB1))?;
             scene.gateway.manifests().remove("mysql.yaml")?;
             scene.wait_for_no_answer(Protocol::Tcp, 3306)?;
             untouched(&gw1, variant, &foreign).context("after changes")?;
@@ -89,15 +86,9 @@ fn untouched(gw1: &Host, variant: Variant, foreign: &[String]) -> Result<()> {
     ensure!(left == foreign, "expected {foreign:#?}\nfound {left:#?}");
     let counted = gw1.check(&[variant.program(Family::V4, "save").as_str(), "-c"])?;
     for counters in ["[1234:567890] -A PREROUTING", "[4321:98765] -A FORWARD"] {
-        ensure!(
-            counted.contains(counters),
-            "{counters} was reset:\n{counted}"
-        );
+        ensure!(counted.contains(counters), "{counters} was reset:\n{counted}");
     }
     let table = gw1.check(&["nft", "list", "table", "inet", "monitoring"])?;
-    ensure!(
-        table.contains("192.0.2.1, 192.0.2.2"),
-        "the nftables table changed:\n{table}"
-    );
+    ensure!(table.contains("192.0.2.1, 192.0.2.2"), "the nftables table changed:\n{table}");
     Ok(())
 }

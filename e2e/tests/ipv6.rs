@@ -18,36 +18,22 @@ fn ipv6_forward_works_is_closed_to_others_and_is_cut() -> Result<()> {
             let (app1, app2) = (scene.article.app1.clone(), scene.article.app2.clone());
             scene.article.guard_ipv6(3306, 3306)?;
             let before = Snapshot::of(&scene.article.gw1)?;
-            let _db1 = serve(
-                &scene.article.db1,
-                &BOTH.map(|protocol| (protocol, socket(DB1_V6, 3306))),
-            )?;
+            let _db1 = serve(&scene.article.db1, &BOTH.map(|protocol| (protocol, socket(DB1_V6, 3306))))?;
             let source = format!("{APP1_V6}/128");
-            scene
-                .gateway
-                .manifests()
-                .save(&Forward::tcp("tcp", 3306, &source, DB1_V6))?;
-            scene
-                .gateway
-                .manifests()
-                .save(&Forward::udp("udp", 3306, &source, DB1_V6))?;
+            scene.gateway.manifests().save(&Forward::tcp("tcp", 3306, &source, DB1_V6))?;
+            scene.gateway.manifests().save(&Forward::udp("udp", 3306, &source, DB1_V6))?;
             scene.start_agent()?;
             let gateway = socket(GW1_V6, 3306);
             let mut held = Vec::new();
             for protocol in BOTH {
-                wait::until_true("db1 answering by IPv6", SOON, || {
-                    Ok(ask(&app1, protocol, gateway)?.is_from("db1"))
-                })?;
+                wait::until_true("db1 answering by IPv6", SOON, || Ok(ask(&app1, protocol, gateway)?.is_from("db1")))?;
                 let answer = ask(&app1, protocol, gateway)?;
                 ensure!(
                     matches!(&answer, Answer::Heard { peer, .. } if peer.ip() == gateway.ip()),
                     "db1 does not see gw1: {answer:?}"
                 );
                 let refused = ask(&app2, protocol, gateway)?;
-                ensure!(
-                    refused == Answer::Silence,
-                    "app2 is let through: {refused:?}"
-                );
+                ensure!(refused == Answer::Silence, "app2 is let through: {refused:?}");
                 held.push(hold(&app1, protocol, gateway, None)?);
             }
             ensure!(
@@ -72,23 +58,10 @@ fn both_families_work_side_by_side() -> Result<()> {
     scene(Variant::Nft, Backend::Auto, |scene| {
         let app1 = scene.article.app1.clone();
         scene.article.guard_ipv6(3306, 3306)?;
-        let _db1 = serve(
-            &scene.article.db1,
-            &[
-                (Protocol::Tcp, socket(DB1, 3306)),
-                (Protocol::Tcp, socket(DB1_V6, 3306)),
-            ],
-        )?;
-        scene.gateway.manifests().save(&Forward::tcp(
-            "six",
-            3306,
-            &format!("{APP1_V6}/128"),
-            DB1_V6,
-        ))?;
-        scene
-            .gateway
-            .manifests()
-            .save(&Forward::tcp("four", 3306, &format!("{APP1}/32"), DB1))?;
+        let _db1 =
+            serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306)), (Protocol::Tcp, socket(DB1_V6, 3306))])?;
+        scene.gateway.manifests().save(&Forward::tcp("six", 3306, &format!("{APP1_V6}/128"), DB1_V6))?;
+        scene.gateway.manifests().save(&Forward::tcp("four", 3306, &format!("{APP1}/32"), DB1))?;
         scene.gateway.once_accepting()?;
         scene.expect_answer(Protocol::Tcp, 3306, "db1")?;
         let answer = ask(&app1, Protocol::Tcp, socket(GW1_V6, 3306))?;

@@ -11,21 +11,14 @@ use sallyport_e2e::traffic::{Protocol, serve};
 fn second_agent_ends_at_once_and_says_why() -> Result<()> {
     scene(Variant::Nft, Backend::Auto, |scene| {
         let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
-        scene
-            .gateway
-            .manifests()
-            .save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
+        scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
         scene.start_agent()?;
         scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
 
         let second = scene.gateway.once()?;
         ensure!(!second.success(), "a second agent ran");
         let state = scene.gateway.state().display().to_string();
-        ensure!(
-            second.stderr.contains(&state),
-            "the state directory is not named: {}",
-            second.stderr
-        );
+        ensure!(second.stderr.contains(&state), "the state directory is not named: {}", second.stderr);
         let cleanup = scene.article.gw1.run(&scene.gateway.cleanup_command()?)?;
         ensure!(!cleanup.success(), "cleanup ran beside a running agent");
         ensure!(scene.agent()?.ended()?.is_none(), "the first agent ended");

@@ -20,12 +20,7 @@ fn listed_client_reaches_the_target_through_the_gateway_and_nobody_else_does() -
             ensure!(reach(&app1, DB1)? == Answer::Silence, "db1 is open to app1");
             scene.expect_no_answer(Protocol::Tcp, 3306)?;
 
-            scene.gateway.manifests().save(&Forward::tcp(
-                "mysql",
-                3306,
-                &format!("{APP1}/32"),
-                DB1,
-            ))?;
+            scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
             scene.start_agent()?;
             scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
             let Answer::Heard { peer, .. } = reach(&app1, GW1)? else {
@@ -50,13 +45,8 @@ fn listed_client_reaches_the_target_through_the_gateway_and_nobody_else_does() -
 
 #[test]
 fn the_demo_proves_what_it_prints() -> Result<()> {
-    let output = Command::new(env!("CARGO_BIN_EXE_sallyport-e2e"))
-        .arg("demo-standalone")
-        .output()?;
-    let (printed, errors) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let output = Command::new(env!("CARGO_BIN_EXE_sallyport-e2e")).arg("demo-standalone").output()?;
+    let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "{printed}{errors}");
     ensure!(printed.contains("10 proofs in "), "{printed}");
     Ok(())

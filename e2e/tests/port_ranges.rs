@@ -20,10 +20,7 @@ fn range_reaches(variant: Variant, first: u16) -> Result<()> {
         }
         let _db1 = serve(&db1, &listeners)?;
         let source = format!("{APP1}/32");
-        for mut forward in [
-            Forward::tcp("tcp", 8000, &source, DB1),
-            Forward::udp("udp", 8000, &source, DB1),
-        ] {
+        for mut forward in [Forward::tcp("tcp", 8000, &source, DB1), Forward::udp("udp", 8000, &source, DB1)] {
             forward.end_port = Some(8009);
             forward.target_port = Some(first);
             scene.gateway.manifests().save(&forward)?;
@@ -48,14 +45,10 @@ fn range_reaches(variant: Variant, first: u16) -> Result<()> {
 
 #[test]
 fn range_reaches_the_same_ports() -> Result<()> {
-    Variant::ALL
-        .into_iter()
-        .try_for_each(|variant| range_reaches(variant, 8000))
+    Variant::ALL.into_iter().try_for_each(|variant| range_reaches(variant, 8000))
 }
 
 #[test]
 fn shifted_range_reaches_each_port_at_its_own_distance() -> Result<()> {
-    Variant::ALL
-        .into_iter()
-        .try_for_each(|variant| range_reaches(variant, 9500))
+    Variant::ALL.into_iter().try_for_each(|variant| range_reaches(variant, 9500))
 }

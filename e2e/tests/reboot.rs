@@ -15,12 +15,7 @@ fn rules_return_from_the_state_directory() -> Result<()> {
             let gw1 = scene.article.gw1.clone();
             let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
             let administrator = gw1.iptables_save(variant, Family::V4)?;
-            scene.gateway.manifests().save(&Forward::tcp(
-                "mysql",
-                3306,
-                &format!("{APP1}/32"),
-                DB1,
-            ))?;
+            scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
             scene.start_agent()?;
             scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
             scene.agent()?.kill()?;
@@ -38,8 +33,7 @@ fn rules_return_from_the_state_directory() -> Result<()> {
             gw1.check(&["conntrack", "-F"])?;
             gw1.iptables_restore(variant, Family::V4, &administrator)?;
             gw1.write_sysctl("net/ipv4/ip_forward", "0")?;
-            std::fs::remove_dir_all(scene.gateway.manifests().path())
-                .context("remove the manifests")?;
+            std::fs::remove_dir_all(scene.gateway.manifests().path()).context("remove the manifests")?;
             scene.expect_no_answer(Protocol::Tcp, 3306)?;
 
             scene.start_agent()?;
@@ -48,11 +42,8 @@ fn rules_return_from_the_state_directory() -> Result<()> {
             ensure!(scene.agent()?.ended()?.is_none(), "the agent ended");
 
             // The manifests return without the forward: now it goes.
-            std::fs::create_dir(scene.gateway.manifests().path())
-                .context("make the folder again")?;
-            wait::until_true("the forward closing", SOON, || {
-                Ok(!scene.ask(Protocol::Tcp, 3306)?.is_from("db1"))
-            })?;
+            std::fs::create_dir(scene.gateway.manifests().path()).context("make the folder again")?;
+            wait::until_true("the forward closing", SOON, || Ok(!scene.ask(Protocol::Tcp, 3306)?.is_from("db1")))?;
             Ok(())
         })?;
     }

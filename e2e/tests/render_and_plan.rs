@@ -31,10 +31,7 @@ fn plan(scene: &Scene) -> Result<String> {
 }
 
 fn mysql(scene: &Scene) -> Result<()> {
-    scene
-        .gateway
-        .manifests()
-        .save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))
+    scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))
 }
 
 #[test]
@@ -84,39 +81,22 @@ fn plan_touches_nothing_and_says_what_run_will_do() -> Result<()> {
             let administrator = saved()?;
             mysql(scene)?;
             let planned = plan(scene)?;
-            before
-                .expect_equal(&Snapshot::of(&gw1)?)
-                .context("after plan")?;
+            before.expect_equal(&Snapshot::of(&gw1)?).context("after plan")?;
             scene.gateway.once_accepting()?;
             for rule in without(&saved()?, &administrator) {
                 let (_, rule) = rule.split_once(' ').context("leave out the table")?;
                 // A jump is put at a position: `-I CHAIN 1 -j …` becomes `-A CHAIN -j …`.
-                let is_planned = planned
-                    .lines()
-                    .any(|line| line.replacen("-I ", "-A ", 1).replacen(" 1 -j", " -j", 1) == rule);
-                ensure!(
-                    is_planned || rule.starts_with(':'),
-                    "{rule} was not planned:\n{planned}"
-                );
+                let is_planned =
+                    planned.lines().any(|line| line.replacen("-I ", "-A ", 1).replacen(" 1 -j", " -j", 1) == rule);
+                ensure!(is_planned || rule.starts_with(':'), "{rule} was not planned:\n{planned}");
             }
             let rest = plan(scene)?;
-            ensure!(
-                !rest.contains("COMMIT"),
-                "there is something to change after run:\n{rest}"
-            );
+            ensure!(!rest.contains("COMMIT"), "there is something to change after run:\n{rest}");
 
             scene.gateway.manifests().remove("mysql.yaml")?;
             let removal = plan(scene)?;
-            ensure!(
-                removal.contains("COMMIT"),
-                "removing a forward plans nothing:\n{removal}"
-            );
-            ensure!(
-                saved()?
-                    .iter()
-                    .any(|rule| rule.contains("DNAT --to-destination")),
-                "plan removed the rule"
-            );
+            ensure!(removal.contains("COMMIT"), "removing a forward plans nothing:\n{removal}");
+            ensure!(saved()?.iter().any(|rule| rule.contains("DNAT --to-destination")), "plan removed the rule");
             Ok(())
         })?;
     }

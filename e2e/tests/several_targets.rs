@@ -17,9 +17,7 @@ fn two_targets(scene: &Scene) -> Result<Vec<Process>> {
     [(&scene.article.db1, DB1), (&scene.article.app2, APP2)]
         .into_iter()
         .map(|(host, ip)| {
-            scene
-                .article
-                .let_gateway_in(host, Protocol::Tcp, 8000, 8000)?;
+            scene.article.let_gateway_in(host, Protocol::Tcp, 8000, 8000)?;
             serve(host, &[(Protocol::Tcp, socket(ip, 8000))])
         })
         .collect()
@@ -30,10 +28,7 @@ fn share_of_db1(scene: &Scene) -> Result<usize> {
     let mut share = 0;
     for _ in 0..CONNECTIONS {
         let answer = scene.ask(Protocol::Tcp, 8000)?;
-        ensure!(
-            answer.is_from("db1") || answer.is_from("app2"),
-            "a connection was lost: {answer:?}"
-        );
+        ensure!(answer.is_from("db1") || answer.is_from("app2"), "a connection was lost: {answer:?}");
         share += usize::from(answer.is_from("db1"));
     }
     Ok(share)
@@ -51,10 +46,7 @@ fn new_connections_are_shared_by_weight() -> Result<()> {
             let share = share_of_db1(scene)?;
             println!("{variant}: db1 with weight 3 of 4 took {share} of {CONNECTIONS}");
             // Five standard deviations either way.
-            ensure!(
-                (28..=59).contains(&share),
-                "db1 with weight 3 of 4 took {share} of {CONNECTIONS}"
-            );
+            ensure!((28..=59).contains(&share), "db1 with weight 3 of 4 took {share} of {CONNECTIONS}");
             Ok(())
         })?;
     }
@@ -73,22 +65,13 @@ fn weight_zero_takes_no_new_connection_and_keeps_the_old_ones() -> Result<()> {
 
         forward.targets = vec![(DB1.to_owned(), 0), (APP2.to_owned(), 1)];
         scene.gateway.manifests().save(&forward)?;
-        wait::until_true("app2 answering", SOON, || {
-            Ok(scene.ask(Protocol::Tcp, 8000)?.is_from("app2"))
-        })?;
-        ensure!(
-            share_of_db1(scene)? == 0,
-            "a target of weight 0 took a new connection"
-        );
+        wait::until_true("app2 answering", SOON, || Ok(scene.ask(Protocol::Tcp, 8000)?.is_from("app2")))?;
+        ensure!(share_of_db1(scene)? == 0, "a target of weight 0 took a new connection");
         let answers = old.answers();
-        wait::until_true(
-            "the old connection going on",
-            Duration::from_secs(3),
-            || {
-                ensure!(old.is_alive()?, "the old connection was cut");
-                Ok(old.answers() > answers + 10)
-            },
-        )?;
+        wait::until_true("the old connection going on", Duration::from_secs(3), || {
+            ensure!(old.is_alive()?, "the old connection was cut");
+            Ok(old.answers() > answers + 10)
+        })?;
         Ok(())
     })
 }

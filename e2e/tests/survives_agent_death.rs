@@ -18,19 +18,14 @@ const WATCHED: Duration = Duration::from_millis(1500);
 #[test]
 fn nothing_is_lost_and_no_rule_changes_while_the_agent_dies_and_returns() -> Result<()> {
     for variant in Variant::ALL {
-        scene(variant, Backend::Iptables(variant), |scene| {
-            dies_and_returns(scene, variant)
-        })?;
+        scene(variant, Backend::Iptables(variant), |scene| dies_and_returns(scene, variant))?;
     }
     Ok(())
 }
 
 fn dies_and_returns(scene: &mut Scene, variant: Variant) -> Result<()> {
     let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
-    scene
-        .gateway
-        .manifests()
-        .save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
+    scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
     scene.start_agent()?;
     scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
     let gw1 = scene.article.gw1.clone();
@@ -46,28 +41,17 @@ fn dies_and_returns(scene: &mut Scene, variant: Variant) -> Result<()> {
         } else {
             scene.agent()?.kill()?;
         }
-        ensure!(
-            gw1.iptables_save(variant, Family::V4)? == rules,
-            "{death} changed the rules"
-        );
+        ensure!(gw1.iptables_save(variant, Family::V4)? == rules, "{death} changed the rules");
         scene.start_agent()?;
         let agent = scene.agent()?;
-        wait::holds_for(
-            "the restarted agent runs and changes nothing",
-            WATCHED,
-            || Ok(watch.changes().is_empty() && agent.ended()?.is_none()),
-        )?;
-        ensure!(
-            gw1.iptables_save(variant, Family::V4)? == rules,
-            "restart changed the rules"
-        );
+        wait::holds_for("the restarted agent runs and changes nothing", WATCHED, || {
+            Ok(watch.changes().is_empty() && agent.ended()?.is_none())
+        })?;
+        ensure!(gw1.iptables_save(variant, Family::V4)? == rules, "restart changed the rules");
     }
     let report = load.report()?;
     println!("{variant}: {report:?}");
     ensure!(report.lost() == 0, "connections were lost: {report:?}");
-    ensure!(
-        report.new > 500,
-        "the load was too small to show anything: {report:?}"
-    );
+    ensure!(report.new > 500, "the load was too small to show anything: {report:?}");
     Ok(())
 }

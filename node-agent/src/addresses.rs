@@ -6,9 +6,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
-};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use sallyport_engine::netlink::{Error, Socket};
 use sallyport_ruleset::facts::LocalAddress;
@@ -59,11 +57,7 @@ fn decode(message: &AddressMessage) -> Option<LocalAddress> {
     }
     // On a point-to-point interface IFA_ADDRESS is the other end and IFA_LOCAL is ours.
     let ip = local.or(address)?;
-    Some(LocalAddress {
-        ip,
-        prefix_len: message.header.prefix_len,
-        global: is_global(message, ip),
-    })
+    Some(LocalAddress { ip, prefix_len: message.header.prefix_len, global: is_global(message, ip) })
 }
 
 fn is_global(message: &AddressMessage, ip: IpAddr) -> bool {
@@ -71,9 +65,8 @@ fn is_global(message: &AddressMessage, ip: IpAddr) -> bool {
     let reachable = match ip {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
         IpAddr::V6(ip) => {
-            let unusable = AddressHeaderFlags::Tentative
-                | AddressHeaderFlags::Dadfailed
-                | AddressHeaderFlags::Deprecated;
+            let unusable =
+                AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed | AddressHeaderFlags::Deprecated;
             !ip.is_loopback() && !ip.is_unicast_link_local() && !header.flags.intersects(unusable)
         }
     };
@@ -90,9 +83,7 @@ mod tests {
         message.header.scope = scope;
         message.header.flags = flags;
         message.header.prefix_len = 24;
-        message
-            .attributes
-            .push(AddressAttribute::Address(ip.parse().unwrap()));
+        message.attributes.push(AddressAttribute::Address(ip.parse().unwrap()));
         decode(&message).unwrap()
     }
 
@@ -110,25 +101,14 @@ mod tests {
             (2, AddressScope::Universe, "169.254.1.1", false),
             (2, AddressScope::Universe, "fe80::1", false),
         ] {
-            assert_eq!(
-                on(index, scope, permanent, ip).global,
-                global,
-                "{index} {scope:?} {ip}"
-            );
+            assert_eq!(on(index, scope, permanent, ip).global, global, "{index} {scope:?} {ip}");
         }
     }
 
     #[test]
     fn an_ipv6_address_that_cannot_be_used_is_not_global() {
-        for flag in [
-            AddressHeaderFlags::Tentative,
-            AddressHeaderFlags::Dadfailed,
-            AddressHeaderFlags::Deprecated,
-        ] {
-            assert!(
-                !on(2, AddressScope::Universe, flag, "2001:db8::1").global,
-                "{flag:?}"
-            );
+        for flag in [AddressHeaderFlags::Tentative, AddressHeaderFlags::Dadfailed, AddressHeaderFlags::Deprecated] {
+            assert!(!on(2, AddressScope::Universe, flag, "2001:db8::1").global, "{flag:?}");
         }
         // The same bit means "older than another of its network" for IPv6 and IPv4 alike.
         let secondary = AddressHeaderFlags::Secondary;
@@ -139,10 +119,7 @@ mod tests {
     fn a_point_to_point_address_is_our_own_end() {
         let mut message = AddressMessage::default();
         let (peer, own) = ("10.9.0.2".parse().unwrap(), "10.9.0.1".parse().unwrap());
-        message.attributes = vec![
-            AddressAttribute::Address(peer),
-            AddressAttribute::Local(own),
-        ];
+        message.attributes = vec![AddressAttribute::Address(peer), AddressAttribute::Local(own)];
         assert_eq!(decode(&message).unwrap().ip, own);
     }
 }

@@ -19,7 +19,9 @@ pub enum Backend {
 pub async fn choose(flag: BackendArg, pool: FirewallBackend) -> Result<Backend, command::Error> {
     Ok(match (flag, pool) {
         (BackendArg::DryRun, _) => Backend::DryRun,
-        (BackendArg::IptablesNft, _) | (BackendArg::Auto, FirewallBackend::IptablesNft) => Backend::Iptables(Variant::Nft),
+        (BackendArg::IptablesNft, _) | (BackendArg::Auto, FirewallBackend::IptablesNft) => {
+            Backend::Iptables(Variant::Nft)
+        }
         (BackendArg::IptablesLegacy, _) | (BackendArg::Auto, FirewallBackend::IptablesLegacy) => {
             Backend::Iptables(Variant::Legacy)
         }
@@ -27,9 +29,38 @@ pub async fn choose(flag: BackendArg, pool: FirewallBackend) -> Result<Backend, 
             let detected = detect().await?;
             tracing::info!(backend = detected.variant.name(), because = detected.because, "backend chosen");
             if detected.mixed {
-                tracing::warn!("this host has rules in both iptables-nft and iptables-legacy; packets pass through both");
+                tracing::warn!(
+                    "this host has rules in both iptables-nft and iptables-legacy; packets pass through both"
+                );
             }
             Backend::Iptables(detected.variant)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_flag_wins_over_the_pool() {
+        for pool in [FirewallBackend::Auto, FirewallBackend::IptablesNft, FirewallBackend::IptablesLegacy] {
+            for (flag, backend) in [
+                (BackendArg::DryRun, Backend::DryRun),
+                (BackendArg::IptablesNft, Backend::Iptables(Variant::Nft)),
+                (BackendArg::IptablesLegacy, Backend::Iptables(Variant::Legacy)),
+            ] {
+                assert_eq!(choose(flag, pool).await.unwrap(), backend, "{flag:?} {pool:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_pool_decides_where_the_flag_leaves_it_to_it() {
+        for (pool, variant) in
+            [(FirewallBackend::IptablesNft, Variant::Nft), (FirewallBackend::IptablesLegacy, Variant::Legacy)]
+        {
+            assert_eq!(choose(BackendArg::Auto, pool).await.unwrap(), Backend::Iptables(variant));
+        }
+    }
 }

@@ -23,7 +23,7 @@ const ATTEMPTS: usize = 3;
 /// Moves of our jumps back to the top within [`RIVALRY_WINDOW`] before the place is left to the other one.
 const RIVALRY_MOVES: usize = 5;
 /// How long moves are counted, and how long the place is then left.
-const RIVALRY_WINDOW: Duration = Duration::from_secs(300);
+const RIVALRY_WINDOW: Duration = Duration::from_mins(5);
 
 /// Why a pass did not reach its end.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +92,12 @@ impl<E: Engine> Converger<E> {
     }
 
     /// Makes the kernel equal to `intents` and reads it back.
-    pub async fn converge(&mut self, intents: &Intents, local: &[LocalAddress], state: &StateDir) -> Result<Report, Error> {
+    pub async fn converge(
+        &mut self,
+        intents: &Intents,
+        local: &[LocalAddress],
+        state: &StateDir,
+    ) -> Result<Report, Error> {
         let forwards = intents.forwards();
         let compiled = compile(&intents.node, &forwards, local);
         let mut report = Report { failures: compiled.failures.clone(), ..Report::default() };
@@ -115,7 +120,7 @@ impl<E: Engine> Converger<E> {
             self.settled = false;
             self.engine.apply(&batch).await?;
         }
-        report.digest = self.installed.as_ref().map(|installed| installed.ours().digest()).unwrap_or_default();
+        report.digest = self.installed.as_ref().map(InstalledRuleset::digest).unwrap_or_default();
         report.changed = written.into_iter().next();
 
         let allowed = Allowed::new(&compiled, &forwards);
@@ -130,7 +135,11 @@ impl<E: Engine> Converger<E> {
 
     /// What a pass would do, without doing it: the batch, the families whose forwarding would be turned on, and the
     /// number of connections that would be ended.
-    pub async fn preview(&mut self, intents: &Intents, local: &[LocalAddress]) -> Result<(Batch, Vec<Family>, usize, Vec<Failure>), Error> {
+    pub async fn preview(
+        &mut self,
+        intents: &Intents,
+        local: &[LocalAddress],
+    ) -> Result<(Batch, Vec<Family>, usize, Vec<Failure>), Error> {
         let forwards = intents.forwards();
         let compiled = compile(&intents.node, &forwards, local);
         let installed = self.observe().await?;
@@ -138,7 +147,9 @@ impl<E: Engine> Converger<E> {
         let families = self.families_to_turn_on(intents.node.ip_forward, &compiled)?;
         let allowed = Allowed::new(&compiled, &forwards);
         let ended = match self.engine.conntrack() {
-            Some(conntrack) => conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count(),
+            Some(conntrack) => {
+                conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count()
+            }
             None => 0,
         };
         Ok((batch, families, ended, compiled.failures))
@@ -156,7 +167,8 @@ impl<E: Engine> Converger<E> {
                 return Ok(true);
             }
         }
-        let needed = |family| self.installed.as_ref().is_some_and(|installed| !installed.family(family).nat.ours.is_empty());
+        let needed =
+            |family| self.installed.as_ref().is_some_and(|installed| !installed.family(family).nat.ours.is_empty());
         for family in Family::BOTH {
             if needed(family)
                 && let Some(sysctl) = &self.sysctl
@@ -200,7 +212,9 @@ impl<E: Engine> Converger<E> {
     fn families_to_turn_on(&self, mode: IpForward, compiled: &Compiled) -> Result<Vec<Family>, Error> {
         let mut families = Vec::new();
         for family in Family::BOTH {
-            let Some(sysctl) = self.sysctl.as_ref().filter(|_| !compiled.ruleset.family(family).is_empty()) else { continue };
+            let Some(sysctl) = self.sysctl.as_ref().filter(|_| !compiled.ruleset.family(family).is_empty()) else {
+                continue;
+            };
             let on = sysctl.forwarding(family).map_err(|source| Error::Forwarding { family, source })?;
             match mode {
                 _ if on => {}
@@ -211,7 +225,12 @@ impl<E: Engine> Converger<E> {
         Ok(families)
     }
 
-    fn turn_on_forwarding(&mut self, mode: IpForward, compiled: &Compiled, state: &StateDir) -> Result<Vec<Family>, Error> {
+    fn turn_on_forwarding(
+        &mut self,
+        mode: IpForward,
+        compiled: &Compiled,
+        state: &StateDir,
+    ) -> Result<Vec<Family>, Error> {
         let families = self.families_to_turn_on(mode, compiled)?;
         for family in &families {
             let Some(sysctl) = &self.sysctl else { continue };
@@ -295,5 +314,7 @@ pub fn chain_of(error: &dyn StdError) -> String {
     text
 }
 
+#[cfg(test)]
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;

@@ -1,19 +1,29 @@
 //! Entry point: arguments, logs, and one of the commands.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use sallyport_node_agent::args::{Cli, Command};
 use sallyport_node_agent::{cleanup, plan, render, run};
 
+/// Gives back what a change needed for a moment; glibc keeps it, which at 10,000 forwards is as much again.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<ExitCode> {
+async fn main() -> ExitCode {
     let Cli { log_format, command } = Cli::parse();
     sallyport_runtime::log::init(log_format);
-    match command {
+    let outcome = match command {
         Command::Run { host, once } => run::run(&host, once).await,
         Command::Plan { host } => plan::plan(&host).await,
-        Command::Render { manifests, node_address, audience } => render::render(&manifests, node_address, audience),
+        Command::Render { manifests, node_address, audience } => render::render(&manifests, &node_address, audience),
         Command::Cleanup { state_dir } => cleanup::cleanup(&state_dir).await,
-    }
+    };
+    outcome.unwrap_or_else(|error| {
+        // With its causes, on one line; nobody is left to be told that this failed.
+        let _ = writeln!(std::io::stderr(), "error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Resource as _;
@@ -30,7 +31,7 @@ const MAX_MESSAGE: usize = 500;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {
     /// A `PortForward`.
-    Forward(ForwardRef, PortForwardSpec),
+    Forward(ForwardRef, Arc<PortForwardSpec>),
     /// A `GatewayPool`.
     Pool(String, GatewayPoolSpec),
     /// A `Namespace` with its labels.
@@ -49,6 +50,7 @@ impl fmt::Display for Identity {
 
 impl Object {
     /// What it is called, for example `PortForward payments/mysql`.
+    #[must_use]
     pub fn identity(&self) -> Identity {
         Identity(match self {
             Self::Forward(key, _) => format!("PortForward {key}"),
@@ -85,7 +87,9 @@ pub fn read(text: &mut dyn Read) -> Vec<Result<Object, Vec<DocumentProblem>>> {
     for (index, document) in serde_saphyr::read_with_options::<_, Value>(&mut { text }, options).enumerate() {
         let place = Identity(format!("document {}", index + 1));
         if broken == MAX_BROKEN {
-            let message = format!("{MAX_BROKEN} documents before it have problems; it and the rest are not read, mend those first");
+            let message = format!(
+                "{MAX_BROKEN} documents before it have problems; it and the rest are not read, mend those first"
+            );
             objects.push(Err(vec![DocumentProblem::new(place, &message)]));
             break;
         }
@@ -128,7 +132,7 @@ fn object(mut value: Value, place: Identity) -> Result<Object, Vec<DocumentProbl
     let named = match value.pointer("/metadata/name") {
         // As an unquoted 5; an absent one is told below.
         Some(other) if !other.is_string() => vec!["metadata.name: is not text; put it in quotes".to_owned()],
-        _ => lines(validate_metadata(&name, namespaced.then_some(namespace.as_str()))),
+        _ => lines(&validate_metadata(&name, namespaced.then_some(namespace.as_str()))),
     };
     if !named.is_empty() {
         let place = Identity(format!("{kind} in {place}"));
@@ -144,11 +148,11 @@ fn object(mut value: Value, place: Identity) -> Result<Object, Vec<DocumentProbl
     }
     let typed = match kind {
         "PortForward" => strict::<PortForward>(&value).and_then(|forward| {
-            validate(&forward.spec).map_err(lines)?;
-            Ok(Object::Forward(ForwardRef { namespace, name }, forward.spec))
+            validate(&forward.spec).map_err(|found| lines(&found))?;
+            Ok(Object::Forward(ForwardRef { namespace, name }, forward.spec.into()))
         }),
         "GatewayPool" => strict::<GatewayPool>(&value).and_then(|pool| {
-            validate_pool(&pool.spec).map_err(lines)?;
+            validate_pool(&pool.spec).map_err(|found| lines(&found))?;
             Ok(Object::Pool(name, pool.spec))
         }),
         _ => strict::<Namespace>(&value).map(|namespace| {
@@ -166,8 +170,8 @@ fn strict<T: DeserializeOwned>(value: &Value) -> Result<T, Vec<String>> {
     let mut unknown = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| unknown.push(dotted(&path));
     let mut track = serde_path_to_error::Track::new();
-    let decoder = serde_path_to_error::Deserializer::new(value, &mut track);
-    let decoded = T::deserialize(serde_ignored::Deserializer::new(decoder, &mut note));
+    let reader = serde_path_to_error::Deserializer::new(value, &mut track);
+    let decoded = T::deserialize(serde_ignored::Deserializer::new(reader, &mut note));
     match decoded {
         Err(error) => {
             let path = track.path().to_string();
@@ -196,7 +200,7 @@ fn dotted(path: &serde_ignored::Path<'_>) -> String {
     }
 }
 
-fn lines(problems: Vec<Problem>) -> Vec<String> {
+fn lines(problems: &[Problem]) -> Vec<String> {
     problems.iter().map(ToString::to_string).collect()
 }
 

@@ -35,7 +35,11 @@ pub async fn plan(args: &HostArgs) -> anyhow::Result<ExitCode> {
     report(&lines)
 }
 
-async fn preview<E: Engine>(mut converger: Converger<E>, intents: &Intents, source: &Source<'_>) -> anyhow::Result<Vec<String>> {
+async fn preview<E: Engine>(
+    mut converger: Converger<E>,
+    intents: &Intents,
+    source: &Source<'_>,
+) -> anyhow::Result<Vec<String>> {
     let (batch, families, ended, failures) = converger.preview(intents, source.local()).await?;
     let mut out = std::io::stdout().lock();
     print_batch(&mut out, &batch)?;

@@ -23,13 +23,14 @@ use crate::source::local::decide_here;
 use crate::state::StateDir;
 
 /// Prints the rules. Exit code 1 when an object has problems.
-pub fn render(manifests: &Path, addresses: Vec<IpAddr>, audience: Audience) -> anyhow::Result<ExitCode> {
+pub fn render(manifests: &Path, addresses: &[IpAddr], audience: Audience) -> anyhow::Result<ExitCode> {
     let mut directory = Directory::new(manifests);
     let all = directory.names_now().with_context(|| format!("cannot list the manifests in {}", manifests.display()))?;
     let state = StateDir::read_only(Path::new("/nonexistent"));
     directory.look(&all, &state)?;
     let (objects, mut problems) = directory.objects();
-    let (intents, refused) = decide_here(&objects, "render", addresses.clone(), &BTreeMap::new(), directory.broken_pool());
+    let (intents, refused) =
+        decide_here(&objects, "render", addresses.to_vec(), &BTreeMap::new(), directory.broken_pool());
     problems.extend(refused);
     // How far the links of these gateways reach is not known here, so each address stands alone.
     let local: Vec<LocalAddress> =
@@ -57,7 +58,11 @@ enum Verdict {
 }
 
 /// For each target, the rules that let the gateways' packets in.
-fn print_targets(out: &mut impl std::io::Write, forwards: &[&SliceForward], compiled: &Compiled) -> std::io::Result<()> {
+fn print_targets(
+    out: &mut impl std::io::Write,
+    forwards: &[&SliceForward],
+    compiled: &Compiled,
+) -> std::io::Result<()> {
     let failed: BTreeSet<_> = compiled.failures.iter().map(|failure| &failure.forward).collect();
     let mut rules: BTreeMap<IpAddr, BTreeSet<(Verdict, String)>> = BTreeMap::new();
     for forward in forwards.iter().filter(|forward| !failed.contains(&forward.r#ref)) {
@@ -70,7 +75,8 @@ fn print_targets(out: &mut impl std::io::Write, forwards: &[&SliceForward], comp
                     gateways.map(|ip| (Verdict::Accept, ip.to_string())).collect()
                 }
                 SourceNatMode::Preserve => {
-                    let meets = |deny: &IpNet| intent.allow.iter().any(|allow| allow.contains(deny) || deny.contains(allow));
+                    let meets =
+                        |deny: &IpNet| intent.allow.iter().any(|allow| allow.contains(deny) || deny.contains(allow));
                     let denied = intent.deny.iter().filter(|deny| meets(deny)).map(|net| (Verdict::Drop, net));
                     let clients = denied.chain(intent.allow.iter().map(|net| (Verdict::Accept, net)));
                     let clients = clients.filter(|(_, net)| Family::of(net.addr()) == family);
@@ -81,8 +87,11 @@ fn print_targets(out: &mut impl std::io::Write, forwards: &[&SliceForward], comp
                 for port in &intent.ports {
                     let protocol = port.protocol.to_string().to_ascii_lowercase();
                     let last = port.target_port + (port.end_port - port.port);
-                    let ports =
-                        if last == port.target_port { last.to_string() } else { format!("{}:{last}", port.target_port) };
+                    let ports = if last == port.target_port {
+                        last.to_string()
+                    } else {
+                        format!("{}:{last}", port.target_port)
+                    };
                     let rule = format!("-A INPUT -s {source} -p {protocol} -m {protocol} --dport {ports}");
                     rules.entry(target.ip).or_default().insert((verdict, rule));
                 }

@@ -104,6 +104,7 @@ pub struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// Has read nothing yet.
+    #[must_use]
     pub fn new(args: &'a HostArgs, state: &'a StateDir) -> Self {
         Self {
             args,
@@ -133,11 +134,13 @@ impl<'a> Source<'a> {
     }
 
     /// The host's addresses as of the last look.
+    #[must_use]
     pub fn local(&self) -> &[LocalAddress] {
         &self.local
     }
 
     /// Why the directory cannot be read, if it cannot.
+    #[must_use]
     pub fn unreadable(&self) -> Option<&str> {
         self.unreadable.as_deref()
     }
@@ -157,7 +160,7 @@ impl<'a> Source<'a> {
                 tracing::warn!(error = chain_of(&error), "cannot read this host's addresses; taking them as before");
             }
         }
-        let started = Instant::now();
+        let mut waited = Duration::ZERO;
         let none = BTreeSet::new();
         let due = self.unsettled || self.unreadable.is_some() || self.listed.is_none_or(|at| at.elapsed() >= LISTING);
         while due || reported.is_some() {
@@ -179,8 +182,10 @@ impl<'a> Source<'a> {
                     return None;
                 }
             }
-            if self.unsettled && started.elapsed() < self.patience {
+            // Time that the reading took does not count: a file must have had the chance to be still.
+            if self.unsettled && waited < self.patience {
                 tokio::time::sleep(BEAT / 10).await;
+                waited += BEAT / 10;
             } else {
                 break;
             }
@@ -193,7 +198,8 @@ impl<'a> Source<'a> {
         let global = self.local.iter().filter(|own| own.global).map(|own| own.ip).collect();
         let nothing = BTreeMap::new();
         let held = self.intents.as_ref().map_or(&nothing, |intents| &intents.slices);
-        let (intents, refused) = decide_here(&objects, &self.args.node_name, global, held, self.directory.broken_pool());
+        let (intents, refused) =
+            decide_here(&objects, &self.args.node_name, global, held, self.directory.broken_pool());
         problems.extend(refused);
         problems.sort();
         self.problems = problems;
@@ -202,6 +208,7 @@ impl<'a> Source<'a> {
     }
 
     /// A failure, for people, with the file of its forward in front.
+    #[must_use]
     pub fn locate(&self, failure: &Failure) -> String {
         let identity = Identity(format!("PortForward {}", failure.forward));
         match self.directory.file_of(&identity) {
@@ -247,7 +254,16 @@ struct Retry {
 impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
     fn new(converger: Converger<E>, pool_backend: FirewallBackend, source: &'a mut Source<'b>) -> Self {
         let retry = Retry { wait: BEAT, at: None };
-        Self { converger, pool_backend, source, abandoned: None, failures: Vec::new(), retry, error: None, unkept: None }
+        Self {
+            converger,
+            pool_backend,
+            source,
+            abandoned: None,
+            failures: Vec::new(),
+            retry,
+            error: None,
+            unkept: None,
+        }
     }
 
     async fn follow(&mut self, intents: &mut Option<Rc<Intents>>, once: bool, shutdown: &mut Shutdown) -> Outcome {
@@ -398,10 +414,23 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
         let backend = self.converger.engine.name();
         match &report.changed {
             Some(what) if cause == "drift" => {
-                tracing::warn!(what, forwards, rules = report.digest, ended = report.ended, "drift repaired and verified");
+                tracing::warn!(
+                    what,
+                    forwards,
+                    rules = report.digest,
+                    ended = report.ended,
+                    "drift repaired and verified"
+                );
             }
             Some(_) => {
-                tracing::info!(cause, backend, forwards, rules = report.digest, ended = report.ended, "programmed and verified");
+                tracing::info!(
+                    cause,
+                    backend,
+                    forwards,
+                    rules = report.digest,
+                    ended = report.ended,
+                    "programmed and verified"
+                );
             }
             None if cause == "drift" => {}
             None => tracing::info!(cause, backend, forwards, rules = report.digest, "verified, nothing to change"),
@@ -438,12 +467,16 @@ pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, sallyport_eng
     if left == Ruleset::default() {
         tracing::info!(backend = iptables.name(), "removed our rules");
     } else {
-        tracing::warn!(backend = iptables.name(), "somebody's rules lead to our chains, which were emptied but cannot be deleted; delete those rules");
+        tracing::warn!(
+            backend = iptables.name(),
+            "somebody's rules lead to our chains, which were emptied but cannot be deleted; delete those rules"
+        );
     }
     Ok(true)
 }
 
 /// A failure, for people.
+#[must_use]
 pub fn describe(failure: &Failure) -> String {
     format!("PortForward {}: {} ({:?})", failure.forward, failure.message, failure.reason)
 }

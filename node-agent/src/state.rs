@@ -35,6 +35,7 @@ pub struct Intents {
 
 impl Intents {
     /// The forwards of all slices.
+    #[must_use]
     pub fn forwards(&self) -> Vec<&SliceForward> {
         self.slices.values().flat_map(|slice| &slice.forwards).collect()
     }
@@ -105,6 +106,7 @@ impl StateDir {
     }
 
     /// Reads it beside whoever has it; writes are refused. A directory that does not exist is empty.
+    #[must_use]
     pub fn read_only(path: &Path) -> Self {
         Self { path: path.to_owned(), lock: None }
     }
@@ -127,6 +129,7 @@ impl StateDir {
     }
 
     /// Like [`Self::host`], but what cannot be read counts as nothing to put back.
+    #[must_use]
     pub fn host_or_nothing(&self) -> Host {
         self.host().unwrap_or_else(|error| {
             tracing::warn!(error = chain_of(&error), "how this host was before is lost; cleanup will not put it back");
@@ -150,11 +153,16 @@ impl StateDir {
             return Ok(());
         }
         let directory = self.path.join("manifests");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|source| access(&directory, source))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(|source| access(&directory, source))?;
         self.store(&format!("manifests/{name}.json"), &objects, false)
     }
 
     /// Names of the manifest files of which good objects are kept.
+    #[must_use]
     pub fn good_names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path.join("manifests")).into_iter().flatten().flatten();
         entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned())).collect()

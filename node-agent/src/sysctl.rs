@@ -77,6 +77,7 @@ enum FamilyName {
 
 impl Record {
     /// The family whose forwarding it is about.
+    #[must_use]
     pub fn family(&self) -> Family {
         self.family
     }
@@ -109,10 +110,7 @@ impl Sysctl {
     /// `root` is `/proc/sys/net` or wherever it is mounted writable; `ipv6_routes` is the
     /// kernel's list of IPv6 routes, `/proc/net/ipv6_route`.
     pub fn new(root: impl Into<PathBuf>, ipv6_routes: impl Into<PathBuf>) -> Self {
-        Self {
-            root: root.into(),
-            ipv6_routes: ipv6_routes.into(),
-        }
+        Self { root: root.into(), ipv6_routes: ipv6_routes.into() }
     }
 
     /// Whether packets of `family` are forwarded.
@@ -134,12 +132,7 @@ impl Sysctl {
             Family::V6 => self.advertised_interfaces()?,
         };
         let forwarding = self.forwarding_of_each(family)?;
-        Ok(Some(Record {
-            family,
-            forwarding,
-            accept_redirects,
-            accept_ra,
-        }))
+        Ok(Some(Record { family, forwarding, accept_redirects, accept_ra }))
     }
 
     /// Turns forwarding on as planned.
@@ -176,11 +169,7 @@ impl Sysctl {
             write_if_differs(&self.conf(family, &interface, "forwarding"), &value)?;
         }
         if let Some((now, before)) = wanted_redirects {
-            let value = if now == REDIRECTS_WHILE_ON {
-                before
-            } else {
-                &now
-            };
+            let value = if now == REDIRECTS_WHILE_ON { before } else { &now };
             write_if_differs(&redirects, value)?;
         }
         // Last, because each write to a `forwarding` above may drop routes of what is not at 2.
@@ -195,9 +184,7 @@ impl Sysctl {
         // Only names that the kernel lists become paths, whatever a record on disk says.
         for interface in self.interfaces(record.family)? {
             let path = self.conf(record.family, &interface, "accept_ra");
-            if record.accept_ra.contains(&interface)
-                && read_if_there(&path)?.as_deref() == Some(from)
-            {
+            if record.accept_ra.contains(&interface) && read_if_there(&path)?.as_deref() == Some(from) {
                 write(&path, to)?;
             }
         }
@@ -206,10 +193,7 @@ impl Sysctl {
 
     /// Interfaces that have a route from a router advertisement and would lose it.
     fn advertised_interfaces(&self) -> Result<BTreeSet<String>, Error> {
-        let fail = |source| Error::Read {
-            path: self.ipv6_routes.clone(),
-            source,
-        };
+        let fail = |source| Error::Read { path: self.ipv6_routes.clone(), source };
         let mut interfaces = BTreeSet::new();
         for line in BufReader::new(File::open(&self.ipv6_routes).map_err(fail)?).lines() {
             interfaces.extend(advertised_interface(&line.map_err(fail)?).map(str::to_owned));
@@ -246,10 +230,7 @@ impl Sysctl {
             }
             Ok(names)
         };
-        list().map_err(|source| Error::Read {
-            path: path.clone(),
-            source,
-        })
+        list().map_err(|source| Error::Read { path: path.clone(), source })
     }
 
     fn switch(&self, family: Family) -> PathBuf {
@@ -260,10 +241,7 @@ impl Sysctl {
     }
 
     fn conf(&self, family: Family, interface: &str, setting: &str) -> PathBuf {
-        self.family_root(family)
-            .join("conf")
-            .join(interface)
-            .join(setting)
+        self.family_root(family).join("conf").join(interface).join(setting)
     }
 
     fn family_root(&self, family: Family) -> PathBuf {
@@ -286,10 +264,7 @@ fn advertised_interface(line: &str) -> Option<&str> {
 fn read(path: &Path) -> Result<String, Error> {
     match fs::read_to_string(path) {
         Ok(value) => Ok(value.trim_ascii().to_owned()),
-        Err(source) => Err(Error::Read {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(Error::Read { path: path.to_owned(), source }),
     }
 }
 
@@ -307,11 +282,7 @@ fn write(path: &Path, value: &str) -> Result<(), Error> {
         .truncate(true)
         .open(path)
         .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(|source| Error::Write {
-            path: path.to_owned(),
-            value: value.to_owned(),
-            source,
-        })
+        .map_err(|source| Error::Write { path: path.to_owned(), value: value.to_owned(), source })
 }
 
 fn write_if_differs(path: &Path, value: &str) -> Result<(), Error> {

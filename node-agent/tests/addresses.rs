@@ -11,11 +11,7 @@ use sallyport_node_agent::addresses::local_addresses;
 use sallyport_ruleset::facts::LocalAddress;
 
 fn address(ip: &str, prefix_len: u8, global: bool) -> LocalAddress {
-    LocalAddress {
-        ip: ip.parse().unwrap(),
-        prefix_len,
-        global,
-    }
+    LocalAddress { ip: ip.parse().unwrap(), prefix_len, global }
 }
 
 #[test]
@@ -54,10 +50,6 @@ fn addresses_of_every_interface_are_listed_in_order() {
         );
 
         run("ip address delete 10.30.1.9/24 dev v0");
-        assert!(
-            !local_addresses()
-                .unwrap()
-                .contains(&address("10.30.1.9", 24, true))
-        );
+        assert!(!local_addresses().unwrap().contains(&address("10.30.1.9", 24, true)));
     });
 }

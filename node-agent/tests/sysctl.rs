@@ -46,9 +46,7 @@ fn interfaces() {
 /// The index of an interface that has an IPv6 address.
 fn index_with_address(interface: &str) -> Option<u32> {
     let addresses = fs::read_to_string("/proc/net/if_inet6").unwrap();
-    let line = addresses
-        .lines()
-        .find(|line| line.split_whitespace().last() == Some(interface))?;
+    let line = addresses.lines().find(|line| line.split_whitespace().last() == Some(interface))?;
     u32::from_str_radix(line.split_whitespace().nth(1)?, 16).ok()
 }
 
@@ -57,19 +55,13 @@ fn put(setting: &str, value: &str) {
 }
 
 fn get(setting: &str) -> String {
-    fs::read_to_string(Path::new("/proc/sys/net").join(setting))
-        .unwrap()
-        .trim()
-        .to_owned()
+    fs::read_to_string(Path::new("/proc/sys/net").join(setting)).unwrap().trim().to_owned()
 }
 
 /// Every file below ipv4 and ipv6, byte by byte; what cannot be read is there without content.
 fn everything() -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut files = BTreeMap::new();
-    let mut directories = vec![
-        "/proc/sys/net/ipv4".into(),
-        PathBuf::from("/proc/sys/net/ipv6"),
-    ];
+    let mut directories = vec!["/proc/sys/net/ipv4".into(), PathBuf::from("/proc/sys/net/ipv6")];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
@@ -99,9 +91,7 @@ fn assert_restored() {
     assert_ne!(everything(), before);
     for record in records.iter().rev() {
         let kept = serde_json::to_string(record).unwrap();
-        sysctl
-            .restore(&serde_json::from_str(&kept).unwrap())
-            .unwrap();
+        sysctl.restore(&serde_json::from_str(&kept).unwrap()).unwrap();
     }
     for (path, value) in everything() {
         assert_eq!(value, before[&path], "{}", path.display());
@@ -126,30 +116,27 @@ fn every_setting_is_as_before_after_restore() {
 
 #[test]
 fn what_changed_meanwhile_stays_and_new_interfaces_follow_the_default() {
-    in_namespace(
-        "what_changed_meanwhile_stays_and_new_interfaces_follow_the_default",
-        || {
-            interfaces();
-            let sysctl = Sysctl::default();
-            let records = Family::BOTH.map(|family| switch_on(&sysctl, family));
-            run("ip link add v2 type bridge");
-            run("ip link delete v0");
-            for family in ["ipv4", "ipv6"] {
-                assert_eq!(get(&format!("{family}/conf/v2/forwarding")), "1");
-                put(&format!("{family}/conf/lo/forwarding"), "0");
+    in_namespace("what_changed_meanwhile_stays_and_new_interfaces_follow_the_default", || {
+        interfaces();
+        let sysctl = Sysctl::default();
+        let records = Family::BOTH.map(|family| switch_on(&sysctl, family));
+        run("ip link add v2 type bridge");
+        run("ip link delete v0");
+        for family in ["ipv4", "ipv6"] {
+            assert_eq!(get(&format!("{family}/conf/v2/forwarding")), "1");
+            put(&format!("{family}/conf/lo/forwarding"), "0");
+        }
+        put("ipv4/conf/all/accept_redirects", "1");
+        for record in &records {
+            sysctl.restore(record).unwrap();
+        }
+        for family in ["ipv4", "ipv6"] {
+            for interface in ["all", "default", "lo", "v2"] {
+                assert_eq!(get(&format!("{family}/conf/{interface}/forwarding")), "0");
             }
-            put("ipv4/conf/all/accept_redirects", "1");
-            for record in &records {
-                sysctl.restore(record).unwrap();
-            }
-            for family in ["ipv4", "ipv6"] {
-                for interface in ["all", "default", "lo", "v2"] {
-                    assert_eq!(get(&format!("{family}/conf/{interface}/forwarding")), "0");
-                }
-            }
-            assert_eq!(get("ipv4/conf/all/accept_redirects"), "1");
-        },
-    );
+        }
+        assert_eq!(get("ipv4/conf/all/accept_redirects"), "1");
+    });
 }
 
 #[test]
@@ -157,10 +144,7 @@ fn forwarding_that_somebody_else_turned_off_stays_off() {
     in_namespace("forwarding_that_somebody_else_turned_off_stays_off", || {
         interfaces();
         let sysctl = Sysctl::default();
-        for (family, switch) in [
-            (Family::V4, "ipv4/ip_forward"),
-            (Family::V6, "ipv6/conf/all/forwarding"),
-        ] {
+        for (family, switch) in [(Family::V4, "ipv4/ip_forward"), (Family::V6, "ipv6/conf/all/forwarding")] {
             let record = switch_on(&sysctl, family);
             put(switch, "0");
             let before = everything();
@@ -193,9 +177,8 @@ fn advertise() {
 fn default_route_becomes(expected: bool) -> bool {
     let reached = eventually(|| {
         let routes = fs::read_to_string("/proc/net/ipv6_route").unwrap();
-        let there = routes.lines().any(|line| {
-            line.starts_with("00000000000000000000000000000000 00") && line.ends_with(" v0")
-        });
+        let there =
+            routes.lines().any(|line| line.starts_with("00000000000000000000000000000000 00") && line.ends_with(" v0"));
         (there == expected).then_some(())
     });
     reached.is_some()
@@ -203,47 +186,25 @@ fn default_route_becomes(expected: bool) -> bool {
 
 #[test]
 fn a_route_from_a_router_advertisement_survives_forwarding() {
-    in_namespace(
-        "a_route_from_a_router_advertisement_survives_forwarding",
-        || {
-            interfaces();
-            put("ipv6/conf/v0/accept_ra_from_local", "1");
-            advertise();
-            assert!(
-                default_route_becomes(true),
-                "no route from the advertisement"
-            );
-            put("ipv6/conf/all/forwarding", "1");
-            assert!(
-                default_route_becomes(false),
-                "the kernel keeps the route by itself"
-            );
-            put("ipv6/conf/all/forwarding", "0");
-            advertise();
-            assert!(
-                default_route_becomes(true),
-                "no route from the second advertisement"
-            );
+    in_namespace("a_route_from_a_router_advertisement_survives_forwarding", || {
+        interfaces();
+        put("ipv6/conf/v0/accept_ra_from_local", "1");
+        advertise();
+        assert!(default_route_becomes(true), "no route from the advertisement");
+        put("ipv6/conf/all/forwarding", "1");
+        assert!(default_route_becomes(false), "the kernel keeps the route by itself");
+        put("ipv6/conf/all/forwarding", "0");
+        advertise();
+        assert!(default_route_becomes(true), "no route from the second advertisement");
 
-            let before = everything();
-            let sysctl = Sysctl::default();
-            let record = switch_on(&sysctl, Family::V6);
-            assert_eq!(get("ipv6/conf/v0/accept_ra"), "2");
-            assert_eq!(
-                get("ipv6/conf/v1/accept_ra"),
-                "1",
-                "nothing was advertised there"
-            );
-            assert!(
-                default_route_becomes(true),
-                "the route went when forwarding was turned on"
-            );
-            sysctl.restore(&record).unwrap();
-            assert!(
-                default_route_becomes(true),
-                "the route went when forwarding was turned off"
-            );
-            assert_eq!(everything(), before);
-        },
-    );
+        let before = everything();
+        let sysctl = Sysctl::default();
+        let record = switch_on(&sysctl, Family::V6);
+        assert_eq!(get("ipv6/conf/v0/accept_ra"), "2");
+        assert_eq!(get("ipv6/conf/v1/accept_ra"), "1", "nothing was advertised there");
+        assert!(default_route_becomes(true), "the route went when forwarding was turned on");
+        sysctl.restore(&record).unwrap();
+        assert!(default_route_becomes(true), "the route went when forwarding was turned off");
+        assert_eq!(everything(), before);
+    });
 }

@@ -4,8 +4,6 @@ pub mod args;
 
 /// The custom resource definitions of this version, as one YAML stream for `kubectl apply --server-side -f -`.
 pub fn crds() -> String {
-    sallyport_api::manifest::crds()
-        .iter()
-        .map(|crd| format!("---\n{}", sallyport_api::manifest::yaml(crd)))
-        .collect()
+    let documents: Vec<String> = sallyport_api::manifest::crds().iter().map(sallyport_api::manifest::yaml).collect();
+    format!("---\n{}", documents.join("---\n"))
 }

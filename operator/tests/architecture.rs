@@ -1,6 +1,8 @@
 //! The rules of ARCHITECTURE.md that a compiler does not hold: who may depend on whom, and that each invariant names a
 //! test that exists.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +36,10 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .iter()
         .map(|node| {
             let deps = node["deps"].as_array().unwrap().iter().filter(normal);
-            (names[node["id"].as_str().unwrap()].to_owned(), deps.map(|dep| names[dep["pkg"].as_str().unwrap()].to_owned()).collect())
+            (
+                names[node["id"].as_str().unwrap()].to_owned(),
+                deps.map(|dep| names[dep["pkg"].as_str().unwrap()].to_owned()).collect(),
+            )
         })
         .collect()
 }
@@ -76,7 +81,18 @@ fn the_ruleset_reaches_no_runtime_no_client_and_no_randomness() {
             open.extend(graph[&package].iter().cloned());
         }
     }
-    for banned in ["tokio", "hyper", "kube-client", "kube-runtime", "reqwest", "rustls", "rand", "socket2", "netlink-sys", "tracing-subscriber"] {
+    for banned in [
+        "tokio",
+        "hyper",
+        "kube-client",
+        "kube-runtime",
+        "reqwest",
+        "rustls",
+        "rand",
+        "socket2",
+        "netlink-sys",
+        "tracing-subscriber",
+    ] {
         assert!(!reached.contains(banned), "sallyport-ruleset reaches {banned}");
     }
     assert!(reached.contains("sallyport-api"));
@@ -89,7 +105,9 @@ fn every_invariant_names_a_test_that_exists() {
     let mut sources = String::new();
     collect(&root(), &mut sources);
     let mut invariants = 0;
-    for row in section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| #") && !line.starts_with("|--")) {
+    for row in
+        section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| #") && !line.starts_with("|--"))
+    {
         let cell = row.trim_end_matches('|').rsplit('|').next().unwrap();
         let tests: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
         assert!(!tests.is_empty(), "no test is named in: {row}");

@@ -1,5 +1,7 @@
 //! What `sallyport-operator crds` prints is what lies in `crds/`.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,7 @@
 //! Everything that is built into our programs or tests may be used by whoever may use Sallyport.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::Path;
 use std::process::Command;
 

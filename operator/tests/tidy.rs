@@ -1,6 +1,8 @@
 //! Rules of the house that no lint knows: a first line that says what a file does, no file that nobody compiles, no
 //! file too long to be one thing, no name that says nothing, no link that leads nowhere.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -79,7 +81,8 @@ fn every_source_file_is_compiled() {
         .collect();
     for path in &sources {
         let parent = path.parent().unwrap().file_name().unwrap().to_str().unwrap();
-        let is_root = matches!(stem(path), "lib" | "main" | "build") || matches!(parent, "tests" | "bin" | "fuzz_targets");
+        let is_root =
+            matches!(stem(path), "lib" | "main" | "build") || matches!(parent, "tests" | "bin" | "fuzz_targets");
         assert!(is_root || declared.contains(stem(path)), "no `mod` line leads to {}", path.display());
     }
 }
@@ -93,7 +96,11 @@ fn links_between_documents_lead_somewhere() {
             if target.is_empty() || target.contains("://") {
                 continue;
             }
-            assert!(path.parent().unwrap().join(target).exists(), "{} links to {target}, which is not there", path.display());
+            assert!(
+                path.parent().unwrap().join(target).exists(),
+                "{} links to {target}, which is not there",
+                path.display()
+            );
         }
     }
 }

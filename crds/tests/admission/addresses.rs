@@ -6,35 +6,14 @@ use crate::{assert_accepted, assert_refused, edited, forward, refusals};
 
 #[test]
 fn an_address_is_nothing_but_that() {
-    for ip in [
-        "",
-        "10.30.1",
-        "10.30.1.79/32",
-        "db1",
-        "10.30.1.79 -j ACCEPT",
-        "10.30.1.79\n",
-        "010.0.0.1",
-    ] {
+    for ip in ["", "10.30.1", "10.30.1.79/32", "db1", "10.30.1.79 -j ACCEPT", "10.30.1.79\n", "010.0.0.1"] {
         let message = "spec.targets[0].ip: must be one IP address such as 10.30.1.79 or fd00::79, without port";
-        assert_refused(
-            &forward(),
-            &json!([[message, { "/spec/targets/0/ip": ip }]]),
-        );
+        assert_refused(&forward(), &json!([[message, { "/spec/targets/0/ip": ip }]]));
     }
     // With a colon it may be taken for IPv6 as well, and then more than one message is right.
-    for ip in [
-        "10.30.1.79:3306",
-        "fe80::1%eth0",
-        "[fd00::79]",
-        "::ffff:10.30.1.79",
-    ] {
+    for ip in ["10.30.1.79:3306", "fe80::1%eth0", "[fd00::79]", "::ffff:10.30.1.79"] {
         let errors = refusals(&edited(&forward(), &json!({ "/spec/targets/0/ip": ip })));
-        assert!(
-            errors
-                .iter()
-                .any(|error| error.contains("must be one IP address")),
-            "{ip}: {errors:?}"
-        );
+        assert!(errors.iter().any(|error| error.contains("must be one IP address")), "{ip}: {errors:?}");
     }
     assert_refused(
         &forward(),
@@ -47,14 +26,7 @@ fn an_address_is_nothing_but_that() {
 
 #[test]
 fn a_block_is_nothing_but_that() {
-    for cidr in [
-        "",
-        "10.30.1.80",
-        "10.30.1.80/33",
-        "10.30.1.80/",
-        "any",
-        "10.0.0.0/8; -j ACCEPT",
-    ] {
+    for cidr in ["", "10.30.1.80", "10.30.1.80/33", "10.30.1.80/", "any", "10.0.0.0/8; -j ACCEPT"] {
         assert_refused(
             &forward(),
             &json!([
@@ -94,10 +66,7 @@ fn targets_that_cannot_be_another_host_are_refused() {
         "255.255.255.255",
     ];
     for ip in ipv4 {
-        assert_refused(
-            &forward(),
-            &json!([[message, { "/spec/targets/0/ip": ip }]]),
-        );
+        assert_refused(&forward(), &json!([[message, { "/spec/targets/0/ip": ip }]]));
     }
     let ipv6 = [
         "::",
@@ -119,22 +88,11 @@ fn targets_that_cannot_be_another_host_are_refused() {
 
 #[test]
 fn ordinary_targets_are_accepted() {
-    for ip in [
-        "1.0.0.1",
-        "10.0.0.1",
-        "100.64.0.1",
-        "126.1.1.1",
-        "169.253.0.1",
-        "172.16.0.1",
-        "223.1.1.1",
-    ] {
+    for ip in ["1.0.0.1", "10.0.0.1", "100.64.0.1", "126.1.1.1", "169.253.0.1", "172.16.0.1", "223.1.1.1"] {
         assert_accepted(&forward(), &json!([{ "/spec/targets/0/ip": ip }]));
     }
     for ip in ["fc00::1", "fd00::1", "2001:db8::1", "2a00::1", "fec0::1"] {
-        assert_accepted(
-            &forward(),
-            &json!([{ "/spec/targets/0/ip": ip, "/spec/sources/allow/0/cidr": "::/0" }]),
-        );
+        assert_accepted(&forward(), &json!([{ "/spec/targets/0/ip": ip, "/spec/sources/allow/0/cidr": "::/0" }]));
     }
 }
 
@@ -157,8 +115,7 @@ fn sources_targets_and_addresses_are_of_the_same_families() {
             ],
         ]),
     );
-    let ipv6 =
-        json!({ "/spec/targets/0/ip": "fd00::79", "/spec/sources/allow/0/cidr": "fd00::/64" });
+    let ipv6 = json!({ "/spec/targets/0/ip": "fd00::79", "/spec/sources/allow/0/cidr": "fd00::/64" });
     assert_refused(
         &edited(&forward(), &ipv6),
         &json!([
@@ -173,8 +130,5 @@ fn sources_targets_and_addresses_are_of_the_same_families() {
         ]),
     );
     // What is denied needs no target: it may be broader than what is allowed.
-    assert_accepted(
-        &forward(),
-        &json!([{ "/spec/sources/deny": [{ "cidr": "::/0" }] }]),
-    );
+    assert_accepted(&forward(), &json!([{ "/spec/sources/deny": [{ "cidr": "::/0" }] }]));
 }

@@ -30,10 +30,7 @@ fn the_examples_fit_together() {
     let namespace: Namespace = example("namespace.yaml");
     assert_eq!(Some(forward.spec.pool), pool.metadata.name);
     assert_eq!(forward.metadata.namespace, namespace.metadata.name);
-    assert_eq!(
-        namespace.metadata.labels,
-        pool.spec.grants[0].namespace_selector.match_labels
-    );
+    assert_eq!(namespace.metadata.labels, pool.spec.grants[0].namespace_selector.match_labels);
 }
 
 #[test]
@@ -48,15 +45,11 @@ fn no_field_of_an_example_is_unknown_to_the_types() {
 /// Whether everything in `part` is in `whole`, which may hold more keys.
 fn contains(whole: &Value, part: &Value) -> bool {
     match (whole, part) {
-        (Value::Object(whole), Value::Object(part)) => part
-            .iter()
-            .all(|(key, part)| whole.get(key).is_some_and(|whole| contains(whole, part))),
+        (Value::Object(whole), Value::Object(part)) => {
+            part.iter().all(|(key, part)| whole.get(key).is_some_and(|whole| contains(whole, part)))
+        }
         (Value::Array(whole), Value::Array(part)) => {
-            whole.len() == part.len()
-                && whole
-                    .iter()
-                    .zip(part)
-                    .all(|(whole, part)| contains(whole, part))
+            whole.len() == part.len() && whole.iter().zip(part).all(|(whole, part)| contains(whole, part))
         }
         _ => whole == part,
     }

@@ -3,11 +3,7 @@
 //! Each object is held to the generated schema (types, bounds, patterns) and then to its CEL rules, as the API server
 //! does it. Rules that need another object are not here: no schema can hold them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "this is a test, its functions outside of #[test] included"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is a test, its functions outside of #[test] included")]
 
 mod addresses;
 mod examples;
@@ -33,10 +29,7 @@ struct Kind {
 impl Kind {
     fn of(object: &Value) -> &'static Self {
         static KINDS: LazyLock<HashMap<String, Kind>> = LazyLock::new(|| {
-            crds()
-                .into_iter()
-                .map(|mut crd| (crd.spec.names.kind, Kind::new(crd.spec.versions.remove(0))))
-                .collect()
+            crds().into_iter().map(|mut crd| (crd.spec.names.kind, Kind::new(crd.spec.versions.remove(0)))).collect()
         });
         &KINDS[object["kind"].as_str().unwrap()]
     }
@@ -46,22 +39,15 @@ impl Kind {
         let bounds = jsonschema::validator_for(&schema).unwrap();
         let rules = compile_schema(&schema);
         assert!(!rules.has_errors(), "{:?}", rules.compilation_errors());
-        Self {
-            schema,
-            bounds,
-            rules,
-        }
+        Self { schema, bounds, rules }
     }
 }
 
 /// The errors that the API server would answer `object` with, each as `path: message`.
 fn refusals(object: &Value) -> Vec<String> {
     let kind = Kind::of(object);
-    let errors: Vec<String> = kind
-        .bounds
-        .iter_errors(object)
-        .map(|error| format!("{}: {error}", error.instance_path()))
-        .collect();
+    let errors: Vec<String> =
+        kind.bounds.iter_errors(object).map(|error| format!("{}: {error}", error.instance_path())).collect();
     if !errors.is_empty() {
         return errors;
     }
@@ -76,10 +62,7 @@ fn edited(object: &Value, edits: &Value) -> Value {
     let mut object = object.clone();
     for (pointer, value) in edits.as_object().unwrap() {
         let (parent, key) = pointer.rsplit_once('/').unwrap();
-        match object
-            .pointer_mut(parent)
-            .unwrap_or_else(|| panic!("{pointer} is nowhere"))
-        {
+        match object.pointer_mut(parent).unwrap_or_else(|| panic!("{pointer} is nowhere")) {
             Value::Object(map) if value.is_null() => drop(map.remove(key)),
             Value::Object(map) => drop(map.insert(key.to_owned(), value.clone())),
             Value::Array(list) if key == "-" => list.push(value.clone()),
@@ -93,11 +76,7 @@ fn edited(object: &Value, edits: &Value) -> Value {
 /// Asserts that `object` is accepted, and refused with exactly one error, which contains the text, in each case
 /// `[text, edits]`.
 fn assert_refused(object: &Value, cases: &Value) {
-    assert_eq!(
-        refusals(object),
-        Vec::<String>::new(),
-        "the object that the edits start from"
-    );
+    assert_eq!(refusals(object), Vec::<String>::new(), "the object that the edits start from");
     for case in cases.as_array().unwrap() {
         let expected = case[0].as_str().unwrap();
         let errors = refusals(&edited(object, &case[1]));
@@ -109,11 +88,7 @@ fn assert_refused(object: &Value, cases: &Value) {
 /// Asserts that `object` is accepted with each of the edits.
 fn assert_accepted(object: &Value, cases: &Value) {
     for edits in cases.as_array().unwrap() {
-        assert_eq!(
-            refusals(&edited(object, edits)),
-            Vec::<String>::new(),
-            "{edits}"
-        );
+        assert_eq!(refusals(&edited(object, edits)), Vec::<String>::new(), "{edits}");
     }
 }
 

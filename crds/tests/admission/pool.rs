@@ -52,10 +52,7 @@ fn grants_name_blocks_and_modes_that_exist() {
         ]),
     );
     // An empty list grants nothing, which is for the admin to say.
-    assert_accepted(
-        &full_pool(),
-        &json!([{ "/spec/grants/0/targetCIDRs": [] }, { "/spec/grants": [] }]),
-    );
+    assert_accepted(&full_pool(), &json!([{ "/spec/grants/0/targetCIDRs": [] }, { "/spec/grants": [] }]));
 }
 
 #[test]

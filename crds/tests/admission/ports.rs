@@ -71,12 +71,7 @@ fn a_forward_listens_on_each_port_once() {
 
 #[test]
 fn a_forward_makes_a_bounded_number_of_rules() {
-    let targets = |count| {
-        list(
-            count,
-            |i| json!({ "name": format!("t{i}"), "ip": format!("10.0.0.{i}") }),
-        )
-    };
+    let targets = |count| list(count, |i| json!({ "name": format!("t{i}"), "ip": format!("10.0.0.{i}") }));
     let shifted = json!({ "name": "a", "port": 1000, "endPort": 1255, "targetPort": 2000 });
     let single = json!({ "name": "b", "port": 1, "targetPort": 2 });
     assert_refused(

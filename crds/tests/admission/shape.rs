@@ -4,20 +4,14 @@ use kube::core::cel::apply_defaults;
 use sallyport_api::{GatewayPool, PortForward};
 use serde_json::{Value, json};
 
-use crate::{
-    Kind, assert_accepted, assert_refused, edited, forward, full_forward, full_pool, list, refusals,
-};
+use crate::{Kind, assert_accepted, assert_refused, edited, forward, full_forward, full_pool, list, refusals};
 
 /// `object` as it looks after the types have read it.
 pub(crate) fn retyped(object: &Value) -> Value {
     fn through<K: serde::de::DeserializeOwned + serde::Serialize>(object: &Value) -> Value {
         serde_json::to_value(serde_json::from_value::<K>(object.clone()).unwrap()).unwrap()
     }
-    if object["kind"] == "PortForward" {
-        through::<PortForward>(object)
-    } else {
-        through::<GatewayPool>(object)
-    }
+    if object["kind"] == "PortForward" { through::<PortForward>(object) } else { through::<GatewayPool>(object) }
 }
 
 #[test]
@@ -31,10 +25,7 @@ fn whatever_a_user_can_write_survives_a_round_trip() {
 #[test]
 fn the_schema_fills_in_the_defaults_that_the_types_do() {
     let grant = json!({ "name": "all", "namespaceSelector": {}, "ports": [{ "port": 1 }] });
-    let pool = edited(
-        &full_pool(),
-        &json!({ "/spec": { "nodeSelector": {}, "grants": [grant] } }),
-    );
+    let pool = edited(&full_pool(), &json!({ "/spec": { "nodeSelector": {}, "grants": [grant] } }));
     for object in [forward(), pool] {
         let filled = apply_defaults(&Kind::of(&object).schema, &object);
         assert_ne!(filled, object);
@@ -74,19 +65,9 @@ fn numbers_and_words_out_of_bounds_are_refused() {
 
 #[test]
 fn lists_that_are_empty_absent_or_too_long_are_refused() {
-    let ports = |count| {
-        list(
-            count,
-            |i| json!({ "name": format!("p{i}"), "port": 1000 + i }),
-        )
-    };
+    let ports = |count| list(count, |i| json!({ "name": format!("p{i}"), "port": 1000 + i }));
     let cidrs = |count| list(count, |i| json!({ "cidr": format!("10.0.0.{i}/32") }));
-    let targets = |count| {
-        list(
-            count,
-            |i| json!({ "name": format!("t{i}"), "ip": format!("10.0.0.{i}") }),
-        )
-    };
+    let targets = |count| list(count, |i| json!({ "name": format!("t{i}"), "ip": format!("10.0.0.{i}") }));
     let addresses = |count| list(count, |i| json!(format!("10.0.0.{i}")));
     assert_refused(
         &forward(),
@@ -116,29 +97,12 @@ fn lists_that_are_empty_absent_or_too_long_are_refused() {
 
 #[test]
 fn names_are_dns_labels() {
-    for name in [
-        "",
-        "MySQL",
-        "-a",
-        "a-",
-        "a.b",
-        "a b",
-        "mysql\n-j ACCEPT",
-        "x; -j ACCEPT",
-        "ü",
-        &"a".repeat(64),
-    ] {
+    for name in ["", "MySQL", "-a", "a-", "a.b", "a b", "mysql\n-j ACCEPT", "x; -j ACCEPT", "ü", &"a".repeat(64)] {
         for field in ["/spec/pool", "/spec/ports/0/name", "/spec/targets/0/name"] {
             let errors = refusals(&edited(&forward(), &json!({ field: name })));
             assert!(!errors.is_empty(), "{field} {name:?}");
-            assert!(
-                errors.iter().all(|error| error.starts_with(field)),
-                "{field} {name:?}: {errors:?}"
-            );
+            assert!(errors.iter().all(|error| error.starts_with(field)), "{field} {name:?}: {errors:?}");
         }
     }
-    assert_accepted(
-        &forward(),
-        &json!([{ "/spec/pool": "a".repeat(63) }, { "/spec/pool": "1-a" }]),
-    );
+    assert_accepted(&forward(), &json!([{ "/spec/pool": "a".repeat(63) }, { "/spec/pool": "1-a" }]));
 }

@@ -58,29 +58,14 @@ fn measure_one(table: &mut Table, variant: Variant, count: u16) -> Result<()> {
         }
 
         let path = Path::build()?;
-        full.peer
-            .push(restore(&path.gateway, variant, &peer::all(count))?);
-        for port in [TARGET_PORT + 1, TARGET_PORT]
-            .into_iter()
-            .cycle()
-            .take(CHANGES + 1)
-        {
+        full.peer.push(restore(&path.gateway, variant, &peer::all(count))?);
+        for port in [TARGET_PORT + 1, TARGET_PORT].into_iter().cycle().take(CHANGES + 1) {
             let text = peer::change(changed, port);
             one.peer.push(restore(&path.gateway, variant, &text)?);
         }
     }
-    full.report(
-        table,
-        &format!("full apply, {count} forwards, {variant}"),
-        count,
-        5.0,
-    );
-    one.report(
-        table,
-        &format!("one change at {count} forwards, {variant}"),
-        count,
-        2.0,
-    );
+    full.report(table, &format!("full apply, {count} forwards, {variant}"), count, 5.0);
+    one.report(table, &format!("one change at {count} forwards, {variant}"), count, 2.0);
     Ok(())
 }
 
@@ -97,10 +82,7 @@ impl Pair {
         let ratio = peer / ours;
         let goal = format!("≥ {times_faster} times faster");
         let goal = (count == LARGE).then_some((goal.as_str(), ratio >= times_faster));
-        let (ours, peer) = (
-            format!("{ours:.1} ms"),
-            format!("chain a forward: {peer:.1} ms"),
-        );
+        let (ours, peer) = (format!("{ours:.1} ms"), format!("chain a forward: {peer:.1} ms"));
         table.compare(what, ours, peer, ratio, goal);
     }
 }
@@ -128,9 +110,7 @@ impl Time {
     #[expect(clippy::print_stdout, reason = "the time is this command's output")]
     pub fn run(&self) -> Result<()> {
         let mut input = Vec::new();
-        std::io::stdin()
-            .read_to_end(&mut input)
-            .context("read the input")?;
+        std::io::stdin().read_to_end(&mut input).context("read the input")?;
         let (program, arguments) = self.command.split_first().context("find the program")?;
         let start = Instant::now();
         let mut child = Command::new(program)
@@ -139,13 +119,9 @@ impl Time {
             .spawn()
             .with_context(|| format!("run {program}"))?;
         let mut stdin = child.stdin.take().context("take the program's input")?;
-        stdin
-            .write_all(&input)
-            .context("write the program's input")?;
+        stdin.write_all(&input).context("write the program's input")?;
         drop(stdin);
-        let status = child
-            .wait()
-            .with_context(|| format!("wait for {program}"))?;
+        let status = child.wait().with_context(|| format!("wait for {program}"))?;
         ensure!(status.success(), "{program} ended with {status}");
         println!("{}", start.elapsed().as_secs_f64() * 1e3);
         Ok(())

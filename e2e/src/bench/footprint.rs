@@ -53,8 +53,7 @@ pub fn measure(table: &mut Table) -> Result<()> {
 
 /// A line of `/proc/<pid>/status`, in MiB.
 fn memory_mib(pid: u32, field: &str) -> Result<f64> {
-    let status =
-        std::fs::read_to_string(format!("/proc/{pid}/status")).context("read its memory")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read its memory")?;
     let kib: f64 = status
         .lines()
         .find_map(|line| line.strip_prefix(field))
@@ -77,7 +76,5 @@ fn processor_ticks(pid: u32) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("read its times")?;
     let (_, fields) = stat.rsplit_once(") ").context("understand its times")?;
     let times = fields.split_whitespace().skip(11).take(2);
-    times
-        .map(|ticks| ticks.parse::<f64>().context("understand its times"))
-        .sum()
+    times.map(|ticks| ticks.parse::<f64>().context("understand its times")).sum()
 }

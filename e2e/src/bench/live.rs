@@ -51,11 +51,7 @@ impl Site {
             Ok(ask(&path.client, Protocol::Tcp, last)?.is_from("target"))
         })
         .with_context(|| gateway.log())?;
-        Ok(Self {
-            path,
-            gateway,
-            _processes: [target, agent],
-        })
+        Ok(Self { path, gateway, _processes: [target, agent] })
     }
 }
 
@@ -65,16 +61,13 @@ pub fn losses_under_change(table: &mut Table) -> Result<()> {
         let site = Site::start(variant)?;
         let entrances: Vec<_> = (0..FORWARDS).map(Path::entrance).collect();
         let (established, new) = LOAD;
-        let mut load =
-            RunningLoad::start(&site.path.client, &entrances, established, new, SECONDS)?;
+        let mut load = RunningLoad::start(&site.path.client, &entrances, established, new, SECONDS)?;
         let mut changes = 0;
         while load.is_running()? {
             for number in 0..FORWARDS {
                 let mut forward = many::forward(number);
                 // Who was allowed stays allowed; the forward's rules change all the same.
-                forward
-                    .allow
-                    .push(format!("10.60.{}.0/24", changes / FORWARDS % 200));
+                forward.allow.push(format!("10.60.{}.0/24", changes / FORWARDS % 200));
                 site.gateway.manifests().save(&forward)?;
                 changes += 1;
                 if number % 10 == 0 {
@@ -87,11 +80,7 @@ pub fn losses_under_change(table: &mut Table) -> Result<()> {
             "lost of {} new and {} long connections while {FORWARDS} forwards change ({changes} files saved), {variant}",
             report.new, report.established
         );
-        let ours = format!(
-            "{} (longest wait {:.0} ms)",
-            report.lost(),
-            report.longest_wait_ms
-        );
+        let ours = format!("{} (longest wait {:.0} ms)", report.lost(), report.longest_wait_ms);
         table.number(&what, ours, "0", report.lost() == 0);
     }
     Ok(())
@@ -114,18 +103,8 @@ pub fn saved_to_first_byte(table: &mut Table) -> Result<()> {
         }
         let (p50, p99) = (percentile(latencies.clone(), 50), percentile(latencies, 99));
         let what = format!("file saved to first byte through, {FORWARDS} forwards, {variant}");
-        table.number(
-            &format!("{what}, p50"),
-            format!("{p50:.1} ms"),
-            "≤ 100 ms",
-            p50 <= 100.0,
-        );
-        table.number(
-            &format!("{what}, p99"),
-            format!("{p99:.1} ms"),
-            "< 500 ms",
-            p99 < 500.0,
-        );
+        table.number(&format!("{what}, p50"), format!("{p50:.1} ms"), "≤ 100 ms", p50 <= 100.0);
+        table.number(&format!("{what}, p99"), format!("{p99:.1} ms"), "< 500 ms", p99 < 500.0);
     }
     Ok(())
 }

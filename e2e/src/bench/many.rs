@@ -22,12 +22,7 @@ const A_FILE: u16 = 100;
 /// The forward with a number, from 0.
 pub fn forward(number: u16) -> Forward {
     let port = FIRST_PORT + number;
-    let mut forward = Forward::tcp(
-        &format!("forward-{number}"),
-        port,
-        &format!("{APP1}/32"),
-        DB1,
-    );
+    let mut forward = Forward::tcp(&format!("forward-{number}"), port, &format!("{APP1}/32"), DB1);
     forward.target_port = Some(TARGET_PORT);
     // The gateway has another address, towards the target: one rule a forward is what others have too.
     forward.addresses = vec![GW1.to_owned()];
@@ -39,9 +34,7 @@ pub fn manifests(count: u16) -> Result<Manifests> {
     let manifests = Manifests::new()?;
     let last = count - 1;
     for first in (0..last).step_by(usize::from(A_FILE)) {
-        let documents: Vec<String> = (first..last.min(first + A_FILE))
-            .map(|number| forward(number).yaml())
-            .collect();
+        let documents: Vec<String> = (first..last.min(first + A_FILE)).map(|number| forward(number).yaml()).collect();
         manifests.write(&format!("many-{first}.yaml"), documents.join("---\n"))?;
     }
     manifests.save(&forward(last))?;
@@ -66,39 +59,20 @@ impl Path {
     pub fn build() -> Result<Self> {
         let mut lab = Lab::new();
         let (front, back) = (lab.network("front")?, lab.network("back")?);
-        let (client, gateway, target) = (
-            lab.host("client")?,
-            lab.host("gateway")?,
-            lab.host("target")?,
-        );
+        let (client, gateway, target) = (lab.host("client")?, lab.host("gateway")?, lab.host("target")?);
         lab.connect(&client, "eth0", &front, &[&format!("{APP1}/32")])?;
         lab.connect(&gateway, "eth0", &front, &[&format!("{GW1}/32")])?;
         lab.connect(&gateway, "eth1", &back, &["10.30.1.77/32"])?;
         lab.connect(&target, "eth0", &back, &[&format!("{DB1}/32")])?;
-        for (host, interface, peer) in [
-            (&client, "eth0", GW1),
-            (&gateway, "eth0", APP1),
-            (&gateway, "eth1", DB1),
-            (&target, "eth0", "10.30.1.77"),
-        ] {
-            host.check(&[
-                "ip",
-                "route",
-                "add",
-                &format!("{peer}/32"),
-                "dev",
-                interface,
-            ])?;
+        for (host, interface, peer) in
+            [(&client, "eth0", GW1), (&gateway, "eth0", APP1), (&gateway, "eth1", DB1), (&target, "eth0", "10.30.1.77")]
+        {
+            host.check(&["ip", "route", "add", &format!("{peer}/32"), "dev", interface])?;
         }
         client.add_route("default", GW1)?;
         target.add_route("default", "10.30.1.77")?;
         gateway.write_sysctl("net/ipv4/ip_forward", "1")?;
-        Ok(Self {
-            client,
-            gateway,
-            target,
-            _lab: lab,
-        })
+        Ok(Self { client, gateway, target, _lab: lab })
     }
 
     /// An agent's place on the gateway.
@@ -148,9 +122,6 @@ fn section(printed: &str, family: Family) -> Result<String> {
         .take_while(|line| !line.starts_with("# ip"))
         .flat_map(|line| [line, "\n"])
         .collect();
-    ensure!(
-        text.contains("COMMIT"),
-        "no section {wanted:?} in:\n{printed:.2000}"
-    );
+    ensure!(text.contains("COMMIT"), "no section {wanted:?} in:\n{printed:.2000}");
     Ok(text)
 }

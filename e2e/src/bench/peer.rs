@@ -28,11 +28,7 @@ pub fn all(count: u16) -> String {
              -A PEER-POST {flow} -j MASQUERADE",
             dnat(number, TARGET_PORT)
         );
-        let _ = writeln!(
-            filter,
-            "-A PEER-FORWARD {flow} -j PEER-{number}\n{}",
-            accept(number, TARGET_PORT)
-        );
+        let _ = writeln!(filter, "-A PEER-FORWARD {flow} -j PEER-{number}\n{}", accept(number, TARGET_PORT));
     }
     format!("{nat}COMMIT\n{filter}COMMIT\n")
 }

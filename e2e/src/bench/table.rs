@@ -20,14 +20,7 @@ pub struct Table {
 
 impl Table {
     /// Adds a comparison; `goal` is the text of the goal and whether it was met.
-    pub fn compare(
-        &mut self,
-        what: &str,
-        ours: String,
-        beside: String,
-        ratio: f64,
-        goal: Option<(&str, bool)>,
-    ) {
+    pub fn compare(&mut self, what: &str, ours: String, beside: String, ratio: f64, goal: Option<(&str, bool)>) {
         self.add(what, ours, beside, format!("{ratio:.2}"), goal);
     }
 
@@ -36,14 +29,7 @@ impl Table {
         self.add(what, ours, String::new(), String::new(), Some((goal, met)));
     }
 
-    fn add(
-        &mut self,
-        what: &str,
-        ours: String,
-        beside: String,
-        ratio: String,
-        goal: Option<(&str, bool)>,
-    ) {
+    fn add(&mut self, what: &str, ours: String, beside: String, ratio: String, goal: Option<(&str, bool)>) {
         let row = Row {
             what: what.to_owned(),
             ours,
@@ -77,14 +63,7 @@ impl Row {
             Some(true) => "yes",
             Some(false) => "**NO**",
         };
-        let Self {
-            what,
-            ours,
-            beside,
-            ratio,
-            goal,
-            ..
-        } = self;
+        let Self { what, ours, beside, ratio, goal, .. } = self;
         format!("| {what} | {ours} | {beside} | {ratio} | {goal} | {met} |")
     }
 }

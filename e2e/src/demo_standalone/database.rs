@@ -62,10 +62,7 @@ impl Database {
         let installer = Command::new("mariadb-install-db")
             .args(["--no-defaults", "--user=root", "--skip-test-db"])
             .arg("--auth-root-authentication-method=normal")
-            .arg(format!(
-                "--datadir={}",
-                folder.path().join("data").display()
-            ))
+            .arg(format!("--datadir={}", folder.path().join("data").display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -78,9 +75,7 @@ impl Database {
     pub fn who_is_connected(&self) -> Vec<String> {
         let query = "SELECT user, host FROM information_schema.processlist WHERE user = 'app'";
         let socket = format!("--socket={}", self.socket.display());
-        ["mariadb", "--no-defaults", &socket, "-t", "-e", query]
-            .map(str::to_owned)
-            .to_vec()
+        ["mariadb", "--no-defaults", &socket, "-t", "-e", query].map(str::to_owned).to_vec()
     }
 }
 
@@ -88,19 +83,11 @@ impl Prepared {
     /// Starts the server on `host` and waits until it answers there.
     pub fn start(self, host: &Host) -> Result<Database> {
         let Self { installer, folder } = self;
-        let output = installer
-            .wait_with_output()
-            .context("wait for mariadb-install-db")?;
+        let output = installer.wait_with_output().context("wait for mariadb-install-db")?;
         if !output.status.success() {
-            bail!(
-                "mariadb-install-db: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            bail!("mariadb-install-db: {}", String::from_utf8_lossy(&output.stderr));
         }
-        let (socket, content) = (
-            folder.path().join("socket"),
-            folder.path().join("content.sql"),
-        );
+        let (socket, content) = (folder.path().join("socket"), folder.path().join("content.sql"));
         std::fs::write(&content, CONTENT).context("write the database's content")?;
         let mut server = host.spawn(&[
             "mariadbd",
@@ -118,16 +105,8 @@ impl Prepared {
             &format!("--init-file={}", content.display()),
         ])?;
         server.wait_for("ready for connections", Duration::from_secs(30))?;
-        ensure!(
-            server.ended()?.is_none(),
-            "the database ended: {}",
-            server.output()
-        );
-        Ok(Database {
-            socket,
-            _server: server,
-            _folder: folder,
-        })
+        ensure!(server.ended()?.is_none(), "the database ended: {}", server.output());
+        Ok(Database { socket, _server: server, _folder: folder })
     }
 }
 

@@ -17,10 +17,7 @@ pub struct Story {
 impl Story {
     /// Starts the clock.
     pub fn begin() -> Self {
-        Self {
-            start: Instant::now(),
-            proofs: Vec::new(),
-        }
+        Self { start: Instant::now(), proofs: Vec::new() }
     }
 
     /// Prints a heading with the time elapsed.
@@ -35,50 +32,28 @@ impl Story {
     }
 
     /// Runs a command that must fail.
-    pub fn refused<S: AsRef<OsStr>>(
-        &mut self,
-        what: &str,
-        host: &Host,
-        command: &[S],
-    ) -> Result<()> {
+    pub fn refused<S: AsRef<OsStr>>(&mut self, what: &str, host: &Host, command: &[S]) -> Result<()> {
         typed(host, command);
         let outcome = host.run(command)?;
         note(&outcome.stderr);
-        ensure!(
-            !outcome.success(),
-            "{what}: but the command succeeded: {}",
-            outcome.stdout
-        );
+        ensure!(!outcome.success(), "{what}: but the command succeeded: {}", outcome.stdout);
         self.proved(what);
         Ok(())
     }
 
     /// Runs a command that must succeed and print `expected`.
-    pub fn shows<S: AsRef<OsStr>>(
-        &mut self,
-        what: &str,
-        host: &Host,
-        command: &[S],
-        expected: &str,
-    ) -> Result<()> {
+    pub fn shows<S: AsRef<OsStr>>(&mut self, what: &str, host: &Host, command: &[S], expected: &str) -> Result<()> {
         typed(host, command);
         let printed = host.check(command)?;
         note(&printed);
-        ensure!(
-            printed.contains(expected),
-            "{what}: {expected:?} is not in the output"
-        );
+        ensure!(printed.contains(expected), "{what}: {expected:?} is not in the output");
         self.proved(what);
         Ok(())
     }
 
     /// Prints the proofs.
     pub fn end(&self) {
-        println!(
-            "\n{} proofs in {:.1} s",
-            self.proofs.len(),
-            self.start.elapsed().as_secs_f64()
-        );
+        println!("\n{} proofs in {:.1} s", self.proofs.len(), self.start.elapsed().as_secs_f64());
         for (number, proof) in self.proofs.iter().enumerate() {
             println!("  {:2}. {proof}", number + 1);
         }
@@ -101,16 +76,8 @@ pub fn note(text: &str) {
 fn shell_line<S: AsRef<OsStr>>(command: &[S]) -> String {
     let words = command.iter().enumerate().map(|(position, word)| {
         let word = word.as_ref().to_string_lossy();
-        let word = if position == 0 {
-            word.rsplit('/').next().unwrap_or(&word)
-        } else {
-            &word
-        };
-        if word.contains([' ', '*', ';']) {
-            format!("\"{word}\"")
-        } else {
-            word.to_owned()
-        }
+        let word = if position == 0 { word.rsplit('/').next().unwrap_or(&word) } else { &word };
+        if word.contains([' ', '*', ';']) { format!("\"{word}\"") } else { word.to_owned() }
     });
     words.collect::<Vec<_>>().join(" ")
 }

@@ -54,6 +54,7 @@ impl Variant {
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
     /// The name of one of its programs: `iptables-nft-save`, `ip6tables-legacy-restore`, …
+    #[must_use]
     pub fn program(self, family: Family, action: &str) -> String {
         let base = match family {
             Family::V4 => "iptables",
@@ -74,6 +75,7 @@ impl fmt::Display for Variant {
 
 impl Outcome {
     /// Whether it ended with exit code 0.
+    #[must_use]
     pub fn success(&self) -> bool {
         self.code == Some(0)
     }
@@ -81,18 +83,17 @@ impl Outcome {
 
 impl Host {
     pub(super) fn new(name: &str, namespace: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            namespace: namespace.to_owned(),
-        }
+        Self { name: name.to_owned(), namespace: namespace.to_owned() }
     }
 
     /// The short name: `gw1`.
+    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// The network namespace's name.
+    #[must_use]
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -118,9 +119,7 @@ impl Host {
         // A program that ends without reading its input is no error of ours.
         let _ = stdin.write_all(input);
         drop(stdin);
-        let output = child
-            .wait_with_output()
-            .with_context(|| format!("wait for `{line}` on {}", self.name))?;
+        let output = child.wait_with_output().with_context(|| format!("wait for `{line}` on {}", self.name))?;
         Ok(Outcome {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -164,15 +163,7 @@ impl Host {
 
     /// Adds an address with its prefix length to an interface.
     pub fn add_address(&self, interface: &str, address: &str) -> Result<()> {
-        let mut args = vec![
-            "-n",
-            &self.namespace,
-            "address",
-            "add",
-            address,
-            "dev",
-            interface,
-        ];
+        let mut args = vec!["-n", &self.namespace, "address", "add", address, "dev", interface];
         if address.contains(':') {
             // Duplicate address detection would hold the address back for a second.
             args.push("nodad");
@@ -182,35 +173,18 @@ impl Host {
 
     /// Removes an address with its prefix length from an interface.
     pub fn remove_address(&self, interface: &str, address: &str) -> Result<()> {
-        ip(&[
-            "-n",
-            &self.namespace,
-            "address",
-            "delete",
-            address,
-            "dev",
-            interface,
-        ])
+        ip(&["-n", &self.namespace, "address", "delete", address, "dev", interface])
     }
 
     /// Adds a route to `destination` (or `default`) by way of `via`.
     pub fn add_route(&self, destination: &str, via: &str) -> Result<()> {
-        ip(&[
-            "-n",
-            &self.namespace,
-            "route",
-            "add",
-            destination,
-            "via",
-            via,
-        ])
+        ip(&["-n", &self.namespace, "route", "add", destination, "via", via])
     }
 
     /// Feeds `text` to `iptables-restore --noflush`: it adds to what is there.
     pub fn iptables_restore(&self, variant: Variant, family: Family, text: &str) -> Result<()> {
         let program = variant.program(family, "restore");
-        self.check_with_input(&[&program, "--noflush", "-w"], text.as_bytes())
-            .map(drop)
+        self.check_with_input(&[&program, "--noflush", "-w"], text.as_bytes()).map(drop)
     }
 
     /// What `iptables-save` prints, without its comments and counters.
@@ -258,9 +232,6 @@ impl Host {
 
 /// A command line for a person to read.
 pub(super) fn display<S: AsRef<OsStr>>(command: &[S]) -> String {
-    let words: Vec<_> = command
-        .iter()
-        .map(|word| word.as_ref().to_string_lossy())
-        .collect();
+    let words: Vec<_> = command.iter().map(|word| word.as_ref().to_string_lossy()).collect();
     words.join(" ")
 }

@@ -32,9 +32,7 @@ impl Process {
     ) -> Result<Self> {
         let name = display(command);
         let output = append(&log)?;
-        let errors = output
-            .try_clone()
-            .context("share a program's output file")?;
+        let errors = output.try_clone().context("share a program's output file")?;
         // `ip netns exec` replaces itself by the program, so the child's id is the program's id.
         let child = Command::new("ip")
             .args(["netns", "exec", namespace])
@@ -44,33 +42,24 @@ impl Process {
             .stderr(errors)
             .spawn()
             .with_context(|| format!("start `{name}`"))?;
-        Ok(Self {
-            child,
-            name,
-            log,
-            _log_folder: log_folder,
-        })
+        Ok(Self { child, name, log, _log_folder: log_folder })
     }
 
     /// The process id.
+    #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// What it has printed so far (and, for a shared log, those before it), both streams in order.
+    #[must_use]
     pub fn output(&self) -> String {
-        std::fs::read(&self.log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Writes to its standard input.
     pub fn send(&mut self, text: &str) -> Result<()> {
-        let input = self
-            .child
-            .stdin
-            .as_mut()
-            .context("find the program's input")?;
+        let input = self.child.stdin.as_mut().context("find the program's input")?;
         input
             .write_all(text.as_bytes())
             .and_then(|()| input.flush())
@@ -79,9 +68,7 @@ impl Process {
 
     /// The exit status, once it has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child
-            .try_wait()
-            .with_context(|| format!("look whether `{}` has ended", self.name))
+        self.child.try_wait().with_context(|| format!("look whether `{}` has ended", self.name))
     }
 
     /// Waits for the program to end by itself.
@@ -118,11 +105,7 @@ impl Process {
 
     /// Ends it at once (SIGKILL) and waits for that.
     pub fn kill(&mut self) -> Result<()> {
-        self.child
-            .kill()
-            .and_then(|()| self.child.wait())
-            .map(drop)
-            .with_context(|| format!("kill `{}`", self.name))
+        self.child.kill().and_then(|()| self.child.wait()).map(drop).with_context(|| format!("kill `{}`", self.name))
     }
 }
 
@@ -135,9 +118,5 @@ impl Drop for Process {
 }
 
 fn append(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .with_context(|| format!("open {}", path.display()))
+    OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("open {}", path.display()))
 }

@@ -19,10 +19,7 @@ pub struct Package {
 impl Package {
     /// The arguments that make cargo run these targets and no others.
     pub fn cargo_arguments(&self) -> Vec<String> {
-        let mut arguments = vec![
-            format!("--package={}", self.name),
-            format!("--features={}/{FEATURE}", self.name),
-        ];
+        let mut arguments = vec![format!("--package={}", self.name), format!("--features={}/{FEATURE}", self.name)];
         arguments.extend(self.targets.iter().map(|target| format!("--test={target}")));
         arguments
     }
@@ -55,31 +52,15 @@ pub fn packages(repository: &Path) -> Result<Vec<Package>> {
         .current_dir(repository)
         .output()
         .context("run cargo metadata")?;
-    ensure!(
-        output.status.success(),
-        "cargo metadata: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let metadata: Metadata =
-        serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
+    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
     let packages = metadata.packages.into_iter().map(|package| Package {
         name: package.name,
-        targets: package
-            .targets
-            .into_iter()
-            .filter(is_kernel_test)
-            .map(|target| target.name)
-            .collect(),
+        targets: package.targets.into_iter().filter(is_kernel_test).map(|target| target.name).collect(),
     });
-    Ok(packages
-        .filter(|package| !package.targets.is_empty())
-        .collect())
+    Ok(packages.filter(|package| !package.targets.is_empty()).collect())
 }
 
 fn is_kernel_test(target: &Target) -> bool {
-    target.kind.iter().any(|kind| kind == "test")
-        && target
-            .required_features
-            .iter()
-            .any(|feature| feature == FEATURE)
+    target.kind.iter().any(|kind| kind == "test") && target.required_features.iter().any(|feature| feature == FEATURE)
 }

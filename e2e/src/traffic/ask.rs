@@ -55,6 +55,7 @@ pub enum Answer {
 
 impl Answer {
     /// Whether the server `name` answered.
+    #[must_use]
     pub fn is_from(&self, name: &str) -> bool {
         matches!(self, Self::Heard { server, .. } if server == name)
     }
@@ -63,11 +64,9 @@ impl Answer {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             ["refused"] => Some(Self::Refused),
             ["silence"] => Some(Self::Silence),
-            [server, peer, port] => Some(Self::Heard {
-                server: server.to_owned(),
-                peer: peer.parse().ok()?,
-                port: port.parse().ok()?,
-            }),
+            [server, peer, port] => {
+                Some(Self::Heard { server: server.to_owned(), peer: peer.parse().ok()?, port: port.parse().ok()? })
+            }
             _ => None,
         }
     }
@@ -120,11 +119,7 @@ impl Ask {
     }
 
     async fn connect(&self) -> std::io::Result<TcpStream> {
-        let socket = if self.to.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
+        let socket = if self.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if let Some(from) = self.from {
             socket.set_reuseaddr(true)?;
             socket.bind(from)?;
@@ -159,11 +154,7 @@ impl Ask {
 
     #[expect(clippy::print_stdout, reason = "each answer is this command's output")]
     async fn ask_udp(&self) -> std::io::Result<String> {
-        let any: IpAddr = if self.to.is_ipv4() {
-            Ipv4Addr::UNSPECIFIED.into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
+        let any: IpAddr = if self.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = UdpSocket::bind(self.from.unwrap_or_else(|| SocketAddr::new(any, 0))).await?;
         socket.connect(self.to).await?;
         let mut buffer = [0; 2048];
@@ -207,18 +198,11 @@ impl Ask {
 }
 
 fn unix_time() -> u128 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
 }
 
 fn command(protocol: Protocol, to: SocketAddr) -> Result<Vec<String>> {
-    Ok(vec![
-        program::own()?.display().to_string(),
-        "ask".to_owned(),
-        protocol.to_string(),
-        to.to_string(),
-    ])
+    Ok(vec![program::own()?.display().to_string(), "ask".to_owned(), protocol.to_string(), to.to_string()])
 }
 
 /// Asks once from `host`, waiting for at most 900 ms.
@@ -227,12 +211,7 @@ pub fn ask(host: &Host, protocol: Protocol, to: SocketAddr) -> Result<Answer> {
 }
 
 /// Like [`ask`], from a chosen address and port.
-pub fn ask_from(
-    host: &Host,
-    protocol: Protocol,
-    from: SocketAddr,
-    to: SocketAddr,
-) -> Result<Answer> {
+pub fn ask_from(host: &Host, protocol: Protocol, from: SocketAddr, to: SocketAddr) -> Result<Answer> {
     let mut command = command(protocol, to)?;
     command.push(format!("--from={from}"));
     run(host, &command)
@@ -250,29 +229,17 @@ pub struct Held {
 }
 
 /// Starts a conversation from `host` and waits for its first answer.
-pub fn hold(
-    host: &Host,
-    protocol: Protocol,
-    to: SocketAddr,
-    from: Option<SocketAddr>,
-) -> Result<Held> {
+pub fn hold(host: &Host, protocol: Protocol, to: SocketAddr, from: Option<SocketAddr>) -> Result<Held> {
     let mut command = command(protocol, to)?;
     command.push("--every=20".to_owned());
     command.extend(from.map(|from| format!("--from={from}")));
     let mut process = host.spawn(&command)?;
-    wait::until_true(
-        "the first answer of a conversation",
-        Duration::from_secs(3),
-        || {
-            if process.ended()?.is_some() {
-                bail!(
-                    "the conversation with {to} did not begin: {}",
-                    process.output()
-                );
-            }
-            Ok(process.output().contains('\n'))
-        },
-    )?;
+    wait::until_true("the first answer of a conversation", Duration::from_secs(3), || {
+        if process.ended()?.is_some() {
+            bail!("the conversation with {to} did not begin: {}", process.output());
+        }
+        Ok(process.output().contains('\n'))
+    })?;
     Ok(Held { process })
 }
 
@@ -283,6 +250,7 @@ impl Held {
     }
 
     /// The number of answers so far.
+    #[must_use]
     pub fn answers(&self) -> usize {
         self.process.output().lines().count()
     }
@@ -324,8 +292,6 @@ impl Stopwatch {
         }
         let nanoseconds: u64 = line.parse().context("read the time of the first answer")?;
         let answered = UNIX_EPOCH + Duration::from_nanos(nanoseconds);
-        answered
-            .duration_since(start)
-            .context("measure the time to the first answer")
+        answered.duration_since(start).context("measure the time to the first answer")
     }
 }

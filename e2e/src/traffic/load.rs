@@ -61,6 +61,7 @@ pub struct LoadReport {
 
 impl LoadReport {
     /// All losses.
+    #[must_use]
     pub fn lost(&self) -> usize {
         self.established_lost + self.new_lost
     }
@@ -118,10 +119,7 @@ impl Load {
         let latencies = std::mem::take(&mut tally.latencies_us);
         tally.report.new_p50_us = percentile(latencies.clone(), 50);
         tally.report.new_p99_us = percentile(latencies, 99);
-        println!(
-            "{}",
-            serde_json::to_string(&tally.report).context("write the report")?
-        );
+        println!("{}", serde_json::to_string(&tally.report).context("write the report")?);
         Ok(())
     }
 }
@@ -167,10 +165,7 @@ async fn connect_and_ask(target: SocketAddr) -> Result<Duration> {
         .context("connect took over 900 ms")?
         .context("connect")?;
     stream.set_nodelay(true).context("set TCP_NODELAY")?;
-    timeout(LOST_AFTER, exchange(&mut stream))
-        .await
-        .context("no answer for 900 ms")?
-        .context("ask")?;
+    timeout(LOST_AFTER, exchange(&mut stream)).await.context("no answer for 900 ms")?.context("ask")?;
     Ok(start.elapsed())
 }
 
@@ -211,26 +206,15 @@ impl Latency {
         for _ in 0..self.count {
             latencies.push(connect_and_ask(self.to).await?.as_secs_f64() * 1e6);
         }
-        let report = LatencyReport {
-            p50_us: percentile(latencies.clone(), 50),
-            p99_us: percentile(latencies, 99),
-        };
-        println!(
-            "{}",
-            serde_json::to_string(&report).context("write the report")?
-        );
+        let report = LatencyReport { p50_us: percentile(latencies.clone(), 50), p99_us: percentile(latencies, 99) };
+        println!("{}", serde_json::to_string(&report).context("write the report")?);
         Ok(())
     }
 
     /// Measures from `host`.
     pub fn measure(host: &Host, to: SocketAddr, count: usize) -> Result<LatencyReport> {
         let program = program::own()?.display().to_string();
-        let output = host.check(&[
-            &program,
-            "latency",
-            &format!("--to={to}"),
-            &format!("--count={count}"),
-        ])?;
+        let output = host.check(&[&program, "latency", &format!("--to={to}"), &format!("--count={count}")])?;
         serde_json::from_str(&output).context("read the latency report")
     }
 }
@@ -239,10 +223,7 @@ impl Latency {
 pub fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     let last = values.len().saturating_sub(1);
-    values
-        .get((values.len() * percent / 100).min(last))
-        .copied()
-        .unwrap_or(0.0)
+    values.get((values.len() * percent / 100).min(last)).copied().unwrap_or(0.0)
 }
 
 /// A load that is running.

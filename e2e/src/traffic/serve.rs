@@ -31,21 +31,14 @@ impl Serve {
     /// Serves until the process is ended.
     pub async fn run(self) -> Result<()> {
         for address in self.tcp {
-            let listener = TcpListener::bind(address)
-                .await
-                .with_context(|| format!("listen on {address}"))?;
+            let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
             tokio::spawn(accept(listener, self.name.clone(), address.port()));
         }
         for address in self.udp {
-            let socket = UdpSocket::bind(address)
-                .await
-                .with_context(|| format!("listen on {address}"))?;
+            let socket = UdpSocket::bind(address).await.with_context(|| format!("listen on {address}"))?;
             tokio::spawn(answer_datagrams(socket, self.name.clone(), address.port()));
         }
-        #[expect(
-            clippy::print_stdout,
-            reason = "tells whoever started it that it listens"
-        )]
+        #[expect(clippy::print_stdout, reason = "tells whoever started it that it listens")]
         {
             println!("ready");
         }
@@ -79,20 +72,15 @@ async fn answer_datagrams(socket: UdpSocket, name: String, port: u16) {
     let mut buffer = [0; 2048];
     loop {
         if let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
-            let _ = socket
-                .send_to(format!("{name} {peer} {port}\n").as_bytes(), peer)
-                .await;
+            let _ = socket.send_to(format!("{name} {peer} {port}\n").as_bytes(), peer).await;
         }
     }
 }
 
 /// Starts a server on `host` that answers with the host's name, and waits until it listens.
 pub fn serve(host: &Host, listeners: &[(Protocol, SocketAddr)]) -> Result<Process> {
-    let mut command = vec![
-        program::own()?.display().to_string(),
-        "serve".to_owned(),
-        format!("--name={}", host.name()),
-    ];
+    let mut command =
+        vec![program::own()?.display().to_string(), "serve".to_owned(), format!("--name={}", host.name())];
     for (protocol, address) in listeners {
         command.push(format!("--{protocol}={address}"));
     }

@@ -5,16 +5,13 @@
 use std::net::SocketAddr;
 
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, Nla, parse_u16_be,
-    parse_u32_be,
+    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, Nla, parse_u16_be, parse_u32_be,
 };
 use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, ProtoTuple, Protocol,
-    Status, Tuple as TupleAttribute,
+    ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, ProtoTuple, Protocol, Status,
+    Tuple as TupleAttribute,
 };
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use sallyport_ruleset::flow::{Flow, Tuple};
 
@@ -45,9 +42,7 @@ pub struct Conntrack {
 impl Conntrack {
     /// Opens the socket that all calls use, in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self {
-            socket: Socket::open(NETLINK_NETFILTER)?,
-        })
+        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
     }
 
     /// Every TCP and UDP connection, IPv4 and IPv6, of any zone, whose mark has under `mask` the
@@ -59,16 +54,11 @@ impl Conntrack {
         ]);
         let mut flows = Vec::new();
         // Unspec is both families. A kernel without the filter sends everything: look again.
-        self.list(
-            "list connections by mark",
-            NetfilterProtoFamily::Unspec,
-            filter,
-            |flow| {
-                if flow.mark & mask == ours & mask {
-                    flows.push(flow);
-                }
-            },
-        )?;
+        self.list("list connections by mark", NetfilterProtoFamily::Unspec, filter, |flow| {
+            if flow.mark & mask == ours & mask {
+                flows.push(flow);
+            }
+        })?;
         Ok(flows)
     }
 
@@ -103,14 +93,9 @@ impl Conntrack {
             SocketAddr::V6(_) => NetfilterProtoFamily::IPv6,
         };
         let request = message(family, ConntrackMessage::Delete(attributes));
-        match self
-            .socket
-            .ask("delete a connection", request, NLM_F_ACK, |_| Ok(()))
-        {
+        match self.socket.ask("delete a connection", request, NLM_F_ACK, |_| Ok(())) {
             Ok(()) => Ok(true),
-            Err(Error::Refused { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                Ok(false)
-            }
+            Err(Error::Refused { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -124,8 +109,7 @@ impl Conntrack {
     ) -> Result<(), Error> {
         let request = message(family, filter);
         self.socket.ask(question, request, NLM_F_DUMP, |answer| {
-            if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) =
-                answer.inner
+            if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = answer.inner
                 && let Some(flow) = decode(&attributes)?
             {
                 each(flow);
@@ -147,16 +131,10 @@ fn other(kind: u16, value: Vec<u8>) -> ConntrackAttribute {
 /// flag `NLA_F_NESTED` that `CTA_FILTER` must have.
 fn get_udp() -> ConntrackMessage {
     let protocol = TupleAttribute::Proto(vec![ProtoTuple::Protocol(Protocol::Udp)]);
-    let flags = DefaultNla::new(
-        CTA_FILTER_ORIG_FLAGS,
-        FILTER_PROTOCOL.to_ne_bytes().to_vec(),
-    );
+    let flags = DefaultNla::new(CTA_FILTER_ORIG_FLAGS, FILTER_PROTOCOL.to_ne_bytes().to_vec());
     ConntrackMessage::Other {
         message_type: ConntrackMessageType::Get.into(),
-        attributes: vec![
-            nested(CTA_TUPLE_ORIG, &protocol),
-            nested(CTA_FILTER, &flags),
-        ],
+        attributes: vec![nested(CTA_TUPLE_ORIG, &protocol), nested(CTA_FILTER, &flags)],
     }
 }
 
@@ -168,10 +146,7 @@ fn nested(kind: u16, inner: &impl Nla) -> DefaultNla {
 
 fn tuple_attributes(protocol: u8, tuple: &Tuple) -> Vec<TupleAttribute> {
     vec![
-        TupleAttribute::Ip(vec![
-            IPTuple::SourceAddress(tuple.src.ip()),
-            IPTuple::DestinationAddress(tuple.dst.ip()),
-        ]),
+        TupleAttribute::Ip(vec![IPTuple::SourceAddress(tuple.src.ip()), IPTuple::DestinationAddress(tuple.dst.ip())]),
         TupleAttribute::Proto(vec![
             ProtoTuple::Protocol(Protocol::from(protocol)),
             ProtoTuple::SourcePort(tuple.src.port()),
@@ -207,15 +182,9 @@ fn decode(attributes: &[ConntrackAttribute]) -> Result<Option<Flow>, DecodeError
         }
     }
     match (original, reply, id) {
-        (Some((protocol, original)), Some((_, reply)), Some(id)) => Ok(Some(Flow {
-            protocol,
-            original,
-            reply,
-            mark,
-            dnat,
-            id,
-            zone,
-        })),
+        (Some((protocol, original)), Some((_, reply)), Some(id)) => {
+            Ok(Some(Flow { protocol, original, reply, mark, dnat, id, zone }))
+        }
         _ => Err(DecodeError::from("entry without tuples or id")),
     }
 }
@@ -251,14 +220,10 @@ fn decode_tuple(parts: &[TupleAttribute]) -> Result<Option<(u8, Tuple)>, DecodeE
     if protocol != TCP && protocol != UDP {
         return Ok(None);
     }
-    let (Some(src), Some(dst), Some(src_port), Some(dst_port)) = (src, dst, src_port, dst_port)
-    else {
+    let (Some(src), Some(dst), Some(src_port), Some(dst_port)) = (src, dst, src_port, dst_port) else {
         return Err(DecodeError::from("tuple without addresses or ports"));
     };
-    let (src, dst) = (
-        SocketAddr::new(src, src_port),
-        SocketAddr::new(dst, dst_port),
-    );
+    let (src, dst) = (SocketAddr::new(src, src_port), SocketAddr::new(dst, dst_port));
     Ok(Some((protocol, Tuple { src, dst })))
 }
 

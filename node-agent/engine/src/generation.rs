@@ -4,9 +4,7 @@
 
 use netlink_packet_core::DecodeError;
 use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage, NfTablesMessage};
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use crate::netlink::{Error, Socket};
@@ -21,9 +19,7 @@ pub struct Generation {
 impl Generation {
     /// Opens the socket that all readings use.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self {
-            socket: Socket::open(NETLINK_NETFILTER)?,
-        })
+        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
     }
 
     /// The generation now: a few microseconds. Equal readings mean that nothing changed between
@@ -33,16 +29,13 @@ impl Generation {
     pub fn current(&self) -> Result<u32, Error> {
         let request = NetfilterMessage::new(
             NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
-            NfTablesMessage::GetGen(GenMessage {
-                attributes: Vec::new(),
-            }),
+            NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() }),
         );
         let mut generation = 0;
-        self.socket
-            .ask("read the nftables generation", request, 0, |answer| {
-                generation = id(answer).ok_or_else(|| DecodeError::from("no NFTA_GEN_ID"))?;
-                Ok(())
-            })?;
+        self.socket.ask("read the nftables generation", request, 0, |answer| {
+            generation = id(answer).ok_or_else(|| DecodeError::from("no NFTA_GEN_ID"))?;
+            Ok(())
+        })?;
         Ok(generation)
     }
 }
@@ -51,11 +44,8 @@ fn id(answer: NetfilterMessage) -> Option<u32> {
     let NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(message)) = answer.inner else {
         return None;
     };
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            GenAttribute::Id(id) => Some(*id),
-            _ => None,
-        })
+    message.attributes.iter().find_map(|attribute| match attribute {
+        GenAttribute::Id(id) => Some(*id),
+        _ => None,
+    })
 }

@@ -38,6 +38,7 @@ impl Variant {
     pub const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
 
     /// The other one.
+    #[must_use]
     pub fn other(self) -> Self {
         match self {
             Self::Nft => Self::Legacy,
@@ -46,6 +47,7 @@ impl Variant {
     }
 
     /// Its name, for people and flags.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Nft => "iptables-nft",
@@ -73,6 +75,7 @@ impl Variant {
 }
 
 /// Whether the kernel has `family` at all; with `ipv6.disable=1` it has no IPv6 tables either.
+#[must_use]
 pub fn has_family(family: Family) -> bool {
     family == Family::V4 || Path::new("/proc/net/if_inet6").exists()
 }
@@ -84,6 +87,11 @@ fn has_legacy_tables(family: Family) -> bool {
         Family::V6 => "/proc/net/ip6_tables_names",
     };
     std::fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
+}
+
+/// Whether anything was ever put into nftables: a network namespace starts at generation 1 and every transaction moves it.
+fn nftables_was_used() -> bool {
+    Generation::open().and_then(|generation| generation.current()).is_ok_and(|generation| generation > 1)
 }
 
 /// Rules through one variant of iptables.
@@ -103,6 +111,7 @@ enum Seen {
 
 impl Iptables {
     /// Uses `variant`.
+    #[must_use]
     pub fn new(variant: Variant) -> Self {
         Self { variant, generation: None, seen: None }
     }
@@ -110,14 +119,9 @@ impl Iptables {
     /// Whether the kernel may hold rules through this variant; `false` means that it surely has none.
     pub fn is_in_use(&self) -> bool {
         match self.variant {
-            Variant::Nft => self.current_generation_is_moved(),
+            Variant::Nft => nftables_was_used(),
             Variant::Legacy => Family::BOTH.into_iter().any(has_legacy_tables),
         }
-    }
-
-    fn current_generation_is_moved(&self) -> bool {
-        // A network namespace starts at generation 1 and every transaction moves it.
-        Generation::open().and_then(|generation| generation.current()).is_ok_and(|generation| generation > 1)
     }
 
     async fn save(&self, family: Family) -> Result<Installed, Error> {
@@ -128,7 +132,8 @@ impl Iptables {
         let program = self.variant.save_program(family);
         let (filter, nat) =
             tokio::try_join!(command::run(program, &["-t", "filter"], ""), command::run(program, &["-t", "nat"], ""))?;
-        Ok(Installed::parse(&(filter + &nat)))
+        let (filter, nat) = (Installed::parse(&filter).filter, Installed::parse(&nat).nat);
+        Ok(Installed { filter, nat })
     }
 
     fn current_generation(&mut self) -> Result<u32, Error> {
@@ -191,6 +196,8 @@ impl Engine for Iptables {
     }
 
     fn conntrack(&self) -> Option<Conntrack> {
-        Conntrack::open().inspect_err(|error| tracing::error!(error = error as &dyn std::error::Error, "no conntrack")).ok()
+        Conntrack::open()
+            .inspect_err(|error| tracing::error!(error = error as &dyn std::error::Error, "no conntrack"))
+            .ok()
     }
 }

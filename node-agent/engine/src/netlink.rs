@@ -8,8 +8,8 @@ use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -98,10 +98,7 @@ impl Socket {
             SockRef::from(&raw).set_read_timeout(Some(ANSWER_DEADLINE))?;
             Ok(raw)
         };
-        Ok(Self {
-            raw: connect().map_err(Error::Open)?,
-            sequence: Cell::new(0),
-        })
+        Ok(Self { raw: connect().map_err(Error::Open)?, sequence: Cell::new(0) })
     }
 
     /// Sends `message` and gives every answer to `each`, in order and one at a time.
@@ -127,8 +124,8 @@ impl Socket {
             let length = self.receive(question, &mut datagram)?;
             let mut rest = &datagram[..length];
             while !rest.is_empty() {
-                let answer = NetlinkMessage::<M>::deserialize(rest)
-                    .map_err(|source| Error::Decode { question, source })?;
+                let answer =
+                    NetlinkMessage::<M>::deserialize(rest).map_err(|source| Error::Decode { question, source })?;
                 let (header, payload) = answer.into_parts();
                 rest = rest.get(padded(header.length)..).unwrap_or_default();
                 if header.sequence_number != sequence {
@@ -150,10 +147,9 @@ impl Socket {
                 return match refusal {
                     0 if interrupted => Err(Error::Interrupted { question }),
                     0 => Ok(()),
-                    code => Err(Error::Refused {
-                        question,
-                        source: io::Error::from_raw_os_error(code.saturating_abs()),
-                    }),
+                    code => {
+                        Err(Error::Refused { question, source: io::Error::from_raw_os_error(code.saturating_abs()) })
+                    }
                 };
             }
         }
@@ -251,7 +247,5 @@ impl Socket {
 
 /// Messages in a datagram begin at multiples of four (`NLMSG_ALIGN`).
 fn padded(length: u32) -> usize {
-    usize::try_from(length)
-        .unwrap_or(usize::MAX)
-        .next_multiple_of(4)
+    usize::try_from(length).unwrap_or(usize::MAX).next_multiple_of(4)
 }

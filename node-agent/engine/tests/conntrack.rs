@@ -26,17 +26,11 @@ fn udp_entry(source_port: u16) -> String {
 }
 
 fn tuple(src: &str, dst: &str) -> Tuple {
-    Tuple {
-        src: src.parse().unwrap(),
-        dst: dst.parse().unwrap(),
-    }
+    Tuple { src: src.parse().unwrap(), dst: dst.parse().unwrap() }
 }
 
 fn from_port(flows: &[Flow], port: u16) -> Flow {
-    *flows
-        .iter()
-        .find(|flow| flow.original.src.port() == port)
-        .unwrap()
+    *flows.iter().find(|flow| flow.original.src.port() == port).unwrap()
 }
 
 #[test]
@@ -57,9 +51,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
             "-p udp -m 0x1000 -s 2001:db8::10 -d 2001:db8:1::78 --sport 40003 --dport 53 \
              --dst-nat 2001:db8:2::20",
         );
-        insert(
-            "-p icmp -m 0x1000 -s 10.30.0.10 -d 10.30.1.78 --icmp-type 8 --icmp-code 0 --icmp-id 7",
-        );
+        insert("-p icmp -m 0x1000 -s 10.30.0.10 -d 10.30.1.78 --icmp-type 8 --icmp-code 0 --icmp-id 7");
         insert(&format!("{} -m 0x2000", udp_entry(40004)));
         insert(&udp_entry(40005));
 
@@ -108,45 +100,27 @@ fn every_field_of_every_kind_of_flow_is_read() {
         ];
         assert_eq!(ours, expected);
 
-        let mut udp: Vec<(u16, u32)> = conntrack
-            .udp()
-            .unwrap()
-            .iter()
-            .map(|flow| (flow.original.src.port(), flow.mark))
-            .collect();
+        let mut udp: Vec<(u16, u32)> =
+            conntrack.udp().unwrap().iter().map(|flow| (flow.original.src.port(), flow.mark)).collect();
         udp.sort_unstable();
-        assert_eq!(
-            udp,
-            [
-                (40002, 0x1000),
-                (40003, 0x1000),
-                (40004, 0x2000),
-                (40005, 0)
-            ]
-        );
+        assert_eq!(udp, [(40002, 0x1000), (40003, 0x1000), (40004, 0x2000), (40005, 0)]);
     });
 }
 
 #[test]
 fn of_two_flows_that_differ_in_source_port_one_is_deleted() {
-    in_namespace(
-        "of_two_flows_that_differ_in_source_port_one_is_deleted",
-        || {
-            for port in [40000, 40001] {
-                insert(&format!("{} -m 0x1000", udp_entry(port)));
-            }
-            let conntrack = Conntrack::open().unwrap();
-            let both = conntrack.ours(0x1000, 0x1000).unwrap();
-            let (gone, stays) = (from_port(&both, 40000), from_port(&both, 40001));
-            assert!(conntrack.delete(&gone).unwrap());
-            assert_eq!(conntrack.udp().unwrap(), [stays]);
-            assert!(
-                !conntrack.delete(&gone).unwrap(),
-                "a second time there is nothing to delete"
-            );
-            assert_eq!(conntrack.udp().unwrap(), [stays]);
-        },
-    );
+    in_namespace("of_two_flows_that_differ_in_source_port_one_is_deleted", || {
+        for port in [40000, 40001] {
+            insert(&format!("{} -m 0x1000", udp_entry(port)));
+        }
+        let conntrack = Conntrack::open().unwrap();
+        let both = conntrack.ours(0x1000, 0x1000).unwrap();
+        let (gone, stays) = (from_port(&both, 40000), from_port(&both, 40001));
+        assert!(conntrack.delete(&gone).unwrap());
+        assert_eq!(conntrack.udp().unwrap(), [stays]);
+        assert!(!conntrack.delete(&gone).unwrap(), "a second time there is nothing to delete");
+        assert_eq!(conntrack.udp().unwrap(), [stays]);
+    });
 }
 
 #[test]
@@ -160,19 +134,13 @@ fn each_family_protocol_and_zone_can_be_deleted() {
         insert(&format!("-p udp -m 1 --dport 53 {v4} --sport 3"));
         insert(&format!("-p udp -m 1 --dport 53 {v6} --sport 4"));
         insert(&format!("-p udp -m 1 --dport 53 {v4} --sport 5 -w 7"));
-        insert(&format!(
-            "-p udp -m 1 --dport 53 {v4} --sport 6 --orig-zone 8"
-        ));
+        insert(&format!("-p udp -m 1 --dport 53 {v4} --sport 6 --orig-zone 8"));
         let conntrack = Conntrack::open().unwrap();
         let mut left = conntrack.ours(1, u32::MAX).unwrap();
         assert_eq!(left.len(), 6);
         while let Some(flow) = left.pop() {
             assert!(conntrack.delete(&flow).unwrap(), "{flow:?}");
-            assert_eq!(
-                conntrack.ours(1, u32::MAX).unwrap().len(),
-                left.len(),
-                "{flow:?}"
-            );
+            assert_eq!(conntrack.ours(1, u32::MAX).unwrap().len(), left.len(), "{flow:?}");
         }
     });
 }
@@ -197,14 +165,7 @@ fn a_successor_with_the_same_tuple_is_not_deleted() {
             assert!(conntrack.delete(&successor).unwrap());
             attempts.next().expect("an entry in other memory");
         };
-        assert_eq!(
-            Flow {
-                id: old.id,
-                ..successor
-            },
-            old,
-            "equal but for the id"
-        );
+        assert_eq!(Flow { id: old.id, ..successor }, old, "equal but for the id");
         assert!(!conntrack.delete(&old).unwrap());
         assert_eq!(conntrack.udp().unwrap(), [successor]);
     });
@@ -220,11 +181,7 @@ fn the_generation_moves_with_nftables_and_only_then() {
         }
         run("nft list ruleset");
         insert(&udp_entry(40000));
-        assert_eq!(
-            generation.current().unwrap(),
-            start,
-            "reading and conntrack are no change"
-        );
+        assert_eq!(generation.current().unwrap(), start, "reading and conntrack are no change");
 
         run("nft add table inet other");
         let after_nft = generation.current().unwrap();

@@ -22,6 +22,7 @@ pub struct Claim {
 
 impl Claim {
     /// The claims of `intent`: one for each port and each of its addresses, or each family of its targets.
+    #[must_use]
     pub fn of(intent: &Intent) -> Vec<Self> {
         let places: Vec<(Family, Option<IpAddr>)> = if intent.addresses.is_empty() {
             Family::BOTH
@@ -121,8 +122,10 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
     /// Forgets claims of `owner`.
     pub fn remove(&mut self, claims: &[Claim], owner: Owner) {
         for claim in claims {
-            if let Some(ports) =
-                self.scopes.get_mut(&(claim.family, claim.protocol)).and_then(|addresses| addresses.get_mut(&claim.address))
+            if let Some(ports) = self
+                .scopes
+                .get_mut(&(claim.family, claim.protocol))
+                .and_then(|addresses| addresses.get_mut(&claim.address))
                 && ports.get(&claim.first).is_some_and(|(_, by)| *by == owner)
             {
                 ports.remove(&claim.first);

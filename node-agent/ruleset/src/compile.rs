@@ -58,6 +58,7 @@ pub struct Compiled {
 }
 
 /// Compiles the forwards of a node's pool for that node, whose interfaces carry `local`.
+#[must_use]
 pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[LocalAddress]) -> Compiled {
     let mut compiled = Compiled::default();
     if node.state == NodeState::Retired {
@@ -66,7 +67,8 @@ pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[Loca
     let mut local = local.to_vec();
     local.sort_unstable();
     let local = local.as_slice();
-    compiled.listen = node.addresses.iter().copied().filter(|ip| local.iter().any(|own| own.global && own.ip == *ip)).collect();
+    compiled.listen =
+        node.addresses.iter().copied().filter(|ip| local.iter().any(|own| own.global && own.ip == *ip)).collect();
     compiled.listen.sort_unstable();
     compiled.listen.dedup();
 
@@ -105,7 +107,8 @@ fn refuse(
 ) -> Option<(Reason, String)> {
     let intent = &forward.intent;
     if intent_hash(intent) != forward.hash {
-        let message = "the intent does not match its hash: it has a field that this agent does not know; upgrade the agent";
+        let message =
+            "the intent does not match its hash: it has a field that this agent does not know; upgrade the agent";
         return Some((Reason::UnsupportedIntent, message.to_owned()));
     }
     for port in &intent.ports {
@@ -134,12 +137,17 @@ fn refuse(
             return Some((Reason::InvalidTarget, format!("{} is an address of this gateway", target.ip)));
         }
         if local.iter().any(|own| own.broadcast() == Some(target.ip)) {
-            return Some((Reason::InvalidTarget, format!("{} is a broadcast address of this gateway's network", target.ip)));
+            return Some((
+                Reason::InvalidTarget,
+                format!("{} is a broadcast address of this gateway's network", target.ip),
+            ));
         }
     }
     let reachable = intent.targets.iter().any(|target| {
         let family = Family::of(target.ip);
-        listen.iter().any(|ip| Family::of(*ip) == family && (intent.addresses.is_empty() || intent.addresses.contains(ip)))
+        listen
+            .iter()
+            .any(|ip| Family::of(*ip) == family && (intent.addresses.is_empty() || intent.addresses.contains(ip)))
     });
     if !reachable {
         let message = if intent.addresses.is_empty() {
@@ -265,7 +273,13 @@ impl Layout {
                     rules.extend(deliver(&guard, *port, &targets));
                 } else {
                     // -A SALLY-MT -d 10.30.1.78/32 -p tcp -m tcp --dport 3306 -j SALLY-S-0123456789abcdef
-                    let rule = on_ports(&to_address, port.protocol, port.port, port.end_port, Action::Jump(format!("SALLY-S-{id}")));
+                    let rule = on_ports(
+                        &to_address,
+                        port.protocol,
+                        port.port,
+                        port.end_port,
+                        Action::Jump(format!("SALLY-S-{id}")),
+                    );
                     rules.push(rule);
                 }
             }
@@ -273,7 +287,14 @@ impl Layout {
     }
 
     /// `SALLY-S-…` lets the allowed sources through to `SALLY-D-…`, which delivers.
-    fn write_own_chains(&mut self, id: &str, allow: &[IpNet], deny: &[IpNet], ports: &[IntentPort], targets: &[IntentTarget]) {
+    fn write_own_chains(
+        &mut self,
+        id: &str,
+        allow: &[IpNet],
+        deny: &[IpNet],
+        ports: &[IntentPort],
+        targets: &[IntentTarget],
+    ) {
         let from = |net: &IpNet, action: Action| Rule { source: Some(*net), action, ..Rule::default() }.to_string();
         // -A SALLY-S-0123456789abcdef -s 10.30.1.66/32 -j RETURN
         let denied = deny.iter().map(|net| from(net, Action::Return));
@@ -373,7 +394,8 @@ fn weighted(targets: &[IntentTarget]) -> impl Iterator<Item = (IpAddr, Option<u3
     targets.iter().filter(|target| target.weight > 0).map(move |target| {
         let weight = u64::from(target.weight);
         // Rounded to the units in which the kernel keeps a chance, so that it reads back as written.
-        let chance = (weight < rest).then(|| u32::try_from(((weight << 31) + rest / 2) / rest).unwrap_or(u32::MAX >> 1));
+        let chance =
+            (weight < rest).then(|| u32::try_from(((weight << 31) + rest / 2) / rest).unwrap_or(u32::MAX >> 1));
         rest -= weight;
         (target.ip, chance)
     })
@@ -389,7 +411,8 @@ fn split(chains: &mut Chains, chain: String, protocol: Protocol, mut rules: Vec<
     };
     let bucket = |port: u16| u32::from(port) / size;
     // A range that crosses a border stays here, before the buckets; claims never overlap, so there are few such.
-    let (mut here, below): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| bucket(rule.first) != bucket(rule.last));
+    let (mut here, below): (Vec<_>, Vec<_>) =
+        rules.into_iter().partition(|rule| bucket(rule.first) != bucket(rule.last));
     here.sort_by_key(|rule| rule.first);
     let mut body: Vec<String> = here.into_iter().map(|rule| rule.text).collect();
     let mut parts: BTreeMap<u32, Vec<PortRule>> = BTreeMap::new();

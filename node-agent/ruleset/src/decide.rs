@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
@@ -33,8 +34,8 @@ pub struct Forward {
     pub generation: i64,
     /// `metadata.creationTimestamp` in seconds since 1970; orders contenders for a free port.
     pub created: i64,
-    /// What it asks.
-    pub spec: PortForwardSpec,
+    /// What it asks; shared with whoever observed it.
+    pub spec: Arc<PortForwardSpec>,
 }
 
 /// A `GatewayPool` as observed.
@@ -100,6 +101,7 @@ pub struct Decision {
 ///
 /// *Guarantees*: a claim is never given twice; who holds one keeps it while they want it; the order of the inputs
 /// changes nothing; deciding again on the resulting slices changes nothing.
+#[must_use]
 pub fn decide(observed: &Observed<'_>) -> Decision {
     let mut decision = Decision::default();
     let pools = usable_pools(observed.pools, &mut decision);
@@ -375,7 +377,9 @@ fn over_quota(contender: &Contender<'_>, grants: &[Grant]) -> Problem {
     let full: Vec<String> = contender
         .grants
         .iter()
-        .map(|grant| format!("grant {} allows {}", grants[*grant].name, grants[*grant].max_forwards.unwrap_or_default()))
+        .map(|grant| {
+            format!("grant {} allows {}", grants[*grant].name, grants[*grant].max_forwards.unwrap_or_default())
+        })
         .collect();
     Problem {
         field: "spec".into(),

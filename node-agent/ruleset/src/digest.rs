@@ -11,12 +11,14 @@ use sha2::{Digest as _, Sha256};
 pub const FORMAT: &str = "v1";
 
 /// The hash of one intent, for example `v1:9f2c…`.
+#[must_use]
 pub fn intent_hash(intent: &Intent) -> String {
     let canonical = serde_json::to_vec(intent).expect("an intent holds only strings, numbers and lists");
     finish(Sha256::new().chain_update(canonical))
 }
 
 /// The hash of a slice: of each forward's uid and hash, in uid order.
+#[must_use]
 pub fn slice_hash(forwards: &[SliceForward]) -> String {
     let mut pairs: Vec<(&str, &str)> = forwards.iter().map(|f| (f.uid.as_str(), f.hash.as_str())).collect();
     pairs.sort_unstable();
@@ -38,6 +40,7 @@ pub fn rules_digest<'a>(lines: impl Iterator<Item = std::borrow::Cow<'a, str>>) 
 }
 
 /// Sixteen hexadecimal digits that stand for `uid` in chain names, whatever characters it holds.
+#[must_use]
 pub fn short_id(uid: &str) -> String {
     hex(&Sha256::digest(uid.as_bytes())[..8])
 }

@@ -21,11 +21,13 @@ pub struct LocalAddress {
 
 impl LocalAddress {
     /// The network that is on-link through this address.
+    #[must_use]
     pub fn network(&self) -> IpNet {
         IpNet::new(self.ip, self.prefix_len).map_or_else(|_| self.ip.into(), |net| net.trunc())
     }
 
     /// The broadcast address of that network; none for IPv6, nor where the prefix leaves no room for one (RFC 3021).
+    #[must_use]
     pub fn broadcast(&self) -> Option<IpAddr> {
         match self.network() {
             IpNet::V4(net) if net.prefix_len() < 31 => Some(net.broadcast().into()),

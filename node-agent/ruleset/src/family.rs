@@ -16,11 +16,13 @@ impl Family {
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
     /// The family of `ip`.
+    #[must_use]
     pub fn of(ip: IpAddr) -> Self {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
     /// Bits of an address.
+    #[must_use]
     pub fn bits(self) -> u8 {
         match self {
             Self::V4 => 32,

@@ -43,6 +43,7 @@ pub struct Flow {
 
 impl Flow {
     /// Whether a DNAT rule of ours took it.
+    #[must_use]
     pub fn is_ours(&self) -> bool {
         self.dnat && self.mark & MARK_OURS != 0
     }
@@ -67,12 +68,15 @@ pub struct Allowed<'a> {
 
 impl<'a> Allowed<'a> {
     /// What `compiled`, made from `forwards`, allows.
+    #[must_use]
     pub fn new(compiled: &Compiled, forwards: &[&'a SliceForward]) -> Self {
         let failed: BTreeSet<_> = compiled.failures.iter().map(|failure| &failure.forward).collect();
         let mut allowed = Self::default();
         for forward in forwards.iter().filter(|forward| !failed.contains(&forward.r#ref)) {
             let intent = &forward.intent;
-            for address in compiled.listen.iter().filter(|ip| intent.addresses.is_empty() || intent.addresses.contains(ip)) {
+            for address in
+                compiled.listen.iter().filter(|ip| intent.addresses.is_empty() || intent.addresses.contains(ip))
+            {
                 if !intent.targets.iter().any(|target| target.ip.is_ipv4() == address.is_ipv4()) {
                     continue;
                 }
@@ -94,6 +98,7 @@ impl<'a> Allowed<'a> {
 
     /// Whether this flow, which is ours, has to end: its forward is gone or no longer admits the client, or it is UDP
     /// and its target is gone. A TCP connection to a removed target is let finish.
+    #[must_use]
     pub fn forbids(&self, flow: &Flow) -> bool {
         if !flow.is_ours() {
             return false;
@@ -103,12 +108,14 @@ impl<'a> Allowed<'a> {
     }
 
     /// Whether any forward takes UDP.
+    #[must_use]
     pub fn any_udp(&self) -> bool {
         self.claims.keys().any(|(_, protocol)| *protocol == Protocol::Udp)
     }
 
     /// Whether this is a UDP flow to a port of a forward that does not go through it, because it began before the
     /// rules were there: only the first packet of a flow is translated, so it never would.
+    #[must_use]
     pub fn bypasses(&self, flow: &Flow) -> bool {
         flow.protocol() == Some(Protocol::Udp) && !flow.is_ours() && self.find(flow).is_some()
     }

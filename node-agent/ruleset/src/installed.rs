@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::family::Family;
-use crate::rule::{Chains, Rules, Ruleset, Table, is_ours};
+use crate::rule::{Chains, Rules, Ruleset, Table, digest_of, is_ours};
 
 /// One table as the kernel holds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,7 @@ pub struct InstalledRuleset {
 
 impl InstalledRuleset {
     /// The tables of `family`.
+    #[must_use]
     pub fn family(&self, family: Family) -> &Installed {
         match family {
             Family::V4 => &self.v4,
@@ -51,15 +52,24 @@ impl InstalledRuleset {
         }
     }
 
+    /// The digest of our rules as they are in the kernel, equal to [`Ruleset::digest`] of the same rules.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        digest_of(|family, table| &self.family(family).table(table).ours)
+    }
+
     /// Our rules, as they are in the kernel.
+    #[must_use]
     pub fn ours(&self) -> Ruleset {
-        let rules = |installed: &Installed| Rules { filter: installed.filter.ours.clone(), nat: installed.nat.ours.clone() };
+        let rules =
+            |installed: &Installed| Rules { filter: installed.filter.ours.clone(), nat: installed.nat.ours.clone() };
         Ruleset { v4: rules(&self.v4), v6: rules(&self.v6) }
     }
 }
 
 impl Installed {
     /// Reads the output of `iptables-save`; tables other than ours are passed over.
+    #[must_use]
     pub fn parse(save: &str) -> Self {
         let mut installed = Self::default();
         let mut table = None;
@@ -74,6 +84,7 @@ impl Installed {
     }
 
     /// One of the tables.
+    #[must_use]
     pub fn table(&self, table: Table) -> &InstalledTable {
         match table {
             Table::Filter => &self.filter,
@@ -118,6 +129,7 @@ impl InstalledTable {
     }
 
     /// Whether a rule that is not our own plain jump leads to `chain`, which is ours.
+    #[must_use]
     pub fn is_used_by_others(&self, chain: &str) -> bool {
         let plain = |name: &str| Table::BOTH.into_iter().flat_map(Table::hooks).any(|hook| *hook == (name, chain));
         self.foreign.iter().any(|(name, rules)| {

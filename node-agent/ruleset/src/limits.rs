@@ -55,14 +55,13 @@ const RESERVED: &[(Protocol, u16, u16)] = &[
 ];
 
 /// Says what `target` is if it is an address that no forward may deliver to.
+#[must_use]
 pub fn refused_target(target: IpAddr) -> Option<&'static str> {
-    REFUSED
-        .iter()
-        .find(|(net, _)| net.parse::<IpNet>().is_ok_and(|net| net.contains(&target)))
-        .map(|(_, what)| *what)
+    REFUSED.iter().find(|(net, _)| net.parse::<IpNet>().is_ok_and(|net| net.contains(&target))).map(|(_, what)| *what)
 }
 
 /// The first built-in reserved range that `first..=last` touches.
+#[must_use]
 pub fn reserved_range(protocol: Protocol, first: u16, last: u16) -> Option<(u16, u16)> {
     RESERVED
         .iter()
@@ -93,7 +92,8 @@ mod tests {
                 IpAddr::V6(ip) => IpAddr::from(u128::from(ip).wrapping_add_signed(step.into()).to_be_bytes()),
             };
             for ip in [beside(first, -1), beside(last, 1)] {
-                let elsewhere = REFUSED.iter().any(|(other, _)| other.parse::<IpNet>().is_ok_and(|other| other.contains(&ip)));
+                let elsewhere =
+                    REFUSED.iter().any(|(other, _)| other.parse::<IpNet>().is_ok_and(|other| other.contains(&ip)));
                 assert_eq!(refused_target(ip).is_some(), elsewhere, "{ip} beside {net}");
             }
         }
@@ -106,7 +106,10 @@ mod tests {
             assert_eq!(reserved_range(*protocol, *last, *last), Some((*first, *last)));
             assert_eq!(reserved_range(*protocol, first - 1, first - 1), None, "{first}");
             assert_eq!(reserved_range(*protocol, last + 1, last + 1), None, "{last}");
-            assert_eq!(reserved_range(*protocol, 1, 65535).map(|(from, _)| from), RESERVED.iter().find(|(of, ..)| of == protocol).map(|(_, from, _)| *from));
+            assert_eq!(
+                reserved_range(*protocol, 1, 65535).map(|(from, _)| from),
+                RESERVED.iter().find(|(of, ..)| of == protocol).map(|(_, from, _)| *from)
+            );
         }
     }
 

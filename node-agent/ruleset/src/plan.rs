@@ -21,6 +21,7 @@ pub struct Batch {
 
 impl Batch {
     /// The text for `family`.
+    #[must_use]
     pub fn family(&self, family: Family) -> Option<&str> {
         match family {
             Family::V4 => self.v4.as_deref(),
@@ -29,6 +30,7 @@ impl Batch {
     }
 
     /// Whether nothing has to change.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()
     }
@@ -39,6 +41,7 @@ impl Batch {
 /// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and no foreign rule before a jump
 /// would take our packets. `rivals` says whether to care about the latter: not when somebody keeps fighting for the
 /// first place.
+#[must_use]
 pub fn plan(desired: &Ruleset, installed: &InstalledRuleset, yield_place: bool) -> Batch {
     let text = |family| plan_family(desired.family(family), installed.family(family), family, yield_place);
     Batch { v4: text(Family::V4), v6: text(Family::V6) }
@@ -47,7 +50,8 @@ pub fn plan(desired: &Ruleset, installed: &InstalledRuleset, yield_place: bool) 
 fn plan_family(desired: &Rules, installed: &Installed, family: Family, yield_place: bool) -> Option<String> {
     let mut tables = Table::BOTH.map(|table| {
         let (chains, there) = (desired.table(table), installed.table(table));
-        let taken = |builtin: &str, before: usize| !yield_place && rivals::take(desired, family, table, there, builtin, before);
+        let taken =
+            |builtin: &str, before: usize| !yield_place && rivals::take(desired, family, table, there, builtin, before);
         (table, plan_table(table, chains, there, taken))
     });
     if desired.is_empty() {
@@ -107,6 +111,7 @@ fn line(text: &mut String, parts: &[&str]) {
 }
 
 /// The whole of `desired` as text for hosts that have nothing of ours yet.
+#[must_use]
 pub fn render(desired: &Ruleset) -> Batch {
     plan(desired, &InstalledRuleset::default(), false)
 }

@@ -134,11 +134,13 @@ impl Reserved {
 
 impl Pool {
     /// Whether the pool's selector matches a node with these labels.
+    #[must_use]
     pub fn selects(&self, labels: &Labels) -> bool {
         self.node_selector.matches(labels)
     }
 
     /// Those of a node's addresses that the pool listens on.
+    #[must_use]
     pub fn listen_addresses(&self, node: &[IpAddr]) -> Vec<IpAddr> {
         let wanted = |ip: &IpAddr| {
             self.listen.iter().any(|listen| match listen {
@@ -151,6 +153,7 @@ impl Pool {
     }
 
     /// Checks what the pool itself forbids whoever asks.
+    #[must_use]
     pub fn check(&self, intent: &Intent) -> Vec<Problem> {
         Reserved::check(&self.reserved, intent)
     }
@@ -184,13 +187,13 @@ impl Grant {
     /// The first clause that does not cover `intent`, in words that say what would be allowed.
     fn refuses(&self, intent: &Intent) -> Option<String> {
         let port = intent.ports.iter().find(|port| {
-            !self
-                .ports
-                .iter()
-                .any(|(protocol, first, last)| *protocol == port.protocol && *first <= port.port && port.end_port <= *last)
+            !self.ports.iter().any(|(protocol, first, last)| {
+                *protocol == port.protocol && *first <= port.port && port.end_port <= *last
+            })
         });
         if let Some(port) = port {
-            let allowed = self.ports.iter().map(|(protocol, first, last)| format!("{}/{protocol}", range(*first, *last)));
+            let allowed =
+                self.ports.iter().map(|(protocol, first, last)| format!("{}/{protocol}", range(*first, *last)));
             let asked = range(port.port, port.end_port);
             return Some(format!("allows ports [{}], not {asked}/{}", join(allowed), port.protocol));
         }
@@ -223,7 +226,11 @@ fn listen(problems: &mut Problems, at: &str, written: &ListenAddress) -> Option<
             validate::cidr(problems, &format!("{at}.value"), value).map(Listen::Within)
         }
         (ListenAddressType::Cidr, None) => {
-            problems.add(format!("{at}.value"), Reason::UnsupportedValue, "is needed with type CIDR, for example 10.30.1.0/24");
+            problems.add(
+                format!("{at}.value"),
+                Reason::UnsupportedValue,
+                "is needed with type CIDR, for example 10.30.1.0/24",
+            );
             None
         }
     }

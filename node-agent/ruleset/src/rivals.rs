@@ -51,7 +51,8 @@ impl Packets {
         let mut packets = Self { to: BTreeSet::new(), ports: BTreeMap::new(), both_ways: builtin == "FORWARD" };
         for rule in ours.nat.values().flatten() {
             let words: Vec<&str> = rule.split(' ').collect();
-            let after = |flag: &str| words.iter().position(|word| *word == flag).and_then(|at| words.get(at + 1)).copied();
+            let after =
+                |flag: &str| words.iter().position(|word| *word == flag).and_then(|at| words.get(at + 1)).copied();
             let target = after("--to-destination");
             let listens = after("-d").is_some();
             if before_dnat && let Some(address) = after("-d").and_then(network) {
@@ -69,7 +70,8 @@ impl Packets {
             if (target.is_some() || listens)
                 && let Some((first, last)) = after("--dport").and_then(port_range)
             {
-                let translated = target.filter(|_| !before_dnat).and_then(|target| target.parse::<std::net::SocketAddr>().ok());
+                let translated =
+                    target.filter(|_| !before_dnat).and_then(|target| target.parse::<std::net::SocketAddr>().ok());
                 let ports = translated.map_or((first, last), |target| (target.port(), target.port()));
                 packets.ports.entry(protocol).or_default().push(ports);
             }

@@ -106,6 +106,7 @@ impl Table {
     pub const BOTH: [Self; 2] = [Self::Filter, Self::Nat];
 
     /// Its name for iptables.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Filter => "filter",
@@ -114,6 +115,7 @@ impl Table {
     }
 
     /// Where packets enter our chains: built-in chain, and the chain of ours that its first rule jumps to.
+    #[must_use]
     pub fn hooks(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Filter => &[("FORWARD", chain::FORWARD)],
@@ -130,6 +132,7 @@ pub(crate) mod chain {
 }
 
 /// Whether `chain` is one of ours.
+#[must_use]
 pub fn is_ours(chain: &str) -> bool {
     chain.starts_with(CHAIN_PREFIX)
 }
@@ -148,6 +151,7 @@ pub struct Rules {
 
 impl Rules {
     /// The chains of `table`.
+    #[must_use]
     pub fn table(&self, table: Table) -> &Chains {
         match table {
             Table::Filter => &self.filter,
@@ -164,6 +168,7 @@ impl Rules {
     }
 
     /// Whether there is nothing of ours.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.filter.is_empty() && self.nat.is_empty()
     }
@@ -180,6 +185,7 @@ pub struct Ruleset {
 
 impl Ruleset {
     /// The rules of `family`.
+    #[must_use]
     pub fn family(&self, family: Family) -> &Rules {
         match family {
             Family::V4 => &self.v4,
@@ -196,16 +202,23 @@ impl Ruleset {
     }
 
     /// The digest of every rule: equal digests, equal rules.
+    #[must_use]
     pub fn digest(&self) -> String {
-        let lines = Family::BOTH.into_iter().flat_map(|family| {
-            Table::BOTH.into_iter().flat_map(move |table| {
-                std::iter::once(format!("{family} {}", table.name()).into()).chain(
-                    self.family(family).table(table).iter().flat_map(|(chain, rules)| {
-                        std::iter::once(format!(":{chain}").into()).chain(rules.iter().map(|rule| rule.as_str().into()))
-                    }),
-                )
-            })
-        });
-        crate::digest::rules_digest(lines)
+        digest_of(|family, table| self.family(family).table(table))
     }
+}
+
+/// The digest of the chains of ours that `chains` gives for each family and table.
+pub(crate) fn digest_of<'a>(chains: impl Fn(Family, Table) -> &'a Chains) -> String {
+    let chains = &chains;
+    let lines = Family::BOTH.into_iter().flat_map(|family| {
+        Table::BOTH.into_iter().flat_map(move |table| {
+            std::iter::once(format!("{family} {}", table.name()).into()).chain(chains(family, table).iter().flat_map(
+                |(chain, rules)| {
+                    std::iter::once(format!(":{chain}").into()).chain(rules.iter().map(|rule| rule.as_str().into()))
+                },
+            ))
+        })
+    });
+    crate::digest::rules_digest(lines)
 }

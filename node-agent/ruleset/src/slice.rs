@@ -11,13 +11,16 @@ use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
 use crate::digest::slice_hash;
 
 /// Cuts `accepted` (by pool), keeping to `existing` (by slice name) where possible. No slice is empty.
+#[must_use]
 pub fn cut(
     accepted: BTreeMap<String, Vec<SliceForward>>,
     existing: &BTreeMap<String, ForwardSliceSpec>,
 ) -> BTreeMap<String, ForwardSliceSpec> {
     let homes: BTreeMap<(&str, &str), (&str, &SliceForward)> = existing
         .iter()
-        .flat_map(|(name, slice)| slice.forwards.iter().map(move |f| ((slice.pool.as_str(), f.uid.as_str()), (name.as_str(), f))))
+        .flat_map(|(name, slice)| {
+            slice.forwards.iter().map(move |f| ((slice.pool.as_str(), f.uid.as_str()), (name.as_str(), f)))
+        })
         .collect();
     let unchanged = |pool: &str, forward: &SliceForward| {
         homes.get(&(pool, forward.uid.as_str())).is_some_and(|(_, before)| *before == forward)

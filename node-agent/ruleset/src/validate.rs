@@ -84,6 +84,7 @@ pub fn validate(spec: &PortForwardSpec) -> Result<Intent, Vec<Problem>> {
 }
 
 /// Checks the metadata that the API server would check: name, namespace.
+#[must_use]
 pub fn validate_metadata(name: &str, namespace: Option<&str>) -> Vec<Problem> {
     let mut problems = Problems::default();
     dns_subdomain(&mut problems, "metadata.name", name);
@@ -121,7 +122,11 @@ fn ports(problems: &mut Problems, written: &[ForwardPort]) -> Vec<IntentPort> {
         {
             problems.unsupported(
                 &at,
-                format!("overlaps {}/{} of the same forward; list each port once", range(other.port, other.end_port), typed.protocol),
+                format!(
+                    "overlaps {}/{} of the same forward; list each port once",
+                    range(other.port, other.end_port),
+                    typed.protocol
+                ),
             );
         }
         if let Some((from, to)) = limits::reserved_range(typed.protocol, typed.port, typed.end_port) {
@@ -222,7 +227,10 @@ fn targets(problems: &mut Problems, written: &[Target]) -> Vec<IntentTarget> {
         let weight = match u16::try_from(target.weight) {
             Ok(weight) if weight <= MAX_WEIGHT => Some(weight),
             _ => {
-                problems.unsupported(format!("{at}.weight"), format!("{} is out of range; use 0 to {MAX_WEIGHT}", target.weight));
+                problems.unsupported(
+                    format!("{at}.weight"),
+                    format!("{} is out of range; use 0 to {MAX_WEIGHT}", target.weight),
+                );
                 None
             }
         };
@@ -268,14 +276,20 @@ fn families(problems: &mut Problems, intent: &Intent) {
             );
         }
         if !targets && intent.addresses.iter().any(|ip| Family::of(*ip) == family) {
-            problems.unsupported("spec.addresses", format!("has {family} addresses but no target is {family}; add an {family} target or remove them"));
+            problems.unsupported(
+                "spec.addresses",
+                format!("has {family} addresses but no target is {family}; add an {family} target or remove them"),
+            );
         }
     }
 }
 
 fn denied_altogether(problems: &mut Problems, intent: &Intent) {
     if intent.allow.iter().all(|allow| intent.deny.iter().any(|deny| deny.contains(allow))) {
-        problems.unsupported("spec.sources.deny", "covers everything that sources.allow lists, so nobody could connect; narrow it or widen sources.allow");
+        problems.unsupported(
+            "spec.sources.deny",
+            "covers everything that sources.allow lists, so nobody could connect; narrow it or widen sources.allow",
+        );
     }
 }
 
@@ -290,7 +304,9 @@ pub(crate) fn rule_count(problems: &mut Problems, intent: &Intent) {
     if rules > MAX_RULES_PER_FORWARD {
         problems.unsupported(
             "spec.ports",
-            format!("ports times targets make {rules} rules; at most {MAX_RULES_PER_FORWARD} are allowed, split the forward"),
+            format!(
+                "ports times targets make {rules} rules; at most {MAX_RULES_PER_FORWARD} are allowed, split the forward"
+            ),
         );
     }
 }

@@ -1,11 +1,7 @@
 //! Every folder of `testdata` is a case: manifests and a node on one side, rules and verdicts on the other.
 //!
 //! `UPDATE_EXPECT=1` writes the expected files anew; read what changed before you keep it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "the cases are files")]
 
 use std::fmt::Write as _;
@@ -24,10 +20,7 @@ use scene::Scene;
 
 fn folders() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
-    let mut folders: Vec<PathBuf> = fs::read_dir(root)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut folders: Vec<PathBuf> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
     folders
 }
@@ -36,11 +29,7 @@ fn folders() -> Vec<PathBuf> {
 fn verdicts(scene: &Scene, decision: &Decision) -> String {
     let mut text = String::new();
     for (name, problems) in &decision.pools {
-        let word = if problems.is_empty() {
-            "ok"
-        } else {
-            "has problems"
-        };
+        let word = if problems.is_empty() { "ok" } else { "has problems" };
         writeln!(text, "pool {name}: {word}").unwrap();
         for problem in problems {
             writeln!(text, "  {} {problem}", problem.reason).unwrap();
@@ -64,20 +53,9 @@ fn verdicts(scene: &Scene, decision: &Decision) -> String {
         };
         let pool = &decision.nodes[&node.name].pool;
         let listen: Vec<String> = compiled.listen.iter().map(ToString::to_string).collect();
-        writeln!(
-            text,
-            "node {}: pool {pool}, listens on {}",
-            node.name,
-            listen.join(", ")
-        )
-        .unwrap();
+        writeln!(text, "node {}: pool {pool}, listens on {}", node.name, listen.join(", ")).unwrap();
         for failure in &compiled.failures {
-            writeln!(
-                text,
-                "  {} {}: {}",
-                failure.reason, failure.forward, failure.message
-            )
-            .unwrap();
+            writeln!(text, "  {} {}: {}", failure.reason, failure.forward, failure.message).unwrap();
         }
     }
     text
@@ -86,9 +64,7 @@ fn verdicts(scene: &Scene, decision: &Decision) -> String {
 /// The rules of the first node, which is the one that the case is about.
 fn rules(scene: &Scene, decision: &Decision, family: Family) -> String {
     let batch = Scene::compile(decision, &scene.nodes[0]).map(|compiled| render(&compiled.ruleset));
-    batch
-        .and_then(|batch| batch.family(family).map(str::to_owned))
-        .unwrap_or_default()
+    batch.and_then(|batch| batch.family(family).map(str::to_owned)).unwrap_or_default()
 }
 
 #[test]
@@ -96,10 +72,8 @@ fn every_case_gives_the_rules_and_verdicts_beside_it() {
     let folders = folders();
     assert!(folders.len() > 20, "the case folders are gone");
     for folder in folders {
-        let read = |name: &str| {
-            fs::read_to_string(folder.join(name))
-                .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
-        };
+        let read =
+            |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         let scene = Scene::parse(&read("forwards.yaml"), &read("node.yaml"));
         let decision = scene.decide();
         expect_file![folder.join("verdicts.txt")].assert_eq(&verdicts(&scene, &decision));

@@ -1,9 +1,5 @@
 //! Whatever strings and numbers come in, from users or from a forged slice: no rule but ours, and no panic.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::LazyLock;
 
@@ -76,10 +72,7 @@ fn batches_are_clean(compiled: &Compiled) -> Result<(), TestCaseError> {
         kernel.restore(text).map_err(TestCaseError::fail)?;
         *installed.family_mut(family) = Installed::parse(&kernel.save());
         let removal = plan(&Ruleset::default(), &installed, false);
-        for line in text
-            .split('\n')
-            .chain(removal.family(family).unwrap().split('\n'))
-            .filter(|line| !line.is_empty())
+        for line in text.split('\n').chain(removal.family(family).unwrap().split('\n')).filter(|line| !line.is_empty())
         {
             prop_assert!(GRAMMAR.is_match(line), "{line:?}");
         }
@@ -193,9 +186,6 @@ proptest! {
 #[test]
 fn chain_names_do_not_depend_on_what_a_uid_holds() {
     for uid in ["", "\n", "-j ACCEPT", "a", &"x".repeat(300)] {
-        assert!(
-            short_id(uid).len() == 16 && short_id(uid).bytes().all(|b| b.is_ascii_hexdigit()),
-            "{uid}"
-        );
+        assert!(short_id(uid).len() == 16 && short_id(uid).bytes().all(|b| b.is_ascii_hexdigit()), "{uid}");
     }
 }

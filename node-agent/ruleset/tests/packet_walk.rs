@@ -2,11 +2,7 @@
 //!
 //! `walk/netfilter.rs` knows netfilter and no forwards, `walk/oracle.rs` knows forwards and no rules; neither shares
 //! code with what is tested.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -42,44 +38,24 @@ const OURS: u32 = MARK_OURS | MARK_MASQUERADE;
 
 /// What others have on the host: some of it in each case.
 const FOREIGN: [(&str, &str, &str); 9] = [
-    (
-        "filter",
-        "FORWARD",
-        "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-    ),
+    ("filter", "FORWARD", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
     ("filter", "FORWARD", "-p icmp -j DROP"),
     ("filter", "FORWARD", "-s 192.168.7.0/24 -j DROP"),
     ("filter", "FORWARD", "-p tcp -m tcp --dport 3306 -j ACCEPT"),
     ("filter", "FORWARD", "-j DOCKER-USER"),
     ("nat", "PREROUTING", "-p tcp -m tcp --dport 8005 -j DOCKER"),
-    (
-        "nat",
-        "PREROUTING",
-        "-p udp -m udp --dport 2047:2048 -j DOCKER",
-    ),
+    ("nat", "PREROUTING", "-p udp -m udp --dport 2047:2048 -j DOCKER"),
     ("nat", "OUTPUT", "-p tcp -m tcp --dport 8005 -j DOCKER"),
     ("nat", "POSTROUTING", "-s 172.31.0.0/16 -j MASQUERADE"),
 ];
 
 fn foreign(family: Family, drops: bool, chosen: &[bool]) -> Kernel {
     let mut kernel = Kernel::default();
-    let container = if family == Family::V4 {
-        "172.20.0.3:80"
-    } else {
-        "[fd00:20::3]:80"
-    };
+    let container = if family == Family::V4 { "172.20.0.3:80" } else { "[fd00:20::3]:80" };
     kernel.append("filter", "DOCKER-USER", "-j RETURN");
     kernel.append("nat", "DOCKER", "-j CONNMARK --set-xmark 0x4000/0x4000");
-    kernel.append(
-        "nat",
-        "DOCKER",
-        &format!("-p tcp -j DNAT --to-destination {container}"),
-    );
-    kernel.append(
-        "nat",
-        "DOCKER",
-        &format!("-p udp -j DNAT --to-destination {container}"),
-    );
+    kernel.append("nat", "DOCKER", &format!("-p tcp -j DNAT --to-destination {container}"));
+    kernel.append("nat", "DOCKER", &format!("-p udp -j DNAT --to-destination {container}"));
     for ((table, chain, rule), _) in FOREIGN.iter().zip(chosen).filter(|(_, chosen)| **chosen) {
         let four_only = rule.contains('.') || rule.contains("icmp");
         if family == Family::V4 || !four_only {
@@ -87,14 +63,7 @@ fn foreign(family: Family, drops: bool, chosen: &[bool]) -> Kernel {
         }
     }
     if drops {
-        kernel
-            .tables
-            .get_mut("filter")
-            .unwrap()
-            .chains
-            .get_mut("FORWARD")
-            .unwrap()
-            .policy = Some("DROP".into());
+        kernel.tables.get_mut("filter").unwrap().chains.get_mut("FORWARD").unwrap().policy = Some("DROP".into());
     }
     kernel
 }
@@ -102,11 +71,7 @@ fn foreign(family: Family, drops: bool, chosen: &[bool]) -> Kernel {
 fn crowds() -> impl Strategy<Value = PortForwardSpec> {
     (any::<bool>(), any::<bool>()).prop_map(|(tcp, preserve)| {
         let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
-        let mode = if preserve {
-            SourceNatMode::Preserve
-        } else {
-            SourceNatMode::Masquerade
-        };
+        let mode = if preserve { SourceNatMode::Preserve } else { SourceNatMode::Masquerade };
         crowd(protocol, mode)
     })
 }
@@ -137,18 +102,16 @@ fn probe() -> impl Strategy<Value = Probe> {
         prop_oneof![4 => Just(None), 1 => any::<bool>().prop_map(Some)],
         prop_oneof![5 => Just(Origin::Outside), 1 => Just(Origin::Host)],
     )
-        .prop_map(
-            |((forward, port, nudge), (source, source_nudge), destination, tcp, origin)| Probe {
-                forward,
-                port,
-                nudge,
-                source,
-                source_nudge,
-                destination,
-                tcp,
-                origin,
-            },
-        )
+        .prop_map(|((forward, port, nudge), (source, source_nudge), destination, tcp, origin)| Probe {
+            forward,
+            port,
+            nudge,
+            source,
+            source_nudge,
+            destination,
+            tcp,
+            origin,
+        })
 }
 
 impl Probe {
@@ -159,37 +122,18 @@ impl Probe {
         let tcp = self.tcp.unwrap_or(port.protocol == Protocol::Tcp);
         let (first, last) = (port.port, port.end_port.unwrap_or(port.port));
         let mut ports = vec![first, last, port.target_port.unwrap_or(first)];
-        ports.extend(
-            [2047, 2111, 4095, 65535]
-                .into_iter()
-                .filter(|edge| (first..=last).contains(edge)),
-        );
+        ports.extend([2047, 2111, 4095, 65535].into_iter().filter(|edge| (first..=last).contains(edge)));
         let dport = (self.port.get(&ports) + self.nudge).clamp(1, 65535);
 
-        let blocks: Vec<&str> = spec
-            .sources
-            .allow
-            .iter()
-            .chain(&spec.sources.deny)
-            .map(|source| source.cidr.as_str())
-            .collect();
+        let blocks: Vec<&str> =
+            spec.sources.allow.iter().chain(&spec.sources.deny).map(|source| source.cidr.as_str()).collect();
         let block = *self.source.get(&blocks);
         let (first, last) = oracle::borders(block);
-        let edge = if self.destination.index(2) == 0 {
-            first
-        } else {
-            last
-        };
+        let edge = if self.destination.index(2) == 0 { first } else { last };
         let src = oracle::address(block, edge.wrapping_add_signed(self.source_nudge.into()));
 
         let mut places: Vec<&str> = LISTEN.iter().copied().cycle().take(40).collect();
-        places.extend([
-            "172.20.0.1",
-            "10.30.1.76",
-            "8.8.8.8",
-            "fd00:31::1",
-            "2a00:1::1",
-        ]);
+        places.extend(["172.20.0.1", "10.30.1.76", "8.8.8.8", "fd00:31::1", "2a00:1::1"]);
         places.extend(spec.targets.iter().map(|target| target.ip.as_str()));
         places.retain(|place| place.contains(':') == src.is_ipv6());
         let dst: IpAddr = self.destination.get(&places).parse().unwrap();
@@ -210,13 +154,7 @@ struct Seen {
     split: usize,
 }
 
-fn walk(
-    specs: &[PortForwardSpec],
-    listen: &[&str],
-    drops: bool,
-    chosen: &[bool],
-    probes: &[Probe],
-) -> Seen {
+fn walk(specs: &[PortForwardSpec], listen: &[&str], drops: bool, chosen: &[bool], probes: &[Probe]) -> Seen {
     let scene = scene(specs, listen);
     let decision = scene.decide();
     let node = &scene.nodes[0];
@@ -226,46 +164,28 @@ fn walk(
         .forwards
         .iter()
         .filter(|forward| matches!(decision.forwards[&forward.key], Decided::Accepted(_)))
-        .filter(|forward| {
-            compiled
-                .failures
-                .iter()
-                .all(|failure| failure.forward != forward.key)
-        })
-        .map(|forward| Declared {
-            spec: &forward.spec,
-            listen: &compiled.listen,
-        })
+        .filter(|forward| compiled.failures.iter().all(|failure| failure.forward != forward.key))
+        .map(|forward| Declared { spec: &forward.spec, listen: &compiled.listen })
         .collect();
-    let slices: Vec<&SliceForward> = decision
-        .slices
-        .values()
-        .flat_map(|slice| &slice.forwards)
-        .collect();
+    let slices: Vec<&SliceForward> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
     let allowed = Allowed::new(&compiled, &slices);
     let local: Vec<IpAddr> = node.local_addresses().iter().map(|own| own.ip).collect();
     let hosts = Family::BOTH.map(|family| {
         let without = foreign(family, drops, chosen);
         let mut with = without.clone();
-        with.restore(batch.family(family).unwrap_or_default())
-            .unwrap();
+        with.restore(batch.family(family).unwrap_or_default()).unwrap();
         (Host::new(&without, &local), Host::new(&with, &local))
     });
 
-    let mut seen = Seen {
-        split: usize::from(batch.v4.as_ref().is_some_and(|v4| v4.contains("-g SALLY-"))),
-        ..Seen::default()
-    };
+    let mut seen =
+        Seen { split: usize::from(batch.v4.as_ref().is_some_and(|v4| v4.contains("-g SALLY-"))), ..Seen::default() };
     for probe in probes {
         let (protocol, src, dst) = probe.packet(specs);
         let (without, with) = &hosts[usize::from(src.is_ipv6())];
         let outcomes = with.connect(probe.origin, protocol, src, dst);
         let shares = oracle::shares(&declared, protocol, src.ip(), dst);
-        let what = format!(
-            "{protocol} from {src} to {dst} ({:?})\n{}",
-            probe.origin,
-            batch.v4.as_deref().unwrap_or_default()
-        );
+        let what =
+            format!("{protocol} from {src} to {dst} ({:?})\n{}", probe.origin, batch.v4.as_deref().unwrap_or_default());
         if shares.is_empty() {
             seen.left_alone += 1;
             let [(_, untouched)] = without.connect(probe.origin, protocol, src, dst)[..] else {
@@ -274,11 +194,7 @@ fn walk(
             for (_, connection) in &outcomes {
                 assert_eq!(*connection, untouched, "{what}");
                 for later in LATER {
-                    assert_eq!(
-                        with.later(connection, later),
-                        without.later(&untouched, later),
-                        "{later:?}: {what}"
-                    );
+                    assert_eq!(with.later(connection, later), without.later(&untouched, later), "{later:?}: {what}");
                 }
             }
         } else {
@@ -287,15 +203,8 @@ fn walk(
         }
         let admitted = oracle::admitted(&declared, protocol, src.ip(), dst);
         // A UDP flow ends with its target too, so without one there is nothing to keep.
-        for (_, connection) in outcomes
-            .iter()
-            .filter(|_| protocol == "tcp" || !admitted || !shares.is_empty())
-        {
-            assert_eq!(
-                allowed.forbids(&as_ours(connection)),
-                !admitted,
-                "cutting {what}"
-            );
+        for (_, connection) in outcomes.iter().filter(|_| protocol == "tcp" || !admitted || !shares.is_empty()) {
+            assert_eq!(allowed.forbids(&as_ours(connection)), !admitted, "cutting {what}");
         }
     }
     seen
@@ -309,35 +218,17 @@ fn delivered(host: &Host, outcomes: &[(f64, Connection)], shares: &[oracle::Shar
             .filter(|(_, connection)| connection.translated == Some(share.to))
             .map(|(chance, _)| chance)
             .sum();
-        assert!(
-            (likelihood - share.part).abs() < 1e-6,
-            "{likelihood} is not {share:?}: {what}"
-        );
+        assert!((likelihood - share.part).abs() < 1e-6, "{likelihood} is not {share:?}: {what}");
     }
     for (_, connection) in outcomes {
-        let share = shares
-            .iter()
-            .find(|share| connection.translated == Some(share.to));
-        let Some(share) = share else {
-            panic!("nobody declared {connection:?}: {what}")
-        };
+        let share = shares.iter().find(|share| connection.translated == Some(share.to));
+        let Some(share) = share else { panic!("nobody declared {connection:?}: {what}") };
         let foreign_masquerade = connection.src.ip().to_string().starts_with("172.31.");
-        assert!(
-            connection.masqueraded == share.masqueraded || foreign_masquerade,
-            "{connection:?}: {what}"
-        );
+        assert!(connection.masqueraded == share.masqueraded || foreign_masquerade, "{connection:?}: {what}");
         assert_eq!(connection.mark & !OURS, 0, "{connection:?}: {what}");
-        assert_eq!(
-            connection.verdict,
-            Verdict::Accept,
-            "{connection:?}: {what}"
-        );
+        assert_eq!(connection.verdict, Verdict::Accept, "{connection:?}: {what}");
         for later in LATER {
-            assert_eq!(
-                host.later(connection, later),
-                Verdict::Accept,
-                "{later:?}: {what}"
-            );
+            assert_eq!(host.later(connection, later), Verdict::Accept, "{later:?}: {what}");
         }
     }
 }
@@ -347,14 +238,8 @@ fn as_ours(connection: &Connection) -> Flow {
     let server = connection.translated.unwrap_or(connection.dst);
     Flow {
         protocol: if connection.protocol == "tcp" { 6 } else { 17 },
-        original: Tuple {
-            src: connection.src,
-            dst: connection.dst,
-        },
-        reply: Tuple {
-            src: server,
-            dst: connection.src,
-        },
+        original: Tuple { src: connection.src, dst: connection.dst },
+        reply: Tuple { src: server, dst: connection.src },
         mark: OURS,
         dnat: true,
         id: 1,
@@ -393,8 +278,5 @@ fn a_walk_meets_forwards_and_bystanders_alike() {
         seen.left_alone += here.left_alone;
         seen.split += here.split;
     }
-    assert!(
-        seen.delivered > 60 && seen.left_alone > 200 && seen.split > 0,
-        "{seen:?}"
-    );
+    assert!(seen.delivered > 60 && seen.left_alone > 200 && seen.split > 0, "{seen:?}");
 }

@@ -1,11 +1,7 @@
 //! Whatever a kernel holds, one planned change makes it hold what it shall, and nobody else's rule is touched.
 //!
 //! `support/kernel.rs` plays `iptables-restore`; it shares no code with what is tested.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 
@@ -40,27 +36,15 @@ const HOOKS: [(&str, &str, &str); 4] = [
 const FOREIGN: [(&str, &str); 14] = [
     ("filter", "-j DROP"),
     ("filter", "-p icmp -j DROP"),
-    (
-        "filter",
-        "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-    ),
+    ("filter", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
     ("filter", "-m conntrack --ctstate INVALID -j DROP"),
-    (
-        "filter",
-        "-m comment --comment \"a \\\"quoted\\\" -j DROP\" -j LOG",
-    ),
+    ("filter", "-m comment --comment \"a \\\"quoted\\\" -j DROP\" -j LOG"),
     ("filter", "-s 10.0.0.0/8 -g FOREIGN"),
     ("filter", "-i eth9 -j FOREIGN"),
     ("nat", "-p tcp -m tcp --dport 3306 -j ACCEPT"),
-    (
-        "nat",
-        "-d 10.30.1.78/32 -p udp -j DNAT --to-destination 172.20.0.5:53",
-    ),
+    ("nat", "-d 10.30.1.78/32 -p udp -j DNAT --to-destination 172.20.0.5:53"),
     ("nat", "! -d 10.0.0.0/8 -p tcp -j RETURN"),
-    (
-        "nat",
-        "-d 203.0.113.5/32 -j DNAT --to-destination 172.20.0.5",
-    ),
+    ("nat", "-d 203.0.113.5/32 -j DNAT --to-destination 172.20.0.5"),
     ("nat", "-s 172.31.0.0/16 -j MASQUERADE"),
     ("nat", "-m addrtype --dst-type LOCAL -j FOREIGN"),
     ("nat", "-j FOREIGN"),
@@ -121,8 +105,7 @@ fn tamper(kernel: &mut Kernel, tampering: &[Tampering]) {
                 rules(kernel, table, chain).retain(|rule| target(rule) != Some(ours));
             }
             Tampering::Lost(chain, at) => {
-                if let Some(rules) = chain_of_ours(kernel, *chain).filter(|rules| !rules.is_empty())
-                {
+                if let Some(rules) = chain_of_ours(kernel, *chain).filter(|rules| !rules.is_empty()) {
                     rules.remove(at.index(rules.len()));
                 }
             }
@@ -132,11 +115,7 @@ fn tamper(kernel: &mut Kernel, tampering: &[Tampering]) {
                 }
             }
             Tampering::Stale(backwards) => {
-                let (from, to) = if *backwards {
-                    ("SALLY-Z", "SALLY-A")
-                } else {
-                    ("SALLY-A", "SALLY-Z")
-                };
+                let (from, to) = if *backwards { ("SALLY-Z", "SALLY-A") } else { ("SALLY-A", "SALLY-Z") };
                 kernel.append("nat", to, "-j RETURN");
                 kernel.append("nat", from, &format!("-j {to}"));
             }
@@ -146,14 +125,7 @@ fn tamper(kernel: &mut Kernel, tampering: &[Tampering]) {
 }
 
 fn rules<'a>(kernel: &'a mut Kernel, table: &str, chain: &str) -> &'a mut Vec<String> {
-    &mut kernel
-        .tables
-        .get_mut(table)
-        .unwrap()
-        .chains
-        .get_mut(chain)
-        .unwrap()
-        .rules
+    &mut kernel.tables.get_mut(table).unwrap().chains.get_mut(chain).unwrap().rules
 }
 
 fn insert(kernel: &mut Kernel, table: &str, chain: &str, at: Index, rule: &str) {
@@ -169,11 +141,7 @@ fn chain_of_ours(kernel: &mut Kernel, chosen: Index) -> Option<&mut Vec<String>>
         .filter(|(name, _)| ours(name))
         .map(|(_, chain)| chain)
         .collect();
-    if chains.is_empty() {
-        None
-    } else {
-        Some(&mut chains.swap_remove(chosen.index(chains.len())).rules)
-    }
+    if chains.is_empty() { None } else { Some(&mut chains.swap_remove(chosen.index(chains.len())).rules) }
 }
 
 /// What is left of a kernel without anything of ours.
@@ -190,64 +158,40 @@ fn strip(kernel: &Kernel) -> Kernel {
 
 fn ruleset(specs: &[PortForwardSpec]) -> Ruleset {
     let scene = scene(specs, &LISTEN);
-    Scene::compile(&scene.decide(), &scene.nodes[0])
-        .unwrap()
-        .ruleset
+    Scene::compile(&scene.decide(), &scene.nodes[0]).unwrap().ruleset
 }
 
 /// Two kernels, one a family, with rules of others.
 fn hosts() -> [Kernel; 2] {
     let mut kernel = Kernel::default();
     kernel.append("filter", "FOREIGN", "-j RETURN");
-    kernel.append(
-        "nat",
-        "FOREIGN",
-        "-p tcp -m tcp --dport 8005 -j DNAT --to-destination 172.20.0.5:80",
-    );
+    kernel.append("nat", "FOREIGN", "-p tcp -m tcp --dport 8005 -j DNAT --to-destination 172.20.0.5:80");
     [kernel.clone(), kernel]
 }
 
 fn read(hosts: &[Kernel; 2]) -> InstalledRuleset {
-    InstalledRuleset {
-        v4: Installed::parse(&hosts[0].save()),
-        v6: Installed::parse(&hosts[1].save()),
-    }
+    InstalledRuleset { v4: Installed::parse(&hosts[0].save()), v6: Installed::parse(&hosts[1].save()) }
 }
 
 /// Plans and applies, and checks all that a plan promises.
-fn change(
-    hosts: &mut [Kernel; 2],
-    desired: &Ruleset,
-    yield_place: bool,
-) -> Result<(), TestCaseError> {
+fn change(hosts: &mut [Kernel; 2], desired: &Ruleset, yield_place: bool) -> Result<(), TestCaseError> {
     let installed = read(hosts);
     let batch = plan(desired, &installed, yield_place);
     for (family, host) in Family::BOTH.into_iter().zip(hosts.iter_mut()) {
         let text = batch.family(family).unwrap_or_default();
         let others = strip(host);
         let differing: BTreeSet<(String, String)> = differing(host, desired, family);
-        host.restore(text)
-            .map_err(|why| TestCaseError::fail(format!("{why}\n{text}")))?;
+        host.restore(text).map_err(|why| TestCaseError::fail(format!("{why}\n{text}")))?;
         prop_assert_eq!(&strip(host), &others, "somebody else's rules changed");
-        prop_assert_eq!(
-            declared(text),
-            differing,
-            "other chains than those that differ were written"
-        );
+        prop_assert_eq!(declared(text), differing, "other chains than those that differ were written");
         for table in ["filter", "nat"] {
-            prop_assert!(
-                text.matches(&format!("*{table}\n")).count() <= 1,
-                "a table in two transactions"
-            );
+            prop_assert!(text.matches(&format!("*{table}\n")).count() <= 1, "a table in two transactions");
         }
         for (table, chain, ours) in HOOKS {
             let jump = format!("-j {ours}");
-            let jumps = rules(host, table, chain)
-                .iter()
-                .filter(|rule| **rule == jump)
-                .count();
-            let wanted = desired.family(family).nat.contains_key(ours)
-                || desired.family(family).filter.contains_key(ours);
+            let jumps = rules(host, table, chain).iter().filter(|rule| **rule == jump).count();
+            let wanted =
+                desired.family(family).nat.contains_key(ours) || desired.family(family).filter.contains_key(ours);
             prop_assert_eq!(jumps, usize::from(wanted), "jumps in {}", chain);
         }
     }
@@ -261,16 +205,9 @@ fn change(
 /// The chains of ours that are not as they shall be.
 fn differing(host: &Kernel, desired: &Ruleset, family: Family) -> BTreeSet<(String, String)> {
     let mut differing = BTreeSet::new();
-    for (name, wanted) in [
-        ("filter", &desired.family(family).filter),
-        ("nat", &desired.family(family).nat),
-    ] {
+    for (name, wanted) in [("filter", &desired.family(family).filter), ("nat", &desired.family(family).nat)] {
         let there = &host.tables[name].chains;
-        for chain in there
-            .keys()
-            .filter(|chain| ours(chain))
-            .chain(wanted.keys())
-        {
+        for chain in there.keys().filter(|chain| ours(chain)).chain(wanted.keys()) {
             if there.get(chain).map(|chain| &chain.rules) != wanted.get(chain) {
                 differing.insert((name.to_owned(), chain.clone()));
             }
@@ -286,10 +223,7 @@ fn declared(text: &str) -> BTreeSet<(String, String)> {
         if let Some(name) = line.strip_prefix('*') {
             table = name;
         } else if let Some(chain) = line.strip_prefix(':') {
-            declared.insert((
-                table.to_owned(),
-                chain.split(' ').next().unwrap().to_owned(),
-            ));
+            declared.insert((table.to_owned(), chain.split(' ').next().unwrap().to_owned()));
         }
     }
     declared
@@ -358,36 +292,17 @@ proptest! {
 fn a_kernel_refuses_what_the_real_one_refuses() {
     for (text, why) in [
         ("*nat\n-A SALLY-NONE -j RETURN\nCOMMIT\n", "no such chain"),
-        (
-            "*nat\n-I PREROUTING 1 -j SALLY-NONE\nCOMMIT\n",
-            "no such target",
-        ),
+        ("*nat\n-I PREROUTING 1 -j SALLY-NONE\nCOMMIT\n", "no such target"),
         ("*nat\n-D PREROUTING -j RETURN\nCOMMIT\n", "no such rule"),
-        (
-            "*nat\n:SALLY-A - [0:0]\n-I PREROUTING 1 -j SALLY-A\n-X SALLY-A\nCOMMIT\n",
-            "still referenced",
-        ),
-        (
-            "*nat\n:SALLY-A - [0:0]\n-A SALLY-A -j RETURN\n-X SALLY-A\nCOMMIT\n",
-            "not empty",
-        ),
-        (
-            "*nat\n:SALLY-A - [0:0]\n-A SALLY-A -j SALLY-A\nCOMMIT\n",
-            "leads to itself",
-        ),
-        (
-            "*filter\n-I FORWARD 1 -j MASQUERADE\nCOMMIT\n",
-            "another table",
-        ),
+        ("*nat\n:SALLY-A - [0:0]\n-I PREROUTING 1 -j SALLY-A\n-X SALLY-A\nCOMMIT\n", "still referenced"),
+        ("*nat\n:SALLY-A - [0:0]\n-A SALLY-A -j RETURN\n-X SALLY-A\nCOMMIT\n", "not empty"),
+        ("*nat\n:SALLY-A - [0:0]\n-A SALLY-A -j SALLY-A\nCOMMIT\n", "leads to itself"),
+        ("*filter\n-I FORWARD 1 -j MASQUERADE\nCOMMIT\n", "another table"),
         ("*nat\n:SALLY-A - [0:0]\n", "COMMIT expected"),
     ] {
         let mut kernel = Kernel::default();
         let error = kernel.restore(text).unwrap_err();
         assert!(error.contains(why), "{error}");
-        assert_eq!(
-            kernel,
-            Kernel::default(),
-            "a failed transaction left something"
-        );
+        assert_eq!(kernel, Kernel::default(), "a failed transaction left something");
     }
 }

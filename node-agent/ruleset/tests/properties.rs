@@ -1,9 +1,5 @@
 //! What `decide`, `slice` and `compile` promise, held against random objects, edits and hostile strings.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,40 +28,24 @@ use specs::{LISTEN, forward, minimal, scene, spec};
 
 fn config(divisor: u32) -> ProptestConfig {
     let all = ProptestConfig::default();
-    ProptestConfig {
-        cases: all.cases.div_ceil(divisor),
-        failure_persistence: None,
-        ..all
-    }
+    ProptestConfig { cases: all.cases.div_ceil(divisor), failure_persistence: None, ..all }
 }
 
 fn accepted(decision: &Decision, forward: &Forward) -> bool {
-    matches!(
-        decision.forwards.get(&forward.key),
-        Some(Verdict::Accepted(_))
-    )
+    matches!(decision.forwards.get(&forward.key), Some(Verdict::Accepted(_)))
 }
 
 /// Every port that a forward listens on, one by one, straight from its fields. Without addresses of its own it listens
 /// on every address of its targets' families, for which those of the scene stand.
 fn cells(spec: &PortForwardSpec) -> BTreeSet<(IpAddr, Protocol, i32)> {
-    let mut addresses: Vec<IpAddr> = spec
-        .addresses
-        .iter()
-        .map(|text| text.parse().unwrap())
-        .collect();
+    let mut addresses: Vec<IpAddr> = spec.addresses.iter().map(|text| text.parse().unwrap()).collect();
     if addresses.is_empty() {
         addresses.extend(LISTEN.iter().map(|text| text.parse::<IpAddr>().unwrap()));
-        addresses.retain(|ip| {
-            spec.targets
-                .iter()
-                .any(|target| target.ip.contains(':') == ip.is_ipv6())
-        });
+        addresses.retain(|ip| spec.targets.iter().any(|target| target.ip.contains(':') == ip.is_ipv6()));
     }
     let of = |ip: IpAddr| {
         spec.ports.iter().flat_map(move |port| {
-            (port.port..=port.end_port.unwrap_or(port.port))
-                .map(move |number| (ip, port.protocol, number))
+            (port.port..=port.end_port.unwrap_or(port.port)).map(move |number| (ip, port.protocol, number))
         })
     };
     addresses.into_iter().flat_map(of).collect()
@@ -73,18 +53,10 @@ fn cells(spec: &PortForwardSpec) -> BTreeSet<(IpAddr, Protocol, i32)> {
 
 fn no_port_is_given_twice(decision: &Decision, forwards: &[Forward]) -> Result<(), TestCaseError> {
     let mut taken = BTreeMap::new();
-    for forward in forwards
-        .iter()
-        .filter(|forward| accepted(decision, forward))
-    {
+    for forward in forwards.iter().filter(|forward| accepted(decision, forward)) {
         for cell in cells(&forward.spec) {
             let other = taken.insert(cell, &forward.key);
-            prop_assert!(
-                other.is_none(),
-                "{cell:?} was given to {} and to {}",
-                forward.key,
-                other.unwrap()
-            );
+            prop_assert!(other.is_none(), "{cell:?} was given to {} and to {}", forward.key, other.unwrap());
         }
     }
     Ok(())
@@ -93,11 +65,7 @@ fn no_port_is_given_twice(decision: &Decision, forwards: &[Forward]) -> Result<(
 fn slices_are_small(slices: &BTreeMap<String, ForwardSliceSpec>) -> Result<(), TestCaseError> {
     for (name, slice) in slices {
         prop_assert!(!slice.forwards.is_empty(), "{name} is empty");
-        prop_assert!(
-            slice.forwards.len() <= MAX_SLICE_FORWARDS,
-            "{name} has {}",
-            slice.forwards.len()
-        );
+        prop_assert!(slice.forwards.len() <= MAX_SLICE_FORWARDS, "{name} has {}", slice.forwards.len());
         let bytes = serde_json::to_vec(slice).unwrap().len();
         prop_assert!(bytes <= MAX_SLICE_BYTES, "{name} has {bytes} bytes");
     }
@@ -107,12 +75,7 @@ fn slices_are_small(slices: &BTreeMap<String, ForwardSliceSpec>) -> Result<(), T
 fn homes(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, &str> {
     slices
         .iter()
-        .flat_map(|(name, slice)| {
-            slice
-                .forwards
-                .iter()
-                .map(move |f| (f.uid.as_str(), name.as_str()))
-        })
+        .flat_map(|(name, slice)| slice.forwards.iter().map(move |f| (f.uid.as_str(), name.as_str())))
         .collect()
 }
 
@@ -121,9 +84,7 @@ fn with_quota(mut scene: Scene, limits: [i32; 2]) -> Scene {
     let all = scene.pools[0].spec.grants.pop().unwrap();
     let mut low = all.clone();
     low.name = "low-ports".into();
-    low.ports
-        .iter_mut()
-        .for_each(|port| port.end_port = Some(4095));
+    low.ports.iter_mut().for_each(|port| port.end_port = Some(4095));
     low.max_forwards = Some(limits[0]);
     let mut any = all;
     any.name = "any-port".into();
@@ -190,7 +151,7 @@ proptest! {
                 Edit::Change(at, spec) if !scene.forwards.is_empty() => {
                     let at = at.index(scene.forwards.len());
                     scene.forwards[at].generation += 1;
-                    scene.forwards[at].spec = spec;
+                    scene.forwards[at].spec = spec.into();
                     touched = Some(scene.forwards[at].key.clone());
                 }
                 Edit::Delete(at) if !scene.forwards.is_empty() => {
@@ -249,11 +210,7 @@ proptest! {
 
 /// Changes a rule set in one small way.
 fn tamper(ruleset: &mut Ruleset, (chain, rule, how): &(Index, Index, u8)) {
-    let family: &mut Rules = if ruleset.v4.is_empty() {
-        &mut ruleset.v6
-    } else {
-        &mut ruleset.v4
-    };
+    let family: &mut Rules = if ruleset.v4.is_empty() { &mut ruleset.v6 } else { &mut ruleset.v4 };
     let names: Vec<String> = family.nat.keys().cloned().collect();
     if names.is_empty() {
         return;
@@ -283,26 +240,14 @@ fn tamper(ruleset: &mut Ruleset, (chain, rule, how): &(Index, Index, u8)) {
 
 /// An accepted forward whose entry in a slice takes roughly `sources` times ninety bytes.
 fn bulky(number: usize, sources: u8) -> SliceForward {
-    let block = |low| {
-        IpNet::from(IpAddr::from([
-            0xfd00, 0x1111, 0x2222, 0x3333, 0x4444, 0x5555, 0x6666, low,
-        ]))
-    };
+    let block = |low| IpNet::from(IpAddr::from([0xfd00, 0x1111, 0x2222, 0x3333, 0x4444, 0x5555, 0x6666, low]));
     let allow: Vec<IpNet> = (0..u16::from(sources)).map(block).collect();
     let intent = Intent {
         addresses: Vec::new(),
-        ports: vec![IntentPort {
-            protocol: Protocol::Tcp,
-            port: 3306,
-            end_port: 3306,
-            target_port: 3306,
-        }],
+        ports: vec![IntentPort { protocol: Protocol::Tcp, port: 3306, end_port: 3306, target_port: 3306 }],
         deny: allow.clone(),
         allow,
-        targets: vec![IntentTarget {
-            ip: [10, 30, 1, 79].into(),
-            weight: 1,
-        }],
+        targets: vec![IntentTarget { ip: [10, 30, 1, 79].into(), weight: 1 }],
         source_nat: SourceNatMode::Masquerade,
     };
     SliceForward {

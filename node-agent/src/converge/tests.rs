@@ -1,0 +1,330 @@
+//! Passes over a kernel that drifts, refuses, or is fought over.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use super::fake::{Kernel, REQUIRE, forward, intents, local, v4};
+use super::*;
+
+/// A converger over a fresh kernel, beside a fresh state directory.
+struct Scene {
+    guard: tempfile::TempDir,
+    state: StateDir,
+    converger: Converger<Kernel>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with(Kernel::default(), |_| None)
+    }
+
+    fn with(kernel: Kernel, sysctl: impl FnOnce(&Path) -> Option<Sysctl>) -> Self {
+        let guard = tempfile::tempdir().unwrap();
+        let state = StateDir::lock(&guard.path().join("state")).unwrap();
+        Self { converger: Converger::new(kernel, sysctl(guard.path())), state, guard }
+    }
+
+    /// Whose forwarding switches are files; all are off.
+    fn with_switches() -> Self {
+        Self::with(Kernel::default(), |root| {
+            for family in ["ipv4", "ipv6"] {
+                let conf = root.join(family).join("conf/all");
+                fs::create_dir_all(&conf).unwrap();
+                fs::write(conf.join("forwarding"), "0\n").unwrap();
+                fs::write(conf.join("accept_redirects"), "1\n").unwrap();
+            }
+            fs::write(root.join("ipv4/ip_forward"), "0\n").unwrap();
+            fs::write(root.join("routes"), "").unwrap();
+            Some(Sysctl::new(root, root.join("routes")))
+        })
+    }
+
+    async fn pass(&mut self, intents: &Intents) -> Result<Report, Error> {
+        self.converger.converge(intents, &local(), &self.state).await
+    }
+
+    fn kernel(&mut self) -> &mut Kernel {
+        &mut self.converger.engine
+    }
+
+    fn switch(&self) -> String {
+        fs::read_to_string(self.guard.path().join("ipv4/ip_forward")).unwrap().trim().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn what_is_wanted_is_applied_once_and_read_back() {
+    let mut scene = Scene::new();
+    let wanted = intents(&forward("a", 8000));
+    let report = scene.pass(&wanted).await.unwrap();
+    assert!(report.changed.unwrap().contains("IPv4 SALLY-PRE"));
+    let read = scene.kernel().rules().await.ours();
+    assert_eq!(report.digest, read.digest());
+    assert_eq!(read, compile(&wanted.node, &wanted.forwards(), &local()).ruleset);
+
+    let again = scene.pass(&wanted).await.unwrap();
+    assert_eq!((again.changed, again.digest), (None, report.digest));
+    assert_eq!(scene.kernel().applied.len(), 1);
+    // Once to plan, once to verify; later nothing had moved.
+    assert_eq!(scene.kernel().observed, 2);
+}
+
+#[tokio::test]
+async fn a_new_agent_finds_the_rules_of_the_last_one_and_changes_nothing() {
+    let mut scene = Scene::new();
+    let wanted = intents(&forward("a", 8000));
+    scene.pass(&wanted).await.unwrap();
+    let kernel = std::mem::take(scene.kernel());
+    let mut next = Scene::with(kernel, |_| None);
+    assert_eq!(next.pass(&wanted).await.unwrap().changed, None);
+    assert_eq!(next.kernel().applied.len(), 1);
+}
+
+#[tokio::test]
+async fn without_forwards_nothing_of_ours_is_left() {
+    let mut scene = Scene::new();
+    scene.pass(&intents(&forward("a", 8000))).await.unwrap();
+    scene.pass(&intents("")).await.unwrap();
+    assert!(scene.kernel().rules().await.ours().v4.is_empty());
+}
+
+#[tokio::test]
+async fn drift_is_seen_and_repaired() {
+    let mut scene = Scene::new();
+    let wanted = intents(&forward("a", 8000));
+    scene.pass(&wanted).await.unwrap();
+    assert!(!scene.converger.moved().await.unwrap());
+    for drift in [
+        "*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n",
+        "*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n",
+        "*nat\n-A SALLY-PRE -j ACCEPT\nCOMMIT\n",
+        "*filter\n-D FORWARD -j SALLY-FWD\n-X SALLY-FWD\nCOMMIT\n",
+        "*nat\n:SALLY-EVIL - [0:0]\n-A SALLY-EVIL -j ACCEPT\nCOMMIT\n",
+        "*nat\n-I PREROUTING 1 -p tcp -m tcp --dport 8000 -j DNAT --to-destination 10.9.9.9\nCOMMIT\n",
+    ] {
+        scene.kernel().meddle(drift).await;
+        assert!(scene.converger.moved().await.unwrap(), "{drift}");
+        let report = scene.pass(&wanted).await.unwrap();
+        assert!(report.changed.is_some(), "{drift}");
+        assert_eq!(report.digest, compile(&wanted.node, &wanted.forwards(), &local()).ruleset.digest());
+        assert!(!scene.converger.moved().await.unwrap(), "{drift}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_is_none_of_ours_is_no_drift() {
+    let mut scene = Scene::new();
+    let wanted = intents(&forward("a", 8000));
+    scene.pass(&wanted).await.unwrap();
+    // As after a change of another table: the counter moved, what we look at did not.
+    scene.kernel().moved = true;
+    assert!(!scene.converger.moved().await.unwrap());
+
+    scene.kernel().meddle("*filter\n-A INPUT -j DROP\nCOMMIT\n").await;
+    scene.pass(&wanted).await.unwrap();
+    assert_eq!(scene.kernel().applied.len(), 1);
+}
+
+#[tokio::test]
+async fn a_kernel_that_does_not_hold_what_is_applied_is_given_up_after_three_tries() {
+    let mut scene = Scene::new();
+    scene.kernel().meddling = Some(v4("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n"));
+    let wanted = intents(&forward("a", 8000));
+    let error = scene.pass(&wanted).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Different { difference } if difference.contains("-I PREROUTING 1 -j SALLY-PRE")),
+        "{error}"
+    );
+    assert_eq!(scene.kernel().applied.len(), ATTEMPTS);
+
+    scene.kernel().meddling = None;
+    assert!(scene.pass(&wanted).await.unwrap().changed.is_some());
+}
+
+#[tokio::test]
+async fn a_refusal_leaves_the_kernel_as_it_was_and_the_next_pass_looks_again() {
+    let mut scene = Scene::new();
+    let (old, new) = (intents(&forward("a", 8000)), intents(&forward("a", 9000)));
+    scene.pass(&old).await.unwrap();
+    let before = scene.kernel().rules().await;
+    scene.kernel().failures.1 = 1;
+    assert!(matches!(scene.pass(&new).await, Err(Error::Engine(_))));
+    assert_eq!(scene.kernel().rules().await, before);
+    assert!(scene.pass(&new).await.unwrap().changed.is_some());
+}
+
+#[tokio::test]
+async fn connections_are_looked_at_again_after_a_pass_that_changed_rules_but_did_not_end() {
+    let mut scene = Scene::new();
+    scene.pass(&intents(&forward("a", 8000))).await.unwrap();
+    assert!(scene.converger.settled);
+    // The reading after the change fails, so what has to be cut is not cut yet.
+    scene.kernel().failures.0 = 1;
+    assert!(scene.pass(&intents("")).await.is_err());
+    assert!(!scene.converger.settled);
+    let report = scene.pass(&intents("")).await.unwrap();
+    assert_eq!(report.changed, None);
+    assert!(scene.converger.settled);
+}
+
+#[tokio::test]
+async fn the_first_place_is_left_to_whoever_keeps_taking_it() {
+    let mut scene = Scene::new();
+    let wanted = intents(&forward("a", 8000));
+    scene.pass(&wanted).await.unwrap();
+    let rival = "*nat\n-I PREROUTING 1 -p tcp -m tcp --dport 8000 -j DNAT --to-destination 10.9.9.9\nCOMMIT\n";
+    for round in 1..=RIVALRY_MOVES {
+        scene.kernel().meddle(rival).await;
+        scene.pass(&wanted).await.unwrap();
+        assert_eq!(scene.kernel().applied.len(), 1 + round);
+    }
+    scene.kernel().meddle(rival).await;
+    scene.pass(&wanted).await.unwrap();
+    assert_eq!(scene.kernel().applied.len(), 1 + RIVALRY_MOVES, "still fighting");
+
+    // What is missing altogether is repaired all the same, without fighting for the place.
+    scene.kernel().meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n").await;
+    assert!(scene.pass(&wanted).await.unwrap().changed.is_some());
+    let prerouting = scene.kernel().rules().await.v4.nat.foreign["PREROUTING"].clone();
+    assert!(prerouting[0].contains("10.9.9.9"), "{prerouting:?}");
+
+    // Much later the place is taken back.
+    for then in &mut scene.converger.moves {
+        let Some(earlier) = then.checked_sub(RIVALRY_WINDOW) else { return };
+        *then = earlier;
+    }
+    scene.pass(&wanted).await.unwrap();
+    assert_eq!(scene.kernel().rules().await.v4.nat.foreign["PREROUTING"][0], "-j SALLY-PRE");
+}
+
+#[tokio::test]
+async fn forwarding_is_turned_on_for_families_with_rules_and_only_then() {
+    let mut scene = Scene::with_switches();
+    assert_eq!(scene.pass(&intents("")).await.unwrap().forwarding, []);
+    assert_eq!(scene.switch(), "0");
+    let wanted = intents(&forward("a", 8000));
+    assert_eq!(scene.pass(&wanted).await.unwrap().forwarding, [Family::V4]);
+    assert_eq!(scene.switch(), "1");
+    assert_eq!(fs::read_to_string(scene.guard.path().join("ipv6/conf/all/forwarding")).unwrap(), "0\n");
+    assert_eq!(scene.pass(&wanted).await.unwrap().forwarding, []);
+
+    // Somebody turns it off.
+    fs::write(scene.guard.path().join("ipv4/ip_forward"), "0\n").unwrap();
+    assert!(scene.converger.moved().await.unwrap());
+    assert_eq!(scene.pass(&wanted).await.unwrap().forwarding, [Family::V4]);
+    assert!(!scene.converger.moved().await.unwrap());
+}
+
+#[tokio::test]
+async fn how_forwarding_was_is_on_disk_before_it_is_turned_on() {
+    let mut scene = Scene::with_switches();
+    let switch = scene.guard.path().join("ipv4/ip_forward");
+    fs::remove_file(&switch).unwrap();
+    // Reads as off, and nobody can write it, root included.
+    symlink("/sys/class/net/lo/addr_assign_type", &switch).unwrap();
+    let error = scene.pass(&intents(&forward("a", 8000))).await.unwrap_err();
+    assert!(matches!(error, Error::Forwarding { family: Family::V4, source: sysctl::Error::Write { .. } }), "{error}");
+    let families: Vec<Family> = scene.state.host().unwrap().sysctls.iter().map(sysctl::Record::family).collect();
+    assert_eq!(families, [Family::V4]);
+}
+
+#[tokio::test]
+async fn a_pool_that_requires_forwarding_never_writes_it_but_says_that_it_is_off() {
+    let mut scene = Scene::with_switches();
+    let wanted = intents(&(REQUIRE.to_owned() + &forward("a", 8000)));
+    let error = scene.pass(&wanted).await.unwrap_err();
+    assert!(matches!(error, Error::ForwardingRequired { family: Family::V4 }), "{error}");
+    assert_eq!(scene.switch(), "0");
+    // The rules are there all the same, for when it is on.
+    assert!(!scene.kernel().rules().await.ours().v4.is_empty());
+
+    fs::write(scene.guard.path().join("ipv4/ip_forward"), "1\n").unwrap();
+    scene.pass(&wanted).await.unwrap();
+    assert!(!scene.converger.moved().await.unwrap());
+    fs::write(scene.guard.path().join("ipv4/ip_forward"), "0\n").unwrap();
+    assert!(scene.converger.moved().await.unwrap());
+}
+
+#[tokio::test]
+async fn what_was_absent_before_us_is_noted_before_the_first_change_and_never_again() {
+    let place = |table: &str| {
+        serde_json::from_value(serde_json::json!({ "ipv6": false, "table": table, "chain": null })).unwrap()
+    };
+    let mut scene = Scene::new();
+    scene.kernel().absent = vec![place("nat")];
+    scene.pass(&intents("")).await.unwrap();
+    assert_eq!(scene.state.host().unwrap().absent, None, "noted without a change");
+
+    let host = scene.guard.path().join("state/host.json");
+    scene.kernel().before_apply = Some(Box::new(move || assert!(host.exists(), "changed before it was noted")));
+    scene.pass(&intents(&forward("a", 8000))).await.unwrap();
+    let noted = vec![place("nat")];
+    assert_eq!(scene.state.host().unwrap().absent.as_ref(), Some(&noted));
+
+    let kernel = std::mem::take(scene.kernel());
+    scene.converger = Converger::new(Kernel { absent: vec![place("filter")], ..kernel }, None);
+    scene.pass(&intents(&forward("a", 9000))).await.unwrap();
+    assert_eq!(scene.state.host().unwrap().absent.as_ref(), Some(&noted));
+}
+
+#[tokio::test]
+async fn a_state_that_cannot_be_read_or_written_stops_no_pass() {
+    let mut scene = Scene::with_switches();
+    let host = scene.guard.path().join("state/host.json");
+    fs::write(&host, "{").unwrap();
+    scene.pass(&intents(&forward("a", 8000))).await.unwrap();
+    assert_eq!(scene.switch(), "1");
+    assert_eq!(scene.state.host().unwrap().sysctls.len(), 1);
+
+    let mut scene = Scene::with_switches();
+    fs::create_dir(scene.guard.path().join("state/host.json.new")).unwrap();
+    scene.pass(&intents(&forward("a", 8000))).await.unwrap();
+    assert_eq!(scene.switch(), "1");
+}
+
+#[tokio::test]
+async fn a_forward_that_cannot_be_on_this_host_fails_alone() {
+    let mut scene = Scene::new();
+    let elsewhere = forward("b", 8001).replace("spec:", "spec:\n  addresses: [ 10.30.1.99 ]");
+    let report = scene.pass(&intents(&(forward("a", 8000) + &elsewhere))).await.unwrap();
+    assert_eq!(report.failures.len(), 1);
+    assert_eq!(report.failures[0].forward.to_string(), "default/b");
+    let nat = scene.kernel().rules().await.ours().v4.nat;
+    assert!(
+        nat["SALLY-MT"].iter().any(|rule| rule.contains("8000"))
+            && !nat["SALLY-MT"].iter().any(|rule| rule.contains("8001"))
+    );
+}
+
+#[tokio::test]
+async fn a_preview_says_what_a_pass_would_do_and_does_nothing() {
+    let mut scene = Scene::with_switches();
+    let wanted = intents(&forward("a", 8000));
+    let (batch, families, ended, failures) = scene.converger.preview(&wanted, &local()).await.unwrap();
+    assert_eq!((families, ended, failures.len()), (vec![Family::V4], 0, 0));
+    assert_eq!((scene.kernel().applied.len(), scene.switch().as_str()), (0, "0"));
+    scene.pass(&wanted).await.unwrap();
+    assert_eq!(scene.kernel().applied, [batch]);
+    assert!(scene.converger.preview(&wanted, &local()).await.unwrap().0.is_empty());
+}
+
+#[test]
+fn a_long_change_is_told_in_short() {
+    let text: String = (0..20).map(|n| format!(":SALLY-{n} - [0:0]\n-A SALLY-{n} -j ACCEPT\n")).collect();
+    let told = chains(&v4(&format!("*nat\n{text}-I PREROUTING 1 -j SALLY-PRE\nCOMMIT\n")));
+    assert!(told.starts_with("IPv4 SALLY-0, IPv4 SALLY-1, ") && told.ends_with(", IPv4 SALLY-7 and 13 more"), "{told}");
+}
+
+#[test]
+fn a_chain_of_causes_is_one_line() {
+    let error = Error::Forwarding {
+        family: Family::V6,
+        source: sysctl::Error::Write {
+            path: "/proc/x".into(),
+            value: "1".into(),
+            source: std::io::Error::from(std::io::ErrorKind::PermissionDenied),
+        },
+    };
+    assert_eq!(chain_of(&error), "failed to turn on forwarding of IPv6 packets: write 1 to /proc/x: permission denied");
+}

@@ -147,17 +147,33 @@ fn an_absent_part_is_named() {
 fn a_name_that_yaml_takes_for_something_else_wants_quotes() {
     for name in ["5", "true", "1e3", "null", "[ f ]", "{ a: f }"] {
         let text = edited(FORWARD, "name: f,", &format!("name: {name},"));
-        assert_eq!(problems(&text), ["PortForward in document 1: metadata.name: is not text; put it in quotes"], "{name}");
+        assert_eq!(
+            problems(&text),
+            ["PortForward in document 1: metadata.name: is not text; put it in quotes"],
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn names_that_kubernetes_would_refuse_are_refused() {
     for name in ["F", "a_b", "-a", "a-", "a..b", ".", "a b", "ü", "x\\u202e", "", "a/b", "../../etc"] {
-        is_told(FORWARD, "name: f,", &format!("name: \"{name}\","), "PortForward in document 1: metadata.name: ", "is not a name");
+        is_told(
+            FORWARD,
+            "name: f,",
+            &format!("name: \"{name}\","),
+            "PortForward in document 1: metadata.name: ",
+            "is not a name",
+        );
     }
     let long = "a".repeat(254);
-    is_told(FORWARD, "name: f,", &format!("name: {long},"), "PortForward in document 1: metadata.name: ", "at most 253");
+    is_told(
+        FORWARD,
+        "name: f,",
+        &format!("name: {long},"),
+        "PortForward in document 1: metadata.name: ",
+        "at most 253",
+    );
     for namespace in ["a.b", "A", ""] {
         let to = format!("namespace: \"{namespace}\"");
         is_told(FORWARD, "namespace: n", &to, "PortForward in document 1: metadata.namespace: ", "is not a name");
@@ -181,7 +197,10 @@ fn other_kinds_and_versions_are_refused_and_the_right_ones_named() {
     }
     for text in ["apiVersion: v1\nkind: List\nitems: []\n", "hello\n", "- a\n- b\n", "5\n", "{}\n"] {
         let found = problems(text);
-        assert!(found[0].starts_with("document 1: kind ") && found[0].contains("use PortForward or GatewayPool"), "{found:?}");
+        assert!(
+            found[0].starts_with("document 1: kind ") && found[0].contains("use PortForward or GatewayPool"),
+            "{found:?}"
+        );
     }
     // Somebody looks for a pool that is not understood, see `decide_here`.
     let other = edited(POOL, "v1alpha1", "v1beta1");
@@ -330,6 +349,7 @@ fn problems_without_end_are_cut_short() {
 
 #[test]
 fn thousands_of_documents_are_one_text() {
-    let text: String = (0..2_000).map(|n| format!("---\n{}", FORWARD.replace("name: f", &format!("name: f{n}")))).collect();
+    let text: String =
+        (0..2_000).map(|n| format!("---\n{}", FORWARD.replace("name: f", &format!("name: f{n}")))).collect();
     assert_eq!(all(&text).into_iter().filter(Result::is_ok).count(), 2_000);
 }

@@ -1,0 +1,234 @@
+//! When the agent looks, decides, keeps and tries again.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::*;
+use crate::args::BackendArg;
+use crate::converge::fake::{Kernel, forward, intents};
+
+/// Manifests and a state directory; files are older than the time that a writer is waited for.
+struct Scene {
+    guard: tempfile::TempDir,
+    state: StateDir,
+    args: HostArgs,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let guard = tempfile::tempdir().unwrap();
+        let (manifests, state_dir) = (guard.path().join("manifests"), guard.path().join("state"));
+        fs::create_dir(&manifests).unwrap();
+        let state = StateDir::lock(&state_dir).unwrap();
+        let args = HostArgs { manifests, node_name: "gw1".into(), state_dir, backend: BackendArg::DryRun };
+        Self { guard, state, args }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.args.manifests.join(name)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+        let file = fs::File::options().append(true).open(self.path(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - Duration::from_hours(1)).unwrap();
+    }
+
+    fn source(&self) -> Source<'_> {
+        Source::new(&self.args, &self.state)
+    }
+}
+
+fn agent<'a, 'b>(source: &'a mut Source<'b>, kernel: Kernel) -> Agent<'a, 'b, Kernel> {
+    Agent::new(Converger::new(kernel, None), FirewallBackend::Auto, source)
+}
+
+fn names(intents: &Intents) -> Vec<String> {
+    intents.forwards().iter().map(|forward| forward.r#ref.name.clone()).collect()
+}
+
+const REPORTED: BTreeSet<String> = BTreeSet::new();
+
+#[tokio::test]
+async fn a_look_decides_when_something_changed_and_only_then() {
+    let scene = Scene::new();
+    let mut source = scene.source();
+    scene.put("a.yaml", &forward("a", 8000));
+    assert_eq!(names(&source.look(None).await.unwrap()), ["a"]);
+    assert_eq!(source.look(Some(&REPORTED)).await, None);
+    scene.put("b.yaml", &forward("b", 8001));
+    assert_eq!(names(&source.look(Some(&REPORTED)).await.unwrap()), ["a", "b"]);
+    assert_eq!(source.look(None).await, None);
+}
+
+#[tokio::test]
+async fn without_a_report_the_directory_is_listed_only_now_and_then() {
+    let scene = Scene::new();
+    let mut source = scene.source();
+    source.look(None).await.unwrap();
+    scene.put("a.yaml", &forward("a", 8000));
+    assert_eq!(source.look(None).await, None);
+    source.listed = Instant::now().checked_sub(LISTING);
+    assert_eq!(names(&source.look(None).await.unwrap()), ["a"]);
+}
+
+#[tokio::test]
+async fn the_first_look_waits_for_a_file_that_was_just_saved() {
+    let scene = Scene::new();
+    fs::write(scene.path("a.yaml"), forward("a", 8000)).unwrap();
+    let mut source = scene.source();
+    assert_eq!(names(&source.look(None).await.unwrap()), ["a"]);
+    assert_eq!(source.problems, []);
+}
+
+#[tokio::test]
+async fn a_host_starts_with_its_last_good_intents_while_the_manifests_are_away() {
+    let scene = Scene::new();
+    let kept = intents(&forward("a", 8000));
+    scene.state.keep_intents(&kept).unwrap();
+    fs::remove_dir(&scene.args.manifests).unwrap();
+    let mut source = scene.source();
+    assert_eq!(*source.last_good().unwrap(), kept);
+    assert_eq!(source.look(None).await, None);
+    assert!(source.unreadable().unwrap().contains("cannot list the manifests in"));
+    assert_eq!(source.look(None).await, None);
+
+    // Back, and empty: nobody wants the forward any more.
+    fs::create_dir(&scene.args.manifests).unwrap();
+    assert_eq!(names(&source.look(None).await.unwrap()), Vec::<String>::new());
+    assert_eq!(source.unreadable(), None);
+}
+
+#[tokio::test]
+async fn a_claim_outlives_a_restart() {
+    let scene = Scene::new();
+    scene.put("z.yaml", &forward("z", 8000));
+    let mut source = scene.source();
+    let decided = source.look(None).await.unwrap();
+    agent(&mut source, Kernel::default()).try_pass(&decided).await.unwrap();
+
+    scene.put("a.yaml", &forward("a", 8000));
+    let mut next = scene.source();
+    assert_eq!(names(&next.last_good().unwrap()), ["z"]);
+    assert_eq!(names(&next.look(None).await.unwrap()), ["z"]);
+    assert!(
+        next.problems[0].to_string().starts_with("a.yaml: PortForward default/a: spec.ports: "),
+        "{:?}",
+        next.problems
+    );
+}
+
+#[tokio::test]
+async fn intents_are_on_disk_before_the_kernel_changes() {
+    let scene = Scene::new();
+    let mut source = scene.source();
+    let wanted = Rc::new(intents(&forward("a", 8000)));
+    let state_dir = scene.args.state_dir.clone();
+    let expected = Rc::clone(&wanted);
+    let look = move || assert_eq!(StateDir::read_only(&state_dir).intents().unwrap().as_ref(), Some(&*expected));
+    let kernel = Kernel { before_apply: Some(Box::new(look)), ..Kernel::default() };
+    // The host of the test may lack the address, so that nothing would be applied.
+    source.local = crate::converge::fake::local();
+    let mut agent = agent(&mut source, kernel);
+    agent.try_pass(&wanted).await.unwrap();
+    assert_eq!(agent.converger.engine.applied.len(), 1);
+}
+
+#[tokio::test]
+async fn a_state_that_cannot_be_written_keeps_no_rule_alive() {
+    let scene = Scene::new();
+    let mut source = scene.source();
+    source.local = crate::converge::fake::local();
+    let mut agent = agent(&mut source, Kernel::default());
+    agent.pass(&Rc::new(intents(&forward("a", 8000))), "start").await;
+    let blocker = scene.args.state_dir.join("intents.json.new");
+    fs::create_dir(&blocker).unwrap();
+    let nothing = Rc::new(intents(""));
+    agent.pass(&nothing, "manifests").await;
+    assert!(agent.converger.engine.rules().await.ours().v4.is_empty());
+    assert!(agent.unkept.is_some());
+
+    fs::remove_dir(&blocker).unwrap();
+    agent.pass(&nothing, "retry").await;
+    assert_eq!((agent.unkept.is_some(), scene.state.intents().unwrap().as_ref()), (false, Some(&*nothing)));
+}
+
+#[tokio::test]
+async fn what_failed_is_tried_again_later_and_later_until_it_works() {
+    let scene = Scene::new();
+    let mut source = scene.source();
+    source.local = crate::converge::fake::local();
+    let mut agent = agent(&mut source, Kernel { failures: (3, 0), ..Kernel::default() });
+    let wanted = Rc::new(intents(&forward("a", 8000)));
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        agent.pass(&wanted, "retry").await;
+        assert!(
+            agent.error.as_ref().unwrap().starts_with("failed to program the kernel: iptables-fake is not installed")
+        );
+        waits.push(agent.retry.wait);
+        agent.repair(&wanted).await;
+        assert_eq!(agent.converger.engine.applied.len(), 0, "did not wait");
+    }
+    assert_eq!(waits, [2 * BEAT, 4 * BEAT, 8 * BEAT]);
+
+    agent.retry.at = Some(Instant::now());
+    agent.repair(&wanted).await;
+    assert_eq!(agent.converger.engine.applied.len(), 1);
+    assert_eq!((agent.retry.wait, agent.retry.at, &agent.error), (BEAT, None, &None));
+}
+
+#[tokio::test]
+async fn drift_is_repaired_on_the_next_beat() {
+    let scene = Scene::new();
+    let mut source = scene.source();
+    source.local = crate::converge::fake::local();
+    let mut agent = agent(&mut source, Kernel::default());
+    let wanted = Rc::new(intents(&forward("a", 8000)));
+    agent.pass(&wanted, "start").await;
+    agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n").await;
+    agent.repair(&wanted).await;
+    assert_eq!(agent.converger.engine.applied.len(), 2);
+    agent.repair(&wanted).await;
+    assert_eq!(agent.converger.engine.applied.len(), 2);
+}
+
+#[tokio::test]
+async fn once_is_content_only_if_everything_was_accepted_and_verified() {
+    let scene = Scene::new();
+    scene.put("a.yaml", &forward("a", 8000));
+    let mut source = scene.source();
+    let decided = source.look(None).await.unwrap();
+    source.local = crate::converge::fake::local();
+    let on_host = Rc::new(intents(&forward("a", 8000)));
+    assert!(agent(&mut source, Kernel::default()).once(Some(&on_host)).await);
+    assert!(!agent(&mut source, Kernel { failures: (1, 0), ..Kernel::default() }).once(Some(&decided)).await);
+    let elsewhere = Rc::new(intents(&forward("a", 8000).replace("spec:", "spec:\n  addresses: [ 10.30.1.99 ]")));
+    assert!(!agent(&mut source, Kernel::default()).once(Some(&elsewhere)).await);
+
+    scene.put("b.yaml", "broken: [\n");
+    source.look(Some(&REPORTED)).await.unwrap();
+    source.local = crate::converge::fake::local();
+    assert!(!agent(&mut source, Kernel::default()).once(Some(&on_host)).await);
+    drop(source);
+
+    let mut source = scene.source();
+    fs::rename(&scene.args.manifests, scene.guard.path().join("away")).unwrap();
+    assert_eq!(source.look(None).await, None);
+    assert!(!agent(&mut source, Kernel::default()).once(None).await);
+}
+
+#[test]
+fn a_failure_is_told_with_its_file() {
+    let scene = Scene::new();
+    scene.put("a.yaml", &forward("a", 8000));
+    let mut source = scene.source();
+    source.directory.look(&REPORTED, &scene.state).unwrap();
+    let failure = |name: &str| Failure {
+        forward: sallyport_api::forward_slice::ForwardRef { namespace: "default".into(), name: name.into() },
+        reason: sallyport_api::condition::Reason::InvalidTarget,
+        message: "is here".into(),
+    };
+    assert_eq!(source.locate(&failure("a")), "a.yaml: PortForward default/a: is here (InvalidTarget)");
+    assert_eq!(source.locate(&failure("gone")), "PortForward default/gone: is here (InvalidTarget)");
+}

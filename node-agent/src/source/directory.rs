@@ -3,6 +3,7 @@
 //! A file is read again when it changed and has been closed, or has been still for a moment, so that a half-written
 //! one is not taken for the whole. Which objects hold is decided in [`super::local`].
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _};
@@ -99,6 +100,7 @@ impl Stamp {
 
 impl Directory {
     /// Knows nothing of the files in `path` yet.
+    #[must_use]
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), files: BTreeMap::new() }
     }
@@ -136,10 +138,10 @@ impl Directory {
                 && metadata.modified().is_ok_and(is_fresh)
             {
                 look.unsettled = true;
-                if !self.files.contains_key(&name) {
-                    let file = ManifestFile::unsettled(&name, good);
+                if let Entry::Vacant(unknown) = self.files.entry(name) {
+                    let file = ManifestFile::unsettled(unknown.key(), good);
                     look.changed |= !file.objects.is_empty();
-                    self.files.insert(name, file);
+                    unknown.insert(file);
                 }
                 continue;
             }
@@ -152,8 +154,10 @@ impl Directory {
     }
 
     /// Every object with the name of its file, one of each identity, and every problem.
+    #[must_use]
     pub fn objects(&self) -> (Vec<(&str, &Object)>, Vec<FileProblem>) {
-        let mut problems: Vec<FileProblem> = self.files.values().flat_map(|file| file.problems.iter().cloned()).collect();
+        let mut problems: Vec<FileProblem> =
+            self.files.values().flat_map(|file| file.problems.iter().cloned()).collect();
         let mut seen: BTreeMap<Identity, &str> = BTreeMap::new();
         let mut objects = Vec::new();
         for (name, file) in &self.files {
@@ -173,14 +177,17 @@ impl Directory {
     }
 
     /// The file that an object comes from.
+    #[must_use]
     pub fn file_of(&self, identity: &Identity) -> Option<&str> {
         let holds = |file: &ManifestFile| file.objects.iter().any(|object| object.identity() == *identity);
         self.files.iter().find(|(_, file)| holds(file)).map(|(name, _)| name.as_str())
     }
 
     /// The first file with a `GatewayPool` that is not understood.
+    #[must_use]
     pub fn broken_pool(&self) -> Option<&str> {
-        let is_pool = |problem: &FileProblem| problem.object.as_deref().is_some_and(|object| object.starts_with("GatewayPool "));
+        let is_pool =
+            |problem: &FileProblem| problem.object.as_deref().is_some_and(|object| object.starts_with("GatewayPool "));
         self.files.iter().find(|(_, file)| file.problems.iter().any(is_pool)).map(|(name, _)| name.as_str())
     }
 
@@ -214,7 +221,13 @@ impl ManifestFile {
     }
 
     /// Reads the file; what cannot be read leaves in place what `before`, or the state directory, has of it.
-    fn read(name: &str, path: &Path, metadata: io::Result<Metadata>, before: Option<Vec<Object>>, good: &StateDir) -> Self {
+    fn read(
+        name: &str,
+        path: &Path,
+        metadata: io::Result<Metadata>,
+        before: Option<Vec<Object>>,
+        good: &StateDir,
+    ) -> Self {
         let stamp = metadata.as_ref().map_or(Stamp::NONE, Stamp::of);
         let mut objects = Vec::new();
         let mut found = Vec::new();
@@ -223,9 +236,13 @@ impl ManifestFile {
                 for document in documents {
                     match document {
                         Ok(object) => objects.push(object),
-                        Err(problems) => found.extend(problems.into_iter().map(|DocumentProblem { object, message }| {
-                            FileProblem { file: name.to_owned(), object: Some(object.0), message }
-                        })),
+                        Err(problems) => {
+                            found.extend(problems.into_iter().map(|DocumentProblem { object, message }| FileProblem {
+                                file: name.to_owned(),
+                                object: Some(object.0),
+                                message,
+                            }));
+                        }
                     }
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use sallyport_api::forward_slice::ForwardSliceSpec;
@@ -21,6 +22,7 @@ use crate::state::Intents;
 ///
 /// `held` are the slices of the last decision. With no pool among the objects a default one grants everything, unless
 /// a pool is there but not understood (`broken_pool` names its file): then nothing new is granted, and what is held stays.
+#[must_use]
 pub fn decide_here(
     objects: &[(&str, &Object)],
     node_name: &str,
@@ -41,7 +43,7 @@ pub fn decide_here(
                     uid: key.to_string(),
                     generation: 1,
                     created: 0,
-                    spec: spec.clone(),
+                    spec: Arc::clone(spec),
                 });
             }
             Object::Pool(name, spec) => {
@@ -55,13 +57,16 @@ pub fn decide_here(
     }
     if pools.is_empty() {
         if let Some(broken) = broken_pool {
-            let holders: BTreeSet<&str> = held.values().flat_map(|slice| &slice.forwards).map(|f| f.uid.as_str()).collect();
-            forwards.retain(|forward| holders.contains(forward.uid.as_str()) || {
-                let object = Identity(format!("PortForward {}", forward.key));
-                let message = format!("spec.pool: the GatewayPool in {broken:?} has problems; mend it first");
-                let file = files.get(&object).map_or("", |file| *file).to_owned();
-                problems.push(FileProblem { file, object: Some(object.0), message });
-                false
+            let holders: BTreeSet<&str> =
+                held.values().flat_map(|slice| &slice.forwards).map(|f| f.uid.as_str()).collect();
+            forwards.retain(|forward| {
+                holders.contains(forward.uid.as_str()) || {
+                    let object = Identity(format!("PortForward {}", forward.key));
+                    let message = format!("spec.pool: the GatewayPool in {broken:?} has problems; mend it first");
+                    let file = files.get(&object).map_or("", |file| *file).to_owned();
+                    problems.push(FileProblem { file, object: Some(object.0), message });
+                    false
+                }
             });
         }
         pools.push(PoolObject { name: DEFAULT_POOL.to_owned(), created: 0, spec: open_pool() });

@@ -14,10 +14,7 @@ impl Tree {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let routes = directory.path().join("routes");
-        let tree = Self {
-            sysctl: Sysctl::new(directory.path(), &routes),
-            directory,
-        };
+        let tree = Self { sysctl: Sysctl::new(directory.path(), &routes), directory };
         for family in ["ipv4", "ipv6"] {
             for interface in ["all", "default", "lo", "eth0", "eth1"] {
                 tree.put(&format!("{family}/conf/{interface}/forwarding"), "0");
@@ -54,10 +51,7 @@ impl Tree {
             self.put(&format!("{family}/conf/{interface}/forwarding"), value);
         }
         if family == "ipv4" {
-            self.put(
-                "ipv4/conf/all/accept_redirects",
-                if value == "1" { "0" } else { "1" },
-            );
+            self.put("ipv4/conf/all/accept_redirects", if value == "1" { "0" } else { "1" });
         }
     }
 
@@ -124,9 +118,7 @@ fn restore_puts_every_recorded_value_back() {
     let records = Family::BOTH.map(|family| tree.on(family));
     for record in records {
         let kept = serde_json::to_string(&record).unwrap();
-        tree.sysctl
-            .restore(&serde_json::from_str(&kept).unwrap())
-            .unwrap();
+        tree.sysctl.restore(&serde_json::from_str(&kept).unwrap()).unwrap();
     }
     assert_eq!(tree.all(), before);
 }
@@ -169,11 +161,7 @@ fn merging_keeps_the_older_value_and_adds_what_is_new() {
     record.merge(tree.on(Family::V4));
     tree.put("ipv4/conf/ppp0/forwarding", "1");
     tree.sysctl.restore(&record).unwrap();
-    assert_eq!(
-        tree.get("ipv4/conf/eth1/forwarding"),
-        "1",
-        "as before the first record"
-    );
+    assert_eq!(tree.get("ipv4/conf/eth1/forwarding"), "1", "as before the first record");
     assert_eq!(tree.get("ipv4/conf/ppp0/forwarding"), "0");
 }
 
@@ -185,9 +173,7 @@ fn a_name_in_a_record_never_leaves_the_tree() {
     let mut forged = serde_json::to_value(&record).unwrap();
     forged["accept_ra"] = serde_json::json!(["../../elsewhere"]);
     forged["forwarding"]["../../elsewhere"] = "1".into();
-    tree.sysctl
-        .restore(&serde_json::from_value(forged).unwrap())
-        .unwrap();
+    tree.sysctl.restore(&serde_json::from_value(forged).unwrap()).unwrap();
     assert_eq!(tree.get("elsewhere/accept_ra"), "2");
 }
 
@@ -196,9 +182,6 @@ fn a_family_that_the_kernel_lacks_is_an_error_with_the_path() {
     let tree = Tree::new();
     fs::remove_dir_all(tree.directory.path().join("ipv6")).unwrap();
     let error = tree.sysctl.plan(Family::V6).unwrap_err();
-    assert!(
-        error.to_string().ends_with("ipv6/conf/all/forwarding"),
-        "{error}"
-    );
+    assert!(error.to_string().ends_with("ipv6/conf/all/forwarding"), "{error}");
     assert!(!tree.directory.path().join("ipv6").exists());
 }

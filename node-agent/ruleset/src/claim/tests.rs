@@ -8,17 +8,9 @@ fn claim(text: &str) -> Claim {
     let (first, last) = words[1].split_once('-').unwrap_or((words[1], words[1]));
     let address = words[2].parse().ok();
     Claim {
-        family: if words[2] == "any6" {
-            Family::V6
-        } else {
-            address.map_or(Family::V4, Family::of)
-        },
+        family: if words[2] == "any6" { Family::V6 } else { address.map_or(Family::V4, Family::of) },
         address,
-        protocol: if words[0] == "tcp" {
-            Protocol::Tcp
-        } else {
-            Protocol::Udp
-        },
+        protocol: if words[0] == "tcp" { Protocol::Tcp } else { Protocol::Udp },
         first: first.parse().unwrap(),
         last: last.parse().unwrap(),
     }
@@ -45,11 +37,7 @@ const ROWS: [(&str, &str, bool); 14] = [
 fn claims_overlap_where_one_packet_could_be_of_both() {
     for (a, b, overlap) in ROWS {
         let (a, b) = (claim(a), claim(b));
-        assert_eq!(
-            (a.overlaps(&b), b.overlaps(&a)),
-            (overlap, overlap),
-            "{a}, {b}"
-        );
+        assert_eq!((a.overlaps(&b), b.overlaps(&a)), (overlap, overlap), "{a}, {b}");
     }
 }
 
@@ -58,22 +46,10 @@ fn the_table_finds_the_same_overlaps() {
     for (a, b, overlap) in ROWS {
         let mut table = ClaimTable::default();
         table.insert(&[claim(a)], 1);
-        assert_eq!(
-            table.conflict(&[claim(b)], 2),
-            overlap.then(|| (claim(a), 1)),
-            "{a}, {b}"
-        );
-        assert_eq!(
-            table.conflict(&[claim(b)], 1),
-            None,
-            "one's own claims are no conflict"
-        );
+        assert_eq!(table.conflict(&[claim(b)], 2), overlap.then(|| (claim(a), 1)), "{a}, {b}");
+        assert_eq!(table.conflict(&[claim(b)], 1), None, "one's own claims are no conflict");
         table.remove(&[claim(a)], 2);
-        assert_eq!(
-            table.conflict(&[claim(b)], 2).is_some(),
-            overlap,
-            "somebody else's claim was removed"
-        );
+        assert_eq!(table.conflict(&[claim(b)], 2).is_some(), overlap, "somebody else's claim was removed");
         table.remove(&[claim(a)], 1);
         assert_eq!(table.conflict(&[claim(b)], 2), None);
     }
@@ -82,14 +58,8 @@ fn the_table_finds_the_same_overlaps() {
 #[test]
 fn a_conflict_behind_a_neighbour_is_found() {
     let mut table = ClaimTable::default();
-    for (number, text) in [
-        "tcp 10-20 any4",
-        "tcp 30-40 10.0.0.1",
-        "tcp 35 10.0.0.2",
-        "tcp 50 any4",
-    ]
-    .into_iter()
-    .enumerate()
+    for (number, text) in
+        ["tcp 10-20 any4", "tcp 30-40 10.0.0.1", "tcp 35 10.0.0.2", "tcp 50 any4"].into_iter().enumerate()
     {
         table.insert(&[claim(text)], number);
     }
@@ -113,20 +83,9 @@ fn a_forward_claims_each_of_its_addresses_or_its_targets_families() {
         }))
         .unwrap()
     };
-    let texts = |intent| {
-        Claim::of(&intent)
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(
-        Claim::of(&intent(&[], &["10.0.0.9"])),
-        [claim("tcp 80-90 any4")]
-    );
-    assert_eq!(
-        Claim::of(&intent(&[], &["fd00::9", "10.0.0.9"])),
-        [claim("tcp 80-90 any4"), claim("tcp 80-90 any6")]
-    );
+    let texts = |intent| Claim::of(&intent).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(Claim::of(&intent(&[], &["10.0.0.9"])), [claim("tcp 80-90 any4")]);
+    assert_eq!(Claim::of(&intent(&[], &["fd00::9", "10.0.0.9"])), [claim("tcp 80-90 any4"), claim("tcp 80-90 any6")]);
     assert_eq!(
         texts(intent(&["10.0.0.1", "fd00::1"], &["10.0.0.9"])),
         ["port 80-90/TCP on 10.0.0.1", "port 80-90/TCP on fd00::1"]
@@ -144,10 +103,6 @@ fn a_claim_lies_within_one_that_holds_all_of_it() {
         ("udp 80 any4", "tcp 80-90 any4", false),
     ];
     for (inner, outer, within) in rows {
-        assert_eq!(
-            claim(inner).is_within(&claim(outer)),
-            within,
-            "{inner} in {outer}"
-        );
+        assert_eq!(claim(inner).is_within(&claim(outer)), within, "{inner} in {outer}");
     }
 }

@@ -14,39 +14,26 @@ fn ip(text: &str) -> IpAddr {
 
 /// A forward of both protocols: 3306 as it is, 8000-8009 to 9000-9009, from 10.30.1.0/24 but 10.30.1.66.
 fn forward() -> SliceForward {
-    let ports = [Protocol::Tcp, Protocol::Udp]
-        .into_iter()
-        .flat_map(|protocol| {
-            [(3306, 3306, 3306), (8000, 8009, 9000)].map(|(port, end_port, target_port)| {
-                IntentPort {
-                    protocol,
-                    port,
-                    end_port,
-                    target_port,
-                }
-            })
-        });
+    let ports = [Protocol::Tcp, Protocol::Udp].into_iter().flat_map(|protocol| {
+        [(3306, 3306, 3306), (8000, 8009, 9000)].map(|(port, end_port, target_port)| IntentPort {
+            protocol,
+            port,
+            end_port,
+            target_port,
+        })
+    });
     SliceForward {
         uid: "uid".into(),
-        r#ref: ForwardRef {
-            namespace: "payments".into(),
-            name: "mysql".into(),
-        },
+        r#ref: ForwardRef { namespace: "payments".into(), name: "mysql".into() },
         generation: 1,
         hash: String::new(),
         intent: Intent {
             addresses: Vec::new(),
             ports: ports.collect(),
-            allow: vec![
-                "10.30.1.0/24".parse().unwrap(),
-                "fd00:30::/64".parse().unwrap(),
-            ],
+            allow: vec!["10.30.1.0/24".parse().unwrap(), "fd00:30::/64".parse().unwrap()],
             deny: vec!["10.30.1.66/32".parse().unwrap()],
             targets: [("10.30.1.79", 1), ("10.30.1.81", 0), ("fd00:30::79", 1)]
-                .map(|(text, weight)| IntentTarget {
-                    ip: ip(text),
-                    weight,
-                })
+                .map(|(text, weight)| IntentTarget { ip: ip(text), weight })
                 .into(),
             source_nat: sallyport_api::SourceNatMode::Masquerade,
         },
@@ -54,10 +41,7 @@ fn forward() -> SliceForward {
 }
 
 fn compiled() -> Compiled {
-    Compiled {
-        listen: vec![ip("10.30.1.78"), ip("fd00:30::78")],
-        ..Compiled::default()
-    }
+    Compiled { listen: vec![ip("10.30.1.78"), ip("fd00:30::78")], ..Compiled::default() }
 }
 
 /// A connection of ours from `client` to `listen`, answered by `server`.
@@ -66,14 +50,8 @@ fn flow(protocol: u8, client: &str, listen: &str, server: &str) -> Flow {
     let listen: SocketAddr = listen.parse().unwrap();
     Flow {
         protocol,
-        original: Tuple {
-            src: client,
-            dst: listen,
-        },
-        reply: Tuple {
-            src: server.parse().unwrap(),
-            dst: client,
-        },
+        original: Tuple { src: client, dst: listen },
+        reply: Tuple { src: server.parse().unwrap(), dst: client },
         mark: MARK_OURS | MARK_MASQUERADE,
         dnat: true,
         id: 7,
@@ -123,50 +101,23 @@ fn flows_of_others_are_left_alone() {
     assert!(allowed.forbids(&ours));
     let others = [
         Flow { mark: 0, ..ours },
-        Flow {
-            mark: MARK_MASQUERADE,
-            ..ours
-        },
-        Flow {
-            mark: 0x4000,
-            ..ours
-        },
-        Flow {
-            dnat: false,
-            ..ours
-        },
+        Flow { mark: MARK_MASQUERADE, ..ours },
+        Flow { mark: 0x4000, ..ours },
+        Flow { dnat: false, ..ours },
     ];
     for other in others {
         assert!(!allowed.forbids(&other), "{other:?}");
     }
-    assert!(
-        allowed.forbids(&Flow {
-            mark: ours.mark | 0x4000,
-            ..ours
-        }),
-        "foreign bits beside ours"
-    );
+    assert!(allowed.forbids(&Flow { mark: ours.mark | 0x4000, ..ours }), "foreign bits beside ours");
 }
 
 #[test]
 fn a_forward_without_rules_here_allows_nothing() {
     let forward = forward();
-    let failure = Failure {
-        forward: forward.r#ref.clone(),
-        reason: Reason::InvalidTarget,
-        message: String::new(),
-    };
-    let compiled = Compiled {
-        failures: vec![failure],
-        ..compiled()
-    };
+    let failure = Failure { forward: forward.r#ref.clone(), reason: Reason::InvalidTarget, message: String::new() };
+    let compiled = Compiled { failures: vec![failure], ..compiled() };
     let allowed = Allowed::new(&compiled, &[&forward]);
-    assert!(allowed.forbids(&flow(
-        TCP,
-        "10.30.1.80",
-        "10.30.1.78:3306",
-        "10.30.1.79:3306"
-    )));
+    assert!(allowed.forbids(&flow(TCP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306")));
     assert!(!allowed.any_udp());
 }
 
@@ -176,82 +127,25 @@ fn only_the_listed_addresses_of_a_forward_count() {
     forward.intent.addresses = vec![ip("fd00:30::78")];
     let compiled = compiled();
     let allowed = Allowed::new(&compiled, &[&forward]);
-    assert!(allowed.forbids(&flow(
-        TCP,
-        "10.30.1.80",
-        "10.30.1.78:3306",
-        "10.30.1.79:3306"
-    )));
-    assert!(!allowed.forbids(&flow(
-        TCP,
-        "fd00:30::80",
-        "[fd00:30::78]:3306",
-        "[fd00:30::79]:3306"
-    )));
+    assert!(allowed.forbids(&flow(TCP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306")));
+    assert!(!allowed.forbids(&flow(TCP, "fd00:30::80", "[fd00:30::78]:3306", "[fd00:30::79]:3306")));
 }
 
 #[test]
 fn udp_from_before_the_forward_bypasses_it() {
     let (compiled, forward) = (compiled(), forward());
     let allowed = Allowed::new(&compiled, &[&forward]);
-    let stale = Flow {
-        mark: 0,
-        dnat: false,
-        ..flow(UDP, "10.30.1.80", "10.30.1.78:8003", "10.30.1.78:8003")
-    };
+    let stale = Flow { mark: 0, dnat: false, ..flow(UDP, "10.30.1.80", "10.30.1.78:8003", "10.30.1.78:8003") };
     assert!(allowed.any_udp() && allowed.bypasses(&stale));
-    let at = |text: &str| Tuple {
-        dst: text.parse().unwrap(),
-        ..stale.original
-    };
-    let from = |text: &str| Tuple {
-        src: SocketAddr::new(ip(text), 40000),
-        ..stale.original
-    };
+    let at = |text: &str| Tuple { dst: text.parse().unwrap(), ..stale.original };
+    let from = |text: &str| Tuple { src: SocketAddr::new(ip(text), 40000), ..stale.original };
     let kept = [
-        (
-            "TCP begins anew by itself",
-            Flow {
-                protocol: TCP,
-                ..stale
-            },
-        ),
-        (
-            "one that goes through it",
-            Flow {
-                mark: MARK_OURS,
-                dnat: true,
-                ..stale
-            },
-        ),
-        (
-            "a denied client's",
-            Flow {
-                original: from("10.30.1.66"),
-                ..stale
-            },
-        ),
-        (
-            "a client's beyond the block",
-            Flow {
-                original: from("10.30.2.1"),
-                ..stale
-            },
-        ),
-        (
-            "to another port",
-            Flow {
-                original: at("10.30.1.78:8010"),
-                ..stale
-            },
-        ),
-        (
-            "to another host, merely routed",
-            Flow {
-                original: at("10.30.1.90:8003"),
-                ..stale
-            },
-        ),
+        ("TCP begins anew by itself", Flow { protocol: TCP, ..stale }),
+        ("one that goes through it", Flow { mark: MARK_OURS, dnat: true, ..stale }),
+        ("a denied client's", Flow { original: from("10.30.1.66"), ..stale }),
+        ("a client's beyond the block", Flow { original: from("10.30.2.1"), ..stale }),
+        ("to another port", Flow { original: at("10.30.1.78:8010"), ..stale }),
+        ("to another host, merely routed", Flow { original: at("10.30.1.90:8003"), ..stale }),
     ];
     for (what, flow) in kept {
         assert!(!allowed.bypasses(&flow), "{what}");

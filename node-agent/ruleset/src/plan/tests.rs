@@ -9,10 +9,7 @@ fn installed(before: &str, after: &str) -> InstalledRuleset {
          {before}-A PREROUTING -j SALLY-PRE\n{after}-A OUTPUT -j SALLY-PRE\n-A POSTROUTING -j SALLY-POST\n\
          -A SALLY-PRE -d 10.30.1.78/32 -p tcp -m tcp --dport 3306 -j DNAT --to-destination 10.30.1.79\nCOMMIT\n"
     );
-    InstalledRuleset {
-        v4: Installed::parse(&nat),
-        ..InstalledRuleset::default()
-    }
+    InstalledRuleset { v4: Installed::parse(&nat), ..InstalledRuleset::default() }
 }
 
 #[test]
@@ -27,71 +24,45 @@ fn the_jump_moves_only_before_a_rule_that_takes_from_us() {
     assert!(plan(&harmless.ours(), &harmless, false).is_empty());
     let taking = installed("-A PREROUTING -p tcp -j ACCEPT\n", "");
     let moved = plan(&taking.ours(), &taking, false);
-    assert_eq!(
-        moved.v4.unwrap(),
-        "*nat\n-D PREROUTING -j SALLY-PRE\n-I PREROUTING 1 -j SALLY-PRE\nCOMMIT\n"
-    );
-    assert!(
-        plan(&taking.ours(), &taking, true).is_empty(),
-        "who yields does not move"
-    );
+    assert_eq!(moved.v4.unwrap(), "*nat\n-D PREROUTING -j SALLY-PRE\n-I PREROUTING 1 -j SALLY-PRE\nCOMMIT\n");
+    assert!(plan(&taking.ours(), &taking, true).is_empty(), "who yields does not move");
 }
 
 #[test]
 fn of_two_jumps_neither_is_trusted() {
     let twice = installed("", "-A PREROUTING -j ACCEPT\n-A PREROUTING -j SALLY-PRE\n");
     let batch = plan(&twice.ours(), &twice, false).v4.unwrap();
-    assert_eq!(
-        batch.matches("-D PREROUTING -j SALLY-PRE\n").count(),
-        2,
-        "{batch}"
-    );
-    assert!(
-        batch.ends_with("-I PREROUTING 1 -j SALLY-PRE\nCOMMIT\n"),
-        "{batch}"
-    );
+    assert_eq!(batch.matches("-D PREROUTING -j SALLY-PRE\n").count(), 2, "{batch}");
+    assert!(batch.ends_with("-I PREROUTING 1 -j SALLY-PRE\nCOMMIT\n"), "{batch}");
 }
 
 #[test]
 fn translation_stops_before_acceptance_when_going_away() {
     let mut going = installed("", "");
-    going.v4.filter =
-        Installed::parse("*filter\n-A FORWARD -j SALLY-FWD\n:SALLY-FWD - [0:0]\nCOMMIT\n").filter;
+    going.v4.filter = Installed::parse("*filter\n-A FORWARD -j SALLY-FWD\n:SALLY-FWD - [0:0]\nCOMMIT\n").filter;
     let batch = plan(&Ruleset::default(), &going, false).v4.unwrap();
     assert!(batch.find("*nat") < batch.find("*filter"), "{batch}");
-    let coming = plan(&going.ours(), &InstalledRuleset::default(), false)
-        .v4
-        .unwrap();
+    let coming = plan(&going.ours(), &InstalledRuleset::default(), false).v4.unwrap();
     assert!(coming.find("*filter") < coming.find("*nat"), "{coming}");
 }
 
 #[test]
 fn a_chain_that_somebody_else_uses_is_emptied_instead_of_deleted() {
     let used = installed("-A PREROUTING -i eth0 -j SALLY-PRE\n", "");
-    assert!(
-        plan(&Ruleset::default(), &used, false)
-            .v4
-            .unwrap()
-            .contains(":SALLY-PRE - [0:0]\n")
-    );
-    for foreign in [
-        "-A PREROUTING -i eth0 -j SALLY-PRE\n",
-        "-A CUSTOM -j SALLY-PRE\n",
-        "-A PREROUTING -j SALLY-POST\n",
-    ] {
+    assert!(plan(&Ruleset::default(), &used, false).v4.unwrap().contains(":SALLY-PRE - [0:0]\n"));
+    for foreign in ["-A PREROUTING -i eth0 -j SALLY-PRE\n", "-A CUSTOM -j SALLY-PRE\n", "-A PREROUTING -j SALLY-POST\n"]
+    {
         let chain = foreign.trim().rsplit(' ').next().unwrap();
         let used = installed("", foreign);
         let batch = plan(&Ruleset::default(), &used, false).v4.unwrap();
         assert!(!batch.contains(&format!("-X {chain}\n")), "{batch}");
-        assert!(
-            !batch.contains(foreign.trim_start_matches("-A ")),
-            "{batch}"
-        );
+        assert!(!batch.contains(foreign.trim_start_matches("-A ")), "{batch}");
     }
 }
 
 #[test]
 fn tables_that_are_not_ours_are_passed_over() {
-    let save = "*raw\n:SALLY-PRE - [0:0]\n-A SALLY-PRE -j RETURN\nCOMMIT\n# *nat\n*security\n-A SALLY-X -j DROP\nCOMMIT\n";
+    let save =
+        "*raw\n:SALLY-PRE - [0:0]\n-A SALLY-PRE -j RETURN\nCOMMIT\n# *nat\n*security\n-A SALLY-X -j DROP\nCOMMIT\n";
     assert_eq!(Installed::parse(save), Installed::default());
 }

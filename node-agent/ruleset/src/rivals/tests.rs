@@ -14,21 +14,13 @@ COMMIT
 ";
 
 fn ours() -> Rules {
-    Rules {
-        nat: Installed::parse(OURS).nat.ours,
-        ..Rules::default()
-    }
+    Rules { nat: Installed::parse(OURS).nat.ours, ..Rules::default() }
 }
 
 /// Whether the rules `before` our jump in `builtin` take something of ours, with the chains of `others`.
 fn takes(table: Table, builtin: &str, before: &[&str], others: &[(&str, &[&str])]) -> bool {
     let mut there = InstalledTable::default();
-    let owned = |rules: &[&str]| {
-        rules
-            .iter()
-            .map(|rule| (*rule).to_owned())
-            .collect::<Vec<_>>()
-    };
+    let owned = |rules: &[&str]| rules.iter().map(|rule| (*rule).to_owned()).collect::<Vec<_>>();
     there.foreign.insert(builtin.to_owned(), owned(before));
     for (chain, rules) in others {
         there.foreign.insert((*chain).to_owned(), owned(rules));
@@ -39,41 +31,20 @@ fn takes(table: Table, builtin: &str, before: &[&str], others: &[(&str, &[&str])
 #[test]
 fn nat_rules_before_ours() {
     let rows = [
-        (
-            true,
-            "-p tcp -m tcp --dport 3306 -j DNAT --to-destination 172.17.0.2:3306",
-        ),
-        (
-            true,
-            "-d 10.30.1.78/32 -p tcp -m tcp --dport 3300:3310 -j REDIRECT --to-ports 80",
-        ),
+        (true, "-p tcp -m tcp --dport 3306 -j DNAT --to-destination 172.17.0.2:3306"),
+        (true, "-d 10.30.1.78/32 -p tcp -m tcp --dport 3300:3310 -j REDIRECT --to-ports 80"),
         (true, "-d 10.30.0.0/16 -j ACCEPT"),
         (true, "-j RETURN"),
         (true, "-p tcp -m multiport --dports 80,3405 -j ACCEPT"),
-        (
-            true,
-            "-p tcp -m multiport --dports 3000:3500,8080 -j ACCEPT",
-        ),
+        (true, "-p tcp -m multiport --dports 3000:3500,8080 -j ACCEPT"),
         (true, "! -d 172.17.0.0/16 -j ACCEPT"),
         (true, "! -p udp -j ACCEPT"),
         (true, "-p tcp -m tcp ! --dport 80 -j ACCEPT"),
         (true, "-i eth0 -m addrtype --dst-type LOCAL -j ACCEPT"),
-        (
-            true,
-            "-m comment --comment \"not -p udp -d 1.2.3.4\" -j ACCEPT",
-        ),
-        (
-            true,
-            "-m comment --comment \"say \\\"-p udp\\\" twice\" -j ACCEPT",
-        ),
-        (
-            false,
-            "-p tcp -m tcp --dport 3307:3399 -j DNAT --to-destination 172.17.0.2",
-        ),
-        (
-            false,
-            "-p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2",
-        ),
+        (true, "-m comment --comment \"not -p udp -d 1.2.3.4\" -j ACCEPT"),
+        (true, "-m comment --comment \"say \\\"-p udp\\\" twice\" -j ACCEPT"),
+        (false, "-p tcp -m tcp --dport 3307:3399 -j DNAT --to-destination 172.17.0.2"),
+        (false, "-p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2"),
         (false, "-p udp -j ACCEPT"),
         (false, "-p icmp -j ACCEPT"),
         (false, "-d 10.30.1.77/32 -j ACCEPT"),
@@ -81,90 +52,42 @@ fn nat_rules_before_ours() {
         (false, "-p tcp -m multiport --dports 80,443 -j ACCEPT"),
         (false, "-j MARK --set-xmark 0x4000/0x4000"),
         (false, "-p tcp -m comment --comment \"-j DROP\""),
-        (
-            false,
-            "-m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES",
-        ),
+        (false, "-m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES"),
     ];
     for (taken, rule) in rows {
-        assert_eq!(
-            takes(Table::Nat, "PREROUTING", &[rule], &[("KUBE-SERVICES", &[])]),
-            taken,
-            "{rule}"
-        );
+        assert_eq!(takes(Table::Nat, "PREROUTING", &[rule], &[("KUBE-SERVICES", &[])]), taken, "{rule}");
     }
 }
 
 #[test]
 fn chains_that_the_rule_leads_to_are_followed() {
-    let docker: &[&str] = &[
-        "-i docker0 -j RETURN",
-        "! -i docker0 -p tcp -m tcp --dport 3306 -j DNAT --to-destination 172.17.0.2:3306",
-    ];
-    let elsewhere: &[&str] = &[
-        "-i docker0 -j RETURN",
-        "! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80",
-    ];
+    let docker: &[&str] =
+        &["-i docker0 -j RETURN", "! -i docker0 -p tcp -m tcp --dport 3306 -j DNAT --to-destination 172.17.0.2:3306"];
+    let elsewhere: &[&str] =
+        &["-i docker0 -j RETURN", "! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80"];
     let jump = ["-m addrtype --dst-type LOCAL -j DOCKER"];
-    assert!(takes(
-        Table::Nat,
-        "PREROUTING",
-        &jump,
-        &[("DOCKER", docker)]
-    ));
+    assert!(takes(Table::Nat, "PREROUTING", &jump, &[("DOCKER", docker)]));
     assert!(
         !takes(Table::Nat, "PREROUTING", &jump, &[("DOCKER", elsewhere)]),
         "returning from a chain comes back to us"
     );
-    let services: &[&str] = &[
-        "-d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-SVC",
-        "-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS",
-    ];
+    let services: &[&str] =
+        &["-d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-SVC", "-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"];
     let ports: &[&str] = &["-p tcp -m tcp --dport 30080 -j KUBE-SVC"];
     let svc: &[&str] = &["-j DNAT --to-destination 10.244.0.5:80"];
-    let kube = [
-        ("KUBE-SERVICES", services),
-        ("KUBE-NODEPORTS", ports),
-        ("KUBE-SVC", svc),
-    ];
-    assert!(!takes(
-        Table::Nat,
-        "PREROUTING",
-        &["-j KUBE-SERVICES"],
-        &kube
-    ));
+    let kube = [("KUBE-SERVICES", services), ("KUBE-NODEPORTS", ports), ("KUBE-SVC", svc)];
+    assert!(!takes(Table::Nat, "PREROUTING", &["-j KUBE-SERVICES"], &kube));
     let looping: &[&str] = &["-j LOOP"];
-    assert!(
-        !takes(Table::Nat, "PREROUTING", &["-j LOOP"], &[("LOOP", looping)]),
-        "no kernel has this, and it ends"
-    );
-    assert!(!takes(
-        Table::Nat,
-        "PREROUTING",
-        &["-p udp -j DOCKER"],
-        &[("DOCKER", &["-j ACCEPT"])]
-    ));
+    assert!(!takes(Table::Nat, "PREROUTING", &["-j LOOP"], &[("LOOP", looping)]), "no kernel has this, and it ends");
+    assert!(!takes(Table::Nat, "PREROUTING", &["-p udp -j DOCKER"], &[("DOCKER", &["-j ACCEPT"])]));
 }
 
 #[test]
 fn a_goto_from_a_built_in_chain_never_comes_back() {
     let others: [(&str, &[&str]); 2] = [("ELSE", &[]), ("VIA", &["-g ELSE"])];
-    assert!(takes(
-        Table::Nat,
-        "PREROUTING",
-        &["-p tcp -g ELSE"],
-        &others
-    ));
-    assert!(!takes(
-        Table::Nat,
-        "PREROUTING",
-        &["-p udp -g ELSE"],
-        &others
-    ));
-    assert!(
-        !takes(Table::Nat, "PREROUTING", &["-p tcp -j VIA"], &others),
-        "its end is the end of VIA, and then ours"
-    );
+    assert!(takes(Table::Nat, "PREROUTING", &["-p tcp -g ELSE"], &others));
+    assert!(!takes(Table::Nat, "PREROUTING", &["-p udp -g ELSE"], &others));
+    assert!(!takes(Table::Nat, "PREROUTING", &["-p tcp -j VIA"], &others), "its end is the end of VIA, and then ours");
     assert!(takes(Table::Filter, "FORWARD", &["-g ELSE"], &others));
 }
 
@@ -172,10 +95,7 @@ fn a_goto_from_a_built_in_chain_never_comes_back() {
 fn filter_rules_before_ours() {
     let rows = [
         (true, "-j DROP"),
-        (
-            true,
-            "-i eth0 -o eth1 -j REJECT --reject-with icmp-port-unreachable",
-        ),
+        (true, "-i eth0 -o eth1 -j REJECT --reject-with icmp-port-unreachable"),
         (true, "-s 10.30.1.79/32 -j DROP"),
         (true, "-p tcp -m tcp --sport 3306 -j DROP"),
         (true, "-p icmp -j DROP"),
@@ -183,33 +103,18 @@ fn filter_rules_before_ours() {
         (true, "-m conntrack ! --ctstate INVALID -j DROP"),
         (true, "-j RETURN"),
         (true, "-j ufw-before-forward"),
-        (
-            false,
-            "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        ),
+        (false, "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
         (false, "-m conntrack --ctstate INVALID -j DROP"),
         (false, "-m state --state INVALID -j DROP"),
         (false, "-p sctp -j DROP"),
         (false, "-p udp -j DROP"),
         (false, "-j DOCKER-USER"),
-        (
-            false,
-            "-m limit --limit 3/min -j LOG --log-prefix \"[UFW BLOCK] \"",
-        ),
+        (false, "-m limit --limit 3/min -j LOG --log-prefix \"[UFW BLOCK] \""),
     ];
-    let chains: [(&str, &[&str]); 2] = [
-        ("DOCKER-USER", &["-j RETURN"]),
-        (
-            "ufw-before-forward",
-            &["-p tcp -m tcp --dport 3306 -j DROP"],
-        ),
-    ];
+    let chains: [(&str, &[&str]); 2] =
+        [("DOCKER-USER", &["-j RETURN"]), ("ufw-before-forward", &["-p tcp -m tcp --dport 3306 -j DROP"])];
     for (taken, rule) in rows {
-        assert_eq!(
-            takes(Table::Filter, "FORWARD", &[rule], &chains),
-            taken,
-            "{rule}"
-        );
+        assert_eq!(takes(Table::Filter, "FORWARD", &[rule], &chains), taken, "{rule}");
     }
 }
 
@@ -220,18 +125,11 @@ fn masquerading_before_ours_matters_for_our_targets_only() {
         (true, "-d 10.30.1.81/32 -p tcp -j SNAT --to-source 1.2.3.4"),
         (true, "-d 10.30.1.79/32 -j ACCEPT"),
         (false, "-d 172.17.0.0/16 -j MASQUERADE"),
-        (
-            false,
-            "-d 10.30.1.79/32 -p tcp -m tcp --dport 443 -j MASQUERADE",
-        ),
+        (false, "-d 10.30.1.79/32 -p tcp -m tcp --dport 443 -j MASQUERADE"),
         (false, "-p udp -j MASQUERADE"),
     ];
     for (taken, rule) in rows {
-        assert_eq!(
-            takes(Table::Nat, "POSTROUTING", &[rule], &[]),
-            taken,
-            "{rule}"
-        );
+        assert_eq!(takes(Table::Nat, "POSTROUTING", &[rule], &[]), taken, "{rule}");
     }
 }
 
@@ -242,12 +140,6 @@ fn words_keep_a_quoted_comment_together() {
         ["-m", "comment", "--comment", r#""a \"b\" -j c""#, "-j", "X"]
     );
     assert_eq!(words(r#"--comment "open"#), ["--comment", r#""open"#]);
-    assert_eq!(
-        words(r#"--comment "" -j X"#),
-        ["--comment", r#""""#, "-j", "X"]
-    );
-    assert_eq!(
-        words(r#"--comment "\\" -j X"#),
-        ["--comment", r#""\\""#, "-j", "X"]
-    );
+    assert_eq!(words(r#"--comment "" -j X"#), ["--comment", r#""""#, "-j", "X"]);
+    assert_eq!(words(r#"--comment "\\" -j X"#), ["--comment", r#""\\""#, "-j", "X"]);
 }

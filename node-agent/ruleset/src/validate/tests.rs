@@ -15,9 +15,7 @@ fn spec() -> Value {
 }
 
 fn problems(spec: Value) -> Vec<Problem> {
-    validate(&serde_json::from_value(spec).unwrap())
-        .err()
-        .unwrap_or_default()
+    validate(&serde_json::from_value(spec).unwrap()).err().unwrap_or_default()
 }
 
 /// A place, the bad value there, the field that is blamed, and what its author is told to do.
@@ -60,9 +58,7 @@ const BAD: &str = r#"
 #[test]
 fn every_bad_value_is_named_by_its_field_with_what_to_do() {
     for row in BAD.trim().lines() {
-        let [place, value, field, remedy] = row.split(" | ").collect::<Vec<_>>()[..] else {
-            panic!("{row}")
-        };
+        let [place, value, field, remedy] = row.split(" | ").collect::<Vec<_>>()[..] else { panic!("{row}") };
         blames(place, serde_json::from_str(value).unwrap(), field, remedy);
     }
 }
@@ -72,42 +68,14 @@ fn lists_and_names_have_a_limit_that_is_told() {
     let many = |count: usize, entry: fn(usize) -> Value| (0..count).map(entry).collect::<Value>();
     let rows = [
         ("/pool", json!("x".repeat(64)), "at most 63"),
-        (
-            "/addresses",
-            many(17, |n| json!(format!("10.30.1.{}", n + 1))),
-            "at most 16",
-        ),
-        (
-            "/ports",
-            many(33, |n| json!({ "name": format!("p{n}"), "port": 8000 + n })),
-            "at most 32",
-        ),
-        (
-            "/sources/allow",
-            many(65, |_| json!({ "cidr": "10.30.1.80/32" })),
-            "at most 64",
-        ),
-        (
-            "/sources/deny",
-            many(65, |_| json!({ "cidr": "10.30.1.81/32" })),
-            "at most 64",
-        ),
-        (
-            "/targets",
-            many(
-                65,
-                |n| json!({ "name": format!("t{n}"), "ip": format!("10.30.0.{n}") }),
-            ),
-            "at most 64",
-        ),
+        ("/addresses", many(17, |n| json!(format!("10.30.1.{}", n + 1))), "at most 16"),
+        ("/ports", many(33, |n| json!({ "name": format!("p{n}"), "port": 8000 + n })), "at most 32"),
+        ("/sources/allow", many(65, |_| json!({ "cidr": "10.30.1.80/32" })), "at most 64"),
+        ("/sources/deny", many(65, |_| json!({ "cidr": "10.30.1.81/32" })), "at most 64"),
+        ("/targets", many(65, |n| json!({ "name": format!("t{n}"), "ip": format!("10.30.0.{n}") })), "at most 64"),
     ];
     for (place, value, remedy) in rows {
-        blames(
-            place,
-            value,
-            &format!("spec{}", place.replace('/', ".")),
-            remedy,
-        );
+        blames(place, value, &format!("spec{}", place.replace('/', ".")), remedy);
     }
 }
 
@@ -116,14 +84,9 @@ fn blames(place: &str, value: Value, field: &str, remedy: &str) {
     let mut spec = spec();
     *spec.pointer_mut(place).unwrap() = value;
     let problems = problems(spec);
-    let [problem] = &problems[..] else {
-        panic!("{place}: {problems:?}")
-    };
+    let [problem] = &problems[..] else { panic!("{place}: {problems:?}") };
     assert_eq!(problem.field, field, "{problem}");
-    assert!(
-        problem.message.contains(remedy),
-        "{problem} does not say {remedy:?}"
-    );
+    assert!(problem.message.contains(remedy), "{problem} does not say {remedy:?}");
 }
 
 #[test]
@@ -134,10 +97,7 @@ fn all_problems_come_at_once() {
         "sources": { "allow": [{ "cidr": "x" }], "deny": [{ "cidr": "z" }] },
         "targets": [{ "name": "t", "ip": "q", "weight": -1 }],
     }));
-    let fields: Vec<&str> = problems
-        .iter()
-        .map(|problem| problem.field.as_str())
-        .collect();
+    let fields: Vec<&str> = problems.iter().map(|problem| problem.field.as_str()).collect();
     assert_eq!(
         fields,
         [
@@ -175,9 +135,8 @@ fn the_number_of_rules_is_bounded_exactly() {
     let with = |targets: usize| {
         let mut spec = spec();
         spec["ports"] = json!([{ "name": "a", "port": 8000, "endPort": 8255, "targetPort": 9000 }]);
-        spec["targets"] = (0..targets)
-            .map(|n| json!({ "name": format!("t{n}"), "ip": format!("10.30.0.{}", n + 1) }))
-            .collect();
+        spec["targets"] =
+            (0..targets).map(|n| json!({ "name": format!("t{n}"), "ip": format!("10.30.0.{}", n + 1) })).collect();
         problems(spec)
     };
     assert_eq!(with(4), []);
@@ -189,10 +148,7 @@ fn messages_show_hostile_text_escaped_and_short() {
     let mut spec = spec();
     spec["targets"][0]["ip"] = json!(format!("\n\u{1b}[31m{}", "x".repeat(1000)));
     let message = problems(spec).remove(0).message;
-    assert!(
-        message.len() < 200 && !message.contains(['\n', '\u{1b}']),
-        "{message:?}"
-    );
+    assert!(message.len() < 200 && !message.contains(['\n', '\u{1b}']), "{message:?}");
 }
 
 #[test]
@@ -201,11 +157,7 @@ fn metadata_is_held_to_what_an_api_server_takes() {
         ("mysql", Some("payments"), &[][..]),
         ("a.b-c.9", None, &[]),
         ("a..b", None, &["metadata.name"]),
-        (
-            "Mysql",
-            Some("Payments"),
-            &["metadata.name", "metadata.namespace"],
-        ),
+        ("Mysql", Some("Payments"), &["metadata.name", "metadata.namespace"]),
         ("a", Some("a.b"), &["metadata.namespace"]),
         ("a\n", None, &["metadata.name"]),
         (&"a".repeat(253), None, &[]),
@@ -214,10 +166,7 @@ fn metadata_is_held_to_what_an_api_server_takes() {
     ] {
         let problems = validate_metadata(name, namespace);
         assert_eq!(
-            problems
-                .iter()
-                .map(|problem| problem.field.as_str())
-                .collect::<Vec<_>>(),
+            problems.iter().map(|problem| problem.field.as_str()).collect::<Vec<_>>(),
             fields,
             "{name} {namespace:?}"
         );

@@ -47,24 +47,13 @@ impl Default for Kernel {
         let table = |chains: &[&str]| Table {
             chains: chains
                 .iter()
-                .map(|name| {
-                    (
-                        (*name).to_owned(),
-                        Chain {
-                            policy: Some("ACCEPT".into()),
-                            rules: Vec::new(),
-                        },
-                    )
-                })
+                .map(|name| ((*name).to_owned(), Chain { policy: Some("ACCEPT".into()), rules: Vec::new() }))
                 .collect(),
         };
         Self {
             tables: BTreeMap::from([
                 ("filter".to_owned(), table(&["INPUT", "FORWARD", "OUTPUT"])),
-                (
-                    "nat".to_owned(),
-                    table(&["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"]),
-                ),
+                ("nat".to_owned(), table(&["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"])),
             ]),
         }
     }
@@ -74,14 +63,7 @@ impl Kernel {
     /// Adds a rule of somebody else, and its chain where that is missing.
     pub fn append(&mut self, table: &str, chain: &str, rule: &str) {
         let chains = &mut self.tables.get_mut(table).unwrap().chains;
-        chains
-            .entry(chain.to_owned())
-            .or_insert(Chain {
-                policy: None,
-                rules: Vec::new(),
-            })
-            .rules
-            .push(rule.to_owned());
+        chains.entry(chain.to_owned()).or_insert(Chain { policy: None, rules: Vec::new() }).rules.push(rule.to_owned());
     }
 
     /// What `iptables-save` prints.
@@ -132,11 +114,7 @@ impl Kernel {
                 }
             }
         }
-        if open.is_some() {
-            Err("COMMIT expected at the end".into())
-        } else {
-            Ok(())
-        }
+        if open.is_some() { Err("COMMIT expected at the end".into()) } else { Ok(()) }
     }
 }
 
@@ -147,16 +125,10 @@ impl Table {
             return Err("an empty word");
         }
         match words[..] {
-            [declared, policy, "[0:0]"] if declared.starts_with(':') => {
-                self.declare(&declared[1..], policy)
-            }
+            [declared, policy, "[0:0]"] if declared.starts_with(':') => self.declare(&declared[1..], policy),
             ["-A", chain, ref rule @ ..] => {
                 self.check(table, rule)?;
-                self.chains
-                    .get_mut(chain)
-                    .ok_or("no such chain")?
-                    .rules
-                    .push(rule.join(" "));
+                self.chains.get_mut(chain).ok_or("no such chain")?.rules.push(rule.join(" "));
                 Ok(())
             }
             ["-I", chain, at, ref rule @ ..] => {
@@ -171,10 +143,7 @@ impl Table {
             }
             ["-D", chain, ref rule @ ..] => {
                 let rules = &mut self.chains.get_mut(chain).ok_or("no such chain")?.rules;
-                let at = rules
-                    .iter()
-                    .position(|there| *there == rule.join(" "))
-                    .ok_or("no such rule")?;
+                let at = rules.iter().position(|there| *there == rule.join(" ")).ok_or("no such rule")?;
                 rules.remove(at);
                 Ok(())
             }
@@ -191,21 +160,13 @@ impl Table {
             return Err("a policy is never ours to set");
         }
         match self.chains.get_mut(chain) {
-            Some(Chain {
-                policy: Some(_), ..
-            }) => Err("a built-in chain is never ours to flush"),
+            Some(Chain { policy: Some(_), .. }) => Err("a built-in chain is never ours to flush"),
             Some(there) => {
                 there.rules.clear();
                 Ok(())
             }
             None => {
-                self.chains.insert(
-                    chain.to_owned(),
-                    Chain {
-                        policy: None,
-                        rules: Vec::new(),
-                    },
-                );
+                self.chains.insert(chain.to_owned(), Chain { policy: None, rules: Vec::new() });
                 Ok(())
             }
         }
@@ -219,12 +180,7 @@ impl Table {
         if !there.rules.is_empty() {
             return Err("chain not empty");
         }
-        if self
-            .chains
-            .values()
-            .flat_map(|chain| &chain.rules)
-            .any(|rule| target(rule) == Some(chain))
-        {
+        if self.chains.values().flat_map(|chain| &chain.rules).any(|rule| target(rule) == Some(chain)) {
             return Err("chain still referenced");
         }
         self.chains.remove(chain);
@@ -257,12 +213,8 @@ impl Table {
             let mut seen = BTreeSet::new();
             let mut next: Vec<&str> = vec![start];
             while let Some(chain) = next.pop() {
-                for to in self
-                    .chains
-                    .get(chain)
-                    .into_iter()
-                    .flat_map(|chain| &chain.rules)
-                    .filter_map(|rule| target(rule))
+                for to in
+                    self.chains.get(chain).into_iter().flat_map(|chain| &chain.rules).filter_map(|rule| target(rule))
                 {
                     if to == *start {
                         return true;

@@ -1,6 +1,7 @@
 //! A scene: manifests and nodes as YAML, taken through decide and compile.
 //!
 //! What is expected of the result is not here but in the tests that use it.
+#![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -42,11 +43,7 @@ impl NodeFile {
         let parse = |text: &String| {
             let (ip, prefix_len) = text.split_once('/').unwrap();
             let ip: IpAddr = ip.parse().unwrap();
-            LocalAddress {
-                ip,
-                prefix_len: prefix_len.parse().unwrap(),
-                global: !ip.is_loopback(),
-            }
+            LocalAddress { ip, prefix_len: prefix_len.parse().unwrap(), global: !ip.is_loopback() }
         };
         self.local.iter().map(parse).collect()
     }
@@ -64,17 +61,12 @@ impl Scene {
         };
         for document in serde_saphyr::from_multiple::<Value>(manifests).unwrap() {
             match document["kind"].as_str().unwrap() {
-                "PortForward" => scene
-                    .forwards
-                    .push(forward(serde_json::from_value(document).unwrap())),
-                "GatewayPool" => scene
-                    .pools
-                    .push(pool(serde_json::from_value(document).unwrap())),
+                "PortForward" => scene.forwards.push(forward(serde_json::from_value(document).unwrap())),
+                "GatewayPool" => scene.pools.push(pool(serde_json::from_value(document).unwrap())),
                 "Namespace" => {
                     let name = document["metadata"]["name"].as_str().unwrap().to_owned();
                     let mut labels: Labels =
-                        serde_json::from_value(document["metadata"]["labels"].clone())
-                            .unwrap_or_default();
+                        serde_json::from_value(document["metadata"]["labels"].clone()).unwrap_or_default();
                     labels.insert("kubernetes.io/metadata.name".into(), name.clone());
                     scene.namespaces.insert(name, labels);
                 }
@@ -88,11 +80,7 @@ impl Scene {
         let nodes: Vec<Node> = self
             .nodes
             .iter()
-            .map(|node| Node {
-                name: node.name.clone(),
-                labels: node.labels.clone(),
-                addresses: node.listen.clone(),
-            })
+            .map(|node| Node { name: node.name.clone(), labels: node.labels.clone(), addresses: node.listen.clone() })
             .collect();
         decide(&Observed {
             forwards: &self.forwards,
@@ -117,33 +105,21 @@ impl Scene {
 }
 
 fn forward(object: PortForward) -> Forward {
-    let namespace = object
-        .metadata
-        .namespace
-        .unwrap_or_else(|| "default".into());
+    let namespace = object.metadata.namespace.unwrap_or_else(|| "default".into());
     let name = object.metadata.name.unwrap();
     Forward {
-        uid: object
-            .metadata
-            .uid
-            .unwrap_or_else(|| format!("{namespace}/{name}")),
+        uid: object.metadata.uid.unwrap_or_else(|| format!("{namespace}/{name}")),
         key: ForwardRef { namespace, name },
         generation: object.metadata.generation.unwrap_or(1),
-        created: object
-            .metadata
-            .creation_timestamp
-            .map_or(0, |time| time.0.as_second()),
-        spec: object.spec,
+        created: object.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+        spec: object.spec.into(),
     }
 }
 
 fn pool(object: GatewayPool) -> PoolObject {
     PoolObject {
         name: object.metadata.name.unwrap(),
-        created: object
-            .metadata
-            .creation_timestamp
-            .map_or(0, |time| time.0.as_second()),
+        created: object.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
         spec: object.spec,
     }
 }

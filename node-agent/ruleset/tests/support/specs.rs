@@ -36,16 +36,8 @@ local: [127.0.0.1/8, 10.30.1.78/23, 10.30.1.77/23, 172.20.0.1/24, "::1/128", "fd
 "#;
 
 pub const LISTEN: [&str; 4] = ["10.30.1.78", "10.30.1.77", "fd00:30::78", "fd00:30::77"];
-const TARGETS: [&str; 8] = [
-    "10.30.1.79",
-    "10.30.1.81",
-    "10.30.0.9",
-    "172.20.0.9",
-    "192.168.9.9",
-    "fd00:30::79",
-    "fd00:31::9",
-    "2a00:1::9",
-];
+const TARGETS: [&str; 8] =
+    ["10.30.1.79", "10.30.1.81", "10.30.0.9", "172.20.0.9", "192.168.9.9", "fd00:30::79", "fd00:31::9", "2a00:1::9"];
 const BLOCKS: [&str; 14] = [
     "0.0.0.0/0",
     "10.30.1.80/32",
@@ -63,31 +55,22 @@ const BLOCKS: [&str; 14] = [
     "ffff::/16",
 ];
 /// Where buckets and the port space begin and end, and some in between.
-const PORTS: [i32; 16] = [
-    1, 23, 53, 2040, 2047, 2048, 2111, 2112, 3306, 4090, 4095, 4096, 8000, 8005, 33000, 65500,
-];
+const PORTS: [i32; 16] = [1, 23, 53, 2040, 2047, 2048, 2111, 2112, 3306, 4090, 4095, 4096, 8000, 8005, 33000, 65500];
 
 fn port() -> impl Strategy<Value = ForwardPort> {
     let width = prop_oneof![5 => Just(0), 3 => 1..20_i32, 1 => 60..200_i32];
     let target = prop_oneof![3 => Just(None), 1 => (1..65000).prop_map(Some), 1 => Just(Some(0))];
-    (
-        any::<bool>(),
-        select(PORTS.to_vec()),
-        0..6_i32,
-        width,
-        target,
-    )
-        .prop_map(|(tcp, base, more, width, target)| {
-            let first = (base + more).min(65535);
-            ForwardPort {
-                name: "p".into(),
-                protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
-                port: first,
-                end_port: (width > 0).then_some((first + width).min(65535)),
-                // 0 stands for the port itself, written out.
-                target_port: target.map(|target| if target == 0 { first } else { target }),
-            }
-        })
+    (any::<bool>(), select(PORTS.to_vec()), 0..6_i32, width, target).prop_map(|(tcp, base, more, width, target)| {
+        let first = (base + more).min(65535);
+        ForwardPort {
+            name: "p".into(),
+            protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+            port: first,
+            end_port: (width > 0).then_some((first + width).min(65535)),
+            // 0 stands for the port itself, written out.
+            target_port: target.map(|target| if target == 0 { first } else { target }),
+        }
+    })
 }
 
 /// A forward that is often acceptable.
@@ -99,92 +82,59 @@ pub fn spec() -> impl Strategy<Value = PortForwardSpec> {
         vec(port(), 1..3),
         subsequence(BLOCKS.to_vec(), 1..4),
         prop_oneof![2 => Just(Vec::new()), 1 => subsequence(BLOCKS[1..].to_vec(), 1..3)],
-        subsequence(TARGETS.to_vec(), 1..4)
-            .prop_flat_map(move |ips| (vec(weight.clone(), ips.len()), Just(ips))),
+        subsequence(TARGETS.to_vec(), 1..4).prop_flat_map(move |ips| (vec(weight.clone(), ips.len()), Just(ips))),
         prop::bool::weighted(0.3),
     )
-        .prop_map(
-            |(addresses, mut ports, mut allow, deny, (weights, ips), preserve)| {
-                for (index, port) in ports.iter_mut().enumerate() {
-                    port.name = format!("p{index}");
+        .prop_map(|(addresses, mut ports, mut allow, deny, (weights, ips), preserve)| {
+            for (index, port) in ports.iter_mut().enumerate() {
+                port.name = format!("p{index}");
+            }
+            // Families that do not fit are refused, which is tested elsewhere: most scenes shall have forwards.
+            for (six, whole) in [(false, "0.0.0.0/0"), (true, "::/0")] {
+                let wanted = ips.iter().any(|ip| ip.contains(':') == six);
+                allow.retain(|cidr| wanted || cidr.contains(':') != six);
+                if wanted && !allow.iter().any(|cidr| cidr.contains(':') == six) {
+                    allow.push(whole);
                 }
-                // Families that do not fit are refused, which is tested elsewhere: most scenes shall have forwards.
-                for (six, whole) in [(false, "0.0.0.0/0"), (true, "::/0")] {
-                    let wanted = ips.iter().any(|ip| ip.contains(':') == six);
-                    allow.retain(|cidr| wanted || cidr.contains(':') != six);
-                    if wanted && !allow.iter().any(|cidr| cidr.contains(':') == six) {
-                        allow.push(whole);
-                    }
-                }
-                let sources = |cidrs: &[&str]| {
-                    cidrs
-                        .iter()
-                        .map(|cidr| Source {
-                            cidr: (*cidr).to_owned(),
-                        })
-                        .collect()
-                };
-                PortForwardSpec {
-                    pool: "default".into(),
-                    addresses: addresses.into_iter().map(str::to_owned).collect(),
-                    ports,
-                    sources: Sources {
-                        allow: sources(&allow),
-                        deny: sources(&deny),
-                    },
-                    targets: ips
-                        .iter()
-                        .zip(weights)
-                        .enumerate()
-                        .map(|(index, (ip, weight))| Target {
-                            name: format!("t{index}"),
-                            ip: (*ip).to_owned(),
-                            weight,
-                        })
-                        .collect(),
-                    source_nat: SourceNat {
-                        mode: if preserve {
-                            SourceNatMode::Preserve
-                        } else {
-                            SourceNatMode::Masquerade
-                        },
-                    },
-                }
-            },
-        )
+            }
+            let sources = |cidrs: &[&str]| cidrs.iter().map(|cidr| Source { cidr: (*cidr).to_owned() }).collect();
+            PortForwardSpec {
+                pool: "default".into(),
+                addresses: addresses.into_iter().map(str::to_owned).collect(),
+                ports,
+                sources: Sources { allow: sources(&allow), deny: sources(&deny) },
+                targets: ips
+                    .iter()
+                    .zip(weights)
+                    .enumerate()
+                    .map(|(index, (ip, weight))| Target { name: format!("t{index}"), ip: (*ip).to_owned(), weight })
+                    .collect(),
+                source_nat: SourceNat {
+                    mode: if preserve { SourceNatMode::Preserve } else { SourceNatMode::Masquerade },
+                },
+            }
+        })
 }
 
 /// A scene whose pool listens on the chosen addresses only.
 pub fn scene(specs: &[PortForwardSpec], listen: &[&str]) -> Scene {
     let listen: Vec<String> = listen
         .iter()
-        .map(|ip| {
-            format!(
-                "{{ type: CIDR, value: \"{ip}/{}\" }}",
-                if ip.contains(':') { 128 } else { 32 }
-            )
-        })
+        .map(|ip| format!("{{ type: CIDR, value: \"{ip}/{}\" }}", if ip.contains(':') { 128 } else { 32 }))
         .collect();
     let mut scene = Scene::parse(&POOL.replace("LISTEN", &listen.join(", ")), NODE);
-    scene.forwards = specs
-        .iter()
-        .enumerate()
-        .map(|(number, spec)| forward(number, spec))
-        .collect();
+    scene.forwards = specs.iter().enumerate().map(|(number, spec)| forward(number, spec)).collect();
     scene
 }
 
 /// The object with this number and spec.
 pub fn forward(number: usize, spec: &PortForwardSpec) -> Forward {
     Forward {
-        key: ForwardRef {
-            namespace: "payments".into(),
-            name: format!("f{number}"),
-        },
+        key: ForwardRef { namespace: "payments".into(), name: format!("f{number}") },
         uid: format!("uid-{number}"),
         generation: 1,
         created: 0,
-        spec: spec.clone(),
+        spec: spec.clone().into(),
     }
 }
 

@@ -54,12 +54,7 @@ pub enum Later {
     ErrorToServer,
 }
 
-pub const LATER: [Later; 4] = [
-    Later::Request,
-    Later::Reply,
-    Later::ErrorToClient,
-    Later::ErrorToServer,
-];
+pub const LATER: [Later; 4] = [Later::Request, Later::Reply, Later::ErrorToClient, Later::ErrorToServer];
 
 /// Both tables, parsed, and the addresses of the host.
 pub struct Host {
@@ -143,33 +138,21 @@ enum Left {
 impl Host {
     pub fn new(kernel: &Kernel, local: &[IpAddr]) -> Self {
         let chain = |chain: &crate::kernel::Chain| Chain {
-            policy: chain.policy.as_deref().map(|policy| {
-                if policy == "DROP" {
-                    Verdict::Drop
-                } else {
-                    Verdict::Accept
-                }
-            }),
+            policy: chain.policy.as_deref().map(
+                |policy| {
+                    if policy == "DROP" { Verdict::Drop } else { Verdict::Accept }
+                },
+            ),
             rules: chain.rules.iter().map(|rule| Rule::parse(rule)).collect(),
         };
         let tables = kernel
             .tables
             .iter()
             .map(|(name, table)| {
-                (
-                    name.clone(),
-                    table
-                        .chains
-                        .iter()
-                        .map(|(name, rules)| (name.clone(), chain(rules)))
-                        .collect(),
-                )
+                (name.clone(), table.chains.iter().map(|(name, rules)| (name.clone(), chain(rules))).collect())
             })
             .collect();
-        Self {
-            tables,
-            local: local.to_vec(),
-        }
+        Self { tables, local: local.to_vec() }
     }
 
     /// Everything that can become of a new connection, with its likelihood: one entry for each outcome of the dice.
@@ -183,11 +166,7 @@ impl Host {
         let mut outcomes = Vec::new();
         let mut script = Vec::new();
         loop {
-            let mut dice = Dice {
-                script,
-                thrown: Vec::new(),
-                likelihood: 1.0,
-            };
+            let mut dice = Dice { script, thrown: Vec::new(), likelihood: 1.0 };
             let connection = self.first_packet(origin, protocol, src, dst, &mut dice);
             outcomes.push((dice.likelihood, connection));
             script = dice.thrown;
@@ -207,29 +186,10 @@ impl Host {
         dst: SocketAddr,
         dice: &mut Dice,
     ) -> Connection {
-        let mut connection = Connection {
-            protocol,
-            src,
-            dst,
-            mark: 0,
-            translated: None,
-            masqueraded: false,
-            verdict: Verdict::Accept,
-        };
-        let before = if origin == Origin::Outside {
-            "PREROUTING"
-        } else {
-            "OUTPUT"
-        };
-        match self.walk(
-            "nat",
-            before,
-            &["NEW"],
-            src.ip(),
-            dst,
-            &mut connection,
-            dice,
-        ) {
+        let mut connection =
+            Connection { protocol, src, dst, mark: 0, translated: None, masqueraded: false, verdict: Verdict::Accept };
+        let before = if origin == Origin::Outside { "PREROUTING" } else { "OUTPUT" };
+        match self.walk("nat", before, &["NEW"], src.ip(), dst, &mut connection, dice) {
             End::Dnat(to) => connection.translated = Some(to),
             End::Verdict(Verdict::Drop) => connection.verdict = Verdict::Drop,
             _ => {}
@@ -242,15 +202,7 @@ impl Host {
         };
         connection.verdict = self.filter(hook, &["NEW"], src.ip(), now, &mut connection, dice);
         if connection.verdict == Verdict::Accept && hook != "INPUT" {
-            let end = self.walk(
-                "nat",
-                "POSTROUTING",
-                &["NEW"],
-                src.ip(),
-                now,
-                &mut connection,
-                dice,
-            );
+            let end = self.walk("nat", "POSTROUTING", &["NEW"], src.ip(), now, &mut connection, dice);
             connection.masqueraded = end == End::Masquerade;
         }
         connection
@@ -261,35 +213,17 @@ impl Host {
     pub fn later(&self, connection: &Connection, later: Later) -> Verdict {
         let server = connection.translated.unwrap_or(connection.dst);
         let client = connection.src;
-        let states: &[&str] = if matches!(later, Later::Request | Later::Reply) {
-            &["ESTABLISHED"]
-        } else {
-            &["RELATED"]
-        };
+        let states: &[&str] =
+            if matches!(later, Later::Request | Later::Reply) { &["ESTABLISHED"] } else { &["RELATED"] };
         let (src, dst) = match later {
             Later::Request | Later::ErrorToServer => (client, server),
             Later::Reply | Later::ErrorToClient => (server, client),
         };
         let icmp = if src.is_ipv4() { "icmp" } else { "ipv6-icmp" };
-        let protocol = if states == ["RELATED"] {
-            icmp
-        } else {
-            connection.protocol
-        };
-        let hook = if self.local.contains(&dst.ip()) {
-            "INPUT"
-        } else {
-            "FORWARD"
-        };
-        let mut copy = Connection {
-            protocol,
-            ..*connection
-        };
-        let mut dice = Dice {
-            script: Vec::new(),
-            thrown: Vec::new(),
-            likelihood: 1.0,
-        };
+        let protocol = if states == ["RELATED"] { icmp } else { connection.protocol };
+        let hook = if self.local.contains(&dst.ip()) { "INPUT" } else { "FORWARD" };
+        let mut copy = Connection { protocol, ..*connection };
+        let mut dice = Dice { script: Vec::new(), thrown: Vec::new(), likelihood: 1.0 };
         self.filter(hook, states, src.ip(), dst, &mut copy, &mut dice)
     }
 
@@ -322,14 +256,7 @@ impl Host {
         connection: &mut Connection,
         dice: &mut Dice,
     ) -> End {
-        let mut packet = Packet {
-            protocol: connection.protocol,
-            src,
-            dst,
-            states,
-            connection,
-            dice,
-        };
+        let mut packet = Packet { protocol: connection.protocol, src, dst, states, connection, dice };
         match visit(&self.tables[table], chain, &mut packet) {
             Left::End(end) => end,
             Left::Returned => End::Policy,
@@ -339,11 +266,7 @@ impl Host {
 
 fn visit(table: &BTreeMap<String, Chain>, chain: &str, packet: &mut Packet<'_>) -> Left {
     for rule in &table[chain].rules {
-        if !rule
-            .matches
-            .iter()
-            .all(|(negated, test)| packet.is(test) != *negated)
-        {
+        if !rule.matches.iter().all(|(negated, test)| packet.is(test) != *negated) {
             continue;
         }
         match &rule.target {
@@ -361,10 +284,7 @@ fn visit(table: &BTreeMap<String, Chain>, chain: &str, packet: &mut Packet<'_>) 
                 packet.connection.mark = (packet.connection.mark & !mask) ^ value;
             }
             Target::Dnat(ip, port) => {
-                return Left::End(End::Dnat(SocketAddr::new(
-                    *ip,
-                    port.unwrap_or(packet.dst.port()),
-                )));
+                return Left::End(End::Dnat(SocketAddr::new(*ip, port.unwrap_or(packet.dst.port()))));
             }
             Target::Masquerade => return Left::End(End::Masquerade),
         }
@@ -393,21 +313,14 @@ impl Packet<'_> {
 impl Rule {
     fn parse(text: &str) -> Self {
         let mut words = text.split(' ');
-        let mut rule = Self {
-            matches: Vec::new(),
-            target: Target::Nothing,
-        };
+        let mut rule = Self { matches: Vec::new(), target: Target::Nothing };
         let mut negated = false;
         while let Some(flag) = words.next() {
             if flag == "!" {
                 negated = true;
                 continue;
             }
-            let mut value = || {
-                words
-                    .next()
-                    .unwrap_or_else(|| panic!("{flag} needs a value: {text}"))
-            };
+            let mut value = || words.next().unwrap_or_else(|| panic!("{flag} needs a value: {text}"));
             let condition = match flag {
                 "-s" => Match::Source(value().parse().unwrap()),
                 "-d" => Match::Destination(value().parse().unwrap()),
@@ -426,10 +339,7 @@ impl Rule {
                 "--mode" | "-m" => {
                     let module = value();
                     assert!(
-                        matches!(
-                            module,
-                            "tcp" | "udp" | "conntrack" | "connmark" | "statistic" | "random"
-                        ),
+                        matches!(module, "tcp" | "udp" | "conntrack" | "connmark" | "statistic" | "random"),
                         "{module} is not understood: {text}"
                     );
                     continue;
@@ -447,12 +357,7 @@ impl Rule {
     }
 }
 
-fn target<'a>(
-    flag: &str,
-    name: &str,
-    words: &mut impl Iterator<Item = &'a str>,
-    text: &str,
-) -> Target {
+fn target<'a>(flag: &str, name: &str, words: &mut impl Iterator<Item = &'a str>, text: &str) -> Target {
     let mut option = |flag: &str| {
         assert_eq!(words.next(), Some(flag), "{text}");
         words.next().unwrap()

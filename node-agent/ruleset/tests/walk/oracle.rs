@@ -26,15 +26,8 @@ impl Declared<'_> {
     fn port(&self, protocol: &str, src: IpAddr, dst: SocketAddr) -> Option<u16> {
         let spec = self.spec;
         let address = self.listen.contains(&dst.ip())
-            && (spec.addresses.is_empty()
-                || spec
-                    .addresses
-                    .iter()
-                    .any(|text| text.parse::<IpAddr>() == Ok(dst.ip())));
-        let family = spec
-            .targets
-            .iter()
-            .any(|target| target.ip.contains(':') == dst.is_ipv6());
+            && (spec.addresses.is_empty() || spec.addresses.iter().any(|text| text.parse::<IpAddr>() == Ok(dst.ip())));
+        let family = spec.targets.iter().any(|target| target.ip.contains(':') == dst.is_ipv6());
         if !address || !family || !self.admits(src) {
             return None;
         }
@@ -44,46 +37,30 @@ impl Declared<'_> {
                 Protocol::Tcp => "tcp",
                 Protocol::Udp => "udp",
             };
-            let inside = name == protocol
-                && port.port <= wanted
-                && wanted <= port.end_port.unwrap_or(port.port);
+            let inside = name == protocol && port.port <= wanted && wanted <= port.end_port.unwrap_or(port.port);
             let to = port.target_port.unwrap_or(port.port) + (wanted - port.port);
             inside.then(|| u16::try_from(to).unwrap())
         })
     }
 
     fn admits(&self, src: IpAddr) -> bool {
-        let listed = |list: &[sallyport_api::port_forward::Source]| {
-            list.iter().any(|source| covers(&source.cidr, src))
-        };
+        let listed = |list: &[sallyport_api::port_forward::Source]| list.iter().any(|source| covers(&source.cidr, src));
         listed(&self.spec.sources.allow) && !listed(&self.spec.sources.deny)
     }
 }
 
 /// Whether one of `forwards` lets the connection in, be there a target that takes it or not.
 pub fn admitted(forwards: &[Declared<'_>], protocol: &str, src: IpAddr, dst: SocketAddr) -> bool {
-    forwards
-        .iter()
-        .any(|forward| forward.port(protocol, src, dst).is_some())
+    forwards.iter().any(|forward| forward.port(protocol, src, dst).is_some())
 }
 
 /// Where connections like this one go; empty if nobody forwards it.
-pub fn shares(
-    forwards: &[Declared<'_>],
-    protocol: &str,
-    src: IpAddr,
-    dst: SocketAddr,
-) -> Vec<Share> {
-    let mut taking = forwards
-        .iter()
-        .filter_map(|forward| Some((forward.spec, forward.port(protocol, src, dst)?)));
+pub fn shares(forwards: &[Declared<'_>], protocol: &str, src: IpAddr, dst: SocketAddr) -> Vec<Share> {
+    let mut taking = forwards.iter().filter_map(|forward| Some((forward.spec, forward.port(protocol, src, dst)?)));
     let Some((spec, port)) = taking.next() else {
         return Vec::new();
     };
-    assert!(
-        taking.next().is_none(),
-        "two forwards were accepted for {dst}/{protocol}"
-    );
+    assert!(taking.next().is_none(), "two forwards were accepted for {dst}/{protocol}");
     let targets: Vec<(IpAddr, f64)> = spec
         .targets
         .iter()
@@ -111,11 +88,7 @@ pub fn covers(cidr: &str, ip: IpAddr) -> bool {
 pub fn borders(cidr: &str) -> (u128, u128) {
     let (ip, length) = cidr.split_once('/').unwrap();
     let (ip, length): (IpAddr, u32) = (ip.parse().unwrap(), length.parse().unwrap());
-    let free = if ip.is_ipv6() {
-        128 - length
-    } else {
-        32 - length
-    };
+    let free = if ip.is_ipv6() { 128 - length } else { 32 - length };
     let hosts = 1_u128.checked_shl(free).map_or(u128::MAX, |size| size - 1);
     let first = number(ip) & !hosts;
     (first, first | hosts)

@@ -40,7 +40,7 @@ impl Scene {
 
     fn age(&self, name: &str) {
         let file = File::options().append(true).open(self.path(name)).unwrap();
-        file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_hours(1)).unwrap();
     }
 
     fn look(&mut self) -> Look {
@@ -90,7 +90,9 @@ fn broken() -> Vec<(Vec<u8>, &'static str)> {
 #[test]
 fn manifests_end_in_yaml_or_yml_and_are_not_hidden() {
     let mut scene = Scene::new();
-    for (port, name) in ["a.yaml", "b.yml", "c.json", ".d.yaml", "e.yaml.swp", "yaml", "f.YAML", "g.yaml~"].iter().enumerate() {
+    for (port, name) in
+        ["a.yaml", "b.yml", "c.json", ".d.yaml", "e.yaml.swp", "yaml", "f.YAML", "g.yaml~"].iter().enumerate()
+    {
         scene.put(name, forward(&format!("f{port}"), 8000));
     }
     fs::create_dir(scene.path("deeper")).unwrap();
@@ -123,7 +125,10 @@ fn a_file_that_cannot_be_used_keeps_what_it_held() {
         assert!(scene.look().changed);
         assert_eq!(scene.forwards(), [("a".into(), 8000), ("b".into(), 8002)], "{message}");
         let problems = scene.problems();
-        assert!(problems.len() == 1 && problems[0].starts_with("a.yaml: ") && problems[0].contains(message), "{problems:?}");
+        assert!(
+            problems.len() == 1 && problems[0].starts_with("a.yaml: ") && problems[0].contains(message),
+            "{problems:?}"
+        );
 
         // And so it is after a restart, from the state directory.
         scene.restart();
@@ -189,7 +194,7 @@ fn a_file_that_may_not_be_read_keeps_what_it_held() {
     let mut scene = Scene::new();
     scene.put("a.yaml", forward("a", 8000));
     scene.look();
-    fs::set_permissions(scene.path("a.yaml"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(scene.path("a.yaml"), fs::Permissions::from_mode(0o0)).unwrap();
     let forbidden = File::open(scene.path("a.yaml")).is_err();
     scene.look();
     assert_eq!(scene.forwards(), [("a".into(), 8000)]);
@@ -379,7 +384,8 @@ fn a_restart_while_a_file_is_written_starts_with_what_was_good() {
     scene.restart();
     assert_eq!(scene.look(), Look { changed: true, unsettled: true });
     assert_eq!(scene.forwards(), [("a".into(), 8000)]);
-    let waiting = ["a.yaml", "b.yaml"].map(|name| format!("{name}: is still being written; what was last good of it stays"));
+    let waiting =
+        ["a.yaml", "b.yaml"].map(|name| format!("{name}: is still being written; what was last good of it stays"));
     assert_eq!(scene.problems(), waiting);
 
     scene.put("a.yaml", forward("a", 9000));
@@ -394,7 +400,7 @@ fn a_file_of_the_future_is_read() {
     let mut scene = Scene::new();
     scene.put("a.yaml", forward("a", 8000));
     let file = File::options().append(true).open(scene.path("a.yaml")).unwrap();
-    file.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
+    file.set_modified(SystemTime::now() + Duration::from_hours(1)).unwrap();
     assert_eq!(scene.look(), Look { changed: true, unsettled: false });
     assert_eq!(scene.forwards(), [("a".into(), 8000)]);
 }
@@ -419,12 +425,14 @@ fn a_pool_that_is_not_understood_is_found() {
     scene.put("a.yaml", forward("a", 0));
     scene.look();
     assert_eq!(scene.directory.broken_pool(), None);
-    for pool in ["metadata: { name: p }\nspec: { nodeSelectr: {} }", "metadata: {}", "metadata: { name: p }\nspec: []"] {
+    for pool in ["metadata: { name: p }\nspec: { nodeSelectr: {} }", "metadata: {}", "metadata: { name: p }\nspec: []"]
+    {
         scene.put("b.yaml", format!("apiVersion: sallyport.dev/v1alpha1\nkind: GatewayPool\n{pool}\n"));
         scene.look();
         assert_eq!(scene.directory.broken_pool(), Some("b.yaml"), "{pool}");
     }
-    let good = "apiVersion: sallyport.dev/v1alpha1\nkind: GatewayPool\nmetadata: { name: p }\nspec: { nodeSelector: {} }\n";
+    let good =
+        "apiVersion: sallyport.dev/v1alpha1\nkind: GatewayPool\nmetadata: { name: p }\nspec: { nodeSelector: {} }\n";
     scene.put("b.yaml", good);
     scene.look();
     assert_eq!(scene.directory.broken_pool(), None);

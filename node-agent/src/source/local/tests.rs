@@ -57,14 +57,22 @@ fn without_a_pool_what_is_always_refused_is_refused_all_the_same() {
     let (intents, problems) = decide(&own, &Held::new(), None);
     assert_eq!(names(&intents), Vec::<String>::new());
     assert!(problems[0].starts_with("x.yaml: PortForward one/a: spec.targets: "), "{problems:?}");
-    let (_, problems) = decide(&(forward("a", "one", 8000).replace("spec:", "spec:\n  pool: other")), &Held::new(), None);
-    assert!(problems[0].starts_with("x.yaml: PortForward one/a: spec.pool: ") && problems[0].contains("PoolNotFound"), "{problems:?}");
+    let (_, problems) =
+        decide(&(forward("a", "one", 8000).replace("spec:", "spec:\n  pool: other")), &Held::new(), None);
+    assert!(
+        problems[0].starts_with("x.yaml: PortForward one/a: spec.pool: ") && problems[0].contains("PoolNotFound"),
+        "{problems:?}"
+    );
 }
 
 #[test]
 fn a_pool_decides_and_its_node_selector_always_matches_here() {
-    let text = pool("{}", "  ipForward: Require\n  firewall: { backend: IptablesLegacy }\n  listen: { addresses: [ { type: CIDR, value: fd00::/8 } ] }\n");
-    let (intents, problems) = decide(&(text + &forward("a", "one", 8000) + &forward("b", "one", 9000)), &Held::new(), None);
+    let text = pool(
+        "{}",
+        "  ipForward: Require\n  firewall: { backend: IptablesLegacy }\n  listen: { addresses: [ { type: CIDR, value: fd00::/8 } ] }\n",
+    );
+    let (intents, problems) =
+        decide(&(text + &forward("a", "one", 8000) + &forward("b", "one", 9000)), &Held::new(), None);
     assert_eq!(names(&intents), ["one/a"]);
     assert!(problems.len() == 1 && problems[0].starts_with("x.yaml: PortForward one/b: "), "{problems:?}");
     assert!(problems[0].ends_with(&format!("({:?})", Reason::NotGranted)), "{problems:?}");
@@ -104,7 +112,11 @@ fn the_holder_of_a_port_keeps_it_from_decision_to_decision() {
     assert_eq!(names(&decide(&both, &Held::new(), None).0), ["one/a"]);
     let (second, problems) = decide(&both, &first.slices, None);
     assert_eq!(names(&second), ["one/z"]);
-    assert!(problems[0].starts_with("x.yaml: PortForward one/a: spec.ports: port 8000/TCP is held by") && problems[0].contains("PortConflict"), "{problems:?}");
+    assert!(
+        problems[0].starts_with("x.yaml: PortForward one/a: spec.ports: port 8000/TCP is held by")
+            && problems[0].contains("PortConflict"),
+        "{problems:?}"
+    );
     // Also after the decision was on disk.
     let kept: Intents = serde_json::from_str(&serde_json::to_string(&second).unwrap()).unwrap();
     assert_eq!(decide(&both, &kept.slices, None).0, second);
@@ -127,7 +139,10 @@ fn a_pool_that_is_not_understood_does_not_open_the_host() {
     let new = forward("new", "one", 8001);
     let (intents, problems) = decide(&new, &Held::new(), Some("pool.yaml"));
     assert_eq!(names(&intents), Vec::<String>::new());
-    assert_eq!(problems, ["x.yaml: PortForward one/new: spec.pool: the GatewayPool in \"pool.yaml\" has problems; mend it first"]);
+    assert_eq!(
+        problems,
+        ["x.yaml: PortForward one/new: spec.pool: the GatewayPool in \"pool.yaml\" has problems; mend it first"]
+    );
 
     // What was let in before stays.
     let (before, _) = decide(&old, &Held::new(), None);

@@ -1,0 +1,126 @@
+//! A kernel of tests: holds what is applied, lets others meddle, and can refuse.
+
+use sallyport_engine::conntrack::Conntrack;
+use sallyport_engine::dry_run::DryRun;
+use sallyport_engine::iptables::Place;
+use sallyport_engine::{Error, command};
+use sallyport_ruleset::facts::LocalAddress;
+
+use super::*;
+use crate::manifest;
+use crate::source::local::decide_here;
+
+/// What it was asked, and what it shall do.
+#[derive(Default)]
+pub(crate) struct Kernel {
+    /// What it holds.
+    pub(crate) rules: DryRun,
+    /// Times that the rules were read.
+    pub(crate) observed: usize,
+    /// What the agent applied.
+    pub(crate) applied: Vec<Batch>,
+    /// Whether the change counter moved.
+    pub(crate) moved: bool,
+    /// Somebody's change after each of the agent's.
+    pub(crate) meddling: Option<Batch>,
+    /// Called before each change.
+    pub(crate) before_apply: Option<Box<dyn Fn()>>,
+    /// Fails the next that many readings, and changes.
+    pub(crate) failures: (usize, usize),
+    /// What it says does not exist.
+    pub(crate) absent: Vec<Place>,
+}
+
+impl Kernel {
+    /// Somebody else changes IPv4 rules.
+    pub(crate) async fn meddle(&mut self, text: &str) {
+        self.rules.apply(&v4(text)).await.unwrap();
+        self.moved = true;
+    }
+
+    /// What it holds, read without the agent's knowing.
+    pub(crate) async fn rules(&mut self) -> InstalledRuleset {
+        self.rules.observe().await.unwrap()
+    }
+}
+
+/// A batch for IPv4.
+pub(crate) fn v4(text: &str) -> Batch {
+    Batch { v4: Some(text.to_owned()), v6: None }
+}
+
+fn refuse(left: &mut usize) -> Result<(), Error> {
+    if *left == 0 {
+        return Ok(());
+    }
+    *left -= 1;
+    Err(command::Error::NotInstalled { program: "iptables-fake" }.into())
+}
+
+impl Engine for Kernel {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    async fn observe(&mut self) -> Result<InstalledRuleset, Error> {
+        refuse(&mut self.failures.0)?;
+        self.observed += 1;
+        self.moved = false;
+        self.rules.observe().await
+    }
+
+    async fn apply(&mut self, batch: &Batch) -> Result<(), Error> {
+        if let Some(look) = &self.before_apply {
+            look();
+        }
+        refuse(&mut self.failures.1)?;
+        self.rules.apply(batch).await?;
+        self.applied.push(batch.clone());
+        if let Some(meddling) = &self.meddling {
+            self.rules.apply(meddling).await?;
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self) -> Result<bool, Error> {
+        Ok(self.moved)
+    }
+
+    fn absent(&self) -> Result<Vec<Place>, Error> {
+        Ok(self.absent.clone())
+    }
+
+    fn conntrack(&self) -> Option<Conntrack> {
+        None
+    }
+}
+
+/// The addresses of the host of tests.
+pub(crate) fn local() -> Vec<LocalAddress> {
+    let of = |ip: &str, prefix_len| LocalAddress { ip: ip.parse().unwrap(), prefix_len, global: true };
+    vec![of("10.30.1.78", 24), of("fd00::78", 64)]
+}
+
+/// What is decided upon the manifests in `text`, which must all be acceptable.
+pub(crate) fn intents(text: &str) -> Intents {
+    let objects: Vec<_> = manifest::read(&mut text.as_bytes()).into_iter().map(|object| object.expect(text)).collect();
+    let named: Vec<_> = objects.iter().map(|object| ("x.yaml", object)).collect();
+    let addresses = local().iter().map(|own| own.ip).collect();
+    let (intents, problems) = decide_here(&named, "gw1", addresses, &std::collections::BTreeMap::new(), None);
+    assert_eq!(problems, []);
+    intents
+}
+
+/// A manifest of a forward from 10.30.1.80 to 10.30.1.79.
+pub(crate) fn forward(name: &str, port: u16) -> String {
+    format!(
+        "---\napiVersion: sallyport.dev/v1alpha1\nkind: PortForward\nmetadata: {{ name: {name} }}\nspec:\n  \
+         ports: [ {{ name: p, port: {port} }} ]\n  sources: {{ allow: [ {{ cidr: 10.30.1.80/32 }} ] }}\n  \
+         targets: [ {{ name: t, ip: 10.30.1.79 }} ]\n"
+    )
+}
+
+/// A manifest of a pool that grants everything and never turns forwarding on by itself.
+pub(crate) const REQUIRE: &str = "---\napiVersion: sallyport.dev/v1alpha1\nkind: GatewayPool\nmetadata: { name: default }\n\
+    spec:\n  nodeSelector: {}\n  ipForward: Require\n  grants: [ { name: g, namespaceSelector: {}, \
+    ports: [ { port: 1, endPort: 65535 } ], targetCIDRs: [ 0.0.0.0/0 ], sourceCIDRs: [ 0.0.0.0/0 ] } ]\n";
