@@ -18,7 +18,7 @@ test: ## run tests; TIERS="pure kernel" chooses which (kernel needs root)
 	@$(E2E) test --tiers "$(TIERS)"
 
 generate: ## write the files that are generated from the types
-	UPDATE_EXPECT=1 cargo test --quiet --package sallyport-api
+	UPDATE=1 cargo test --quiet --package sallyport-api --test manifest
 
 demo-standalone: ## the origin story with real programs on a lone gateway (root)
 	cargo build --quiet --package sallyport-node-agent --package sallyport-e2e

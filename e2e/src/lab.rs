@@ -100,7 +100,13 @@ pub fn folder() -> Result<TempDir> {
 /// Removes what earlier runs left behind: the namespaces and temporary files whose maker is no longer alive,
 /// and the processes inside the namespaces. Returns the names of what was removed.
 pub fn sweep() -> Result<Vec<String>> {
-    remove_where(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+    remove_where(|pid| !is_alive(pid))
+}
+
+/// Whether a process exists and is more than an exit status that nobody has fetched yet.
+fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
 }
 
 /// Removes every namespace and temporary file that this process made: for a program that is about to be ended by a signal.

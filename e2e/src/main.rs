@@ -100,9 +100,8 @@ fn leave_nothing_when_interrupted() {
             }
             Ok(())
         });
-        if waited.is_ok() {
-            let _ = runner::stop();
-            let _ = lab::remove_own().and_then(|_| lab::sweep());
+        if waited.is_ok() && !runner::interrupt() {
+            let _ = lab::remove_own();
             std::process::exit(130);
         }
     });

@@ -7,21 +7,20 @@ use std::fmt;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{lab, packages, program, wait};
+use crate::{lab, packages, program};
 
 /// Seconds that one call of cargo may take before it is ended.
 const CARGO_LIMIT: &str = "2400";
 
-/// How long tests that were told to end may take for it.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
-
 /// The process id of the cargo call that is running; 0 when none is.
 static RUNNING: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a signal has ended the tests.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Counts of tests and checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,21 +123,16 @@ pub fn run(tiers: &str) -> Result<bool> {
     Ok(totals.failed == 0)
 }
 
-/// Ends the cargo call that is running, with the tests that it runs, and waits for their end: for a runner
-/// ended by a signal.
-pub fn stop() -> Result<()> {
+/// Ends the cargo call that is running, with the tests that it runs; [`run`] then fails. Says whether there
+/// was one.
+pub fn interrupt() -> bool {
     let pid = RUNNING.load(Ordering::Relaxed);
     if pid == 0 {
-        return Ok(());
+        return false;
     }
-    // `timeout` leads a process group, in which are cargo and the tests, and passes the signal on to it.
-    let group = format!("-{pid}");
-    let signal = |name: &str| Command::new("kill").args([name, "--", &group]).output();
-    signal("-TERM").context("end the tests")?;
-    wait::until_true("the end of the tests", STOP_LIMIT, || {
-        Ok(!signal("-0").context("look for the tests")?.status.success())
-    })?;
-    Ok(())
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    // `timeout` passes the signal on to all that it started.
+    Command::new("kill").args(["-TERM", &pid.to_string()]).output().is_ok()
 }
 
 fn kernel_obstacle() -> Option<String> {
@@ -238,6 +232,10 @@ fn cargo(args: &[&str], mut each_line: impl FnMut(&str)) -> Result<(bool, usize)
     }
     let status = child.wait().context("wait for cargo")?;
     RUNNING.store(0, Ordering::Relaxed);
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        lab::sweep()?;
+        bail!("interrupted");
+    }
     Ok((status.success(), lines))
 }
 

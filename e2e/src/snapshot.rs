@@ -111,3 +111,27 @@ fn settings(host: &Host) -> Result<String> {
     lines.sort_unstable();
     Ok(lines.join("\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{rules, without, without_empty_tables};
+
+    const SAVED: &str = "*nat\n:PREROUTING ACCEPT\nCOMMIT\n*filter\n:INPUT DROP\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n";
+
+    #[test]
+    fn rules_carry_their_table() {
+        let expected = ["nat :PREROUTING ACCEPT", "filter :INPUT DROP", "filter -A INPUT -i lo -j ACCEPT"];
+        assert_eq!(rules(SAVED), expected);
+    }
+
+    #[test]
+    fn rule_that_is_there_twice_counts_twice() {
+        let twice = ["a".to_owned(), "a".to_owned(), "b".to_owned()];
+        assert_eq!(without(&twice, &["a".to_owned()]), ["a", "b"]);
+    }
+
+    #[test]
+    fn only_tables_that_change_nothing_are_left_out() {
+        assert_eq!(without_empty_tables(SAVED), "*filter\n:INPUT DROP\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n");
+    }
+}

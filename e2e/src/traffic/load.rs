@@ -271,3 +271,20 @@ impl RunningLoad {
         serde_json::from_str(line).context("read the load report")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::percentile;
+
+    #[test]
+    fn percentiles_of_a_hundred_values_are_the_values() {
+        let values: Vec<f64> = (0..100).rev().map(f64::from).collect();
+        let found = [50, 99].map(|percent| percentile(values.clone(), percent).to_string());
+        assert_eq!(found, ["50", "99"]);
+    }
+
+    #[test]
+    fn percentile_of_nothing_is_zero() {
+        assert_eq!(percentile(Vec::new(), 50).to_bits(), 0);
+    }
+}

@@ -351,5 +351,5 @@ fn problems_without_end_are_cut_short() {
 fn thousands_of_documents_are_one_text() {
     let text: String =
         (0..2_000).map(|n| format!("---\n{}", FORWARD.replace("name: f", &format!("name: f{n}")))).collect();
-    assert_eq!(all(&text).into_iter().filter(Result::is_ok).count(), 2_000);
+    assert_eq!(all(&text).into_iter().flatten().count(), 2_000);
 }
