@@ -146,7 +146,7 @@ impl<E: Engine> Converger<E> {
         let batch = plan(&compiled.ruleset, installed, false);
         let families = self.families_to_turn_on(intents.node.ip_forward, &compiled)?;
         let allowed = Allowed::new(&compiled, &forwards);
-        let ended = match self.engine.conntrack() {
+        let ended = match self.engine.conntrack()? {
             Some(conntrack) => {
                 conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count()
             }
@@ -264,7 +264,7 @@ impl<E: Engine> Converger<E> {
 
     /// Ends our connections that are not allowed any more, and UDP flows that began before the rules they should go by.
     fn end_connections(&self, allowed: &Allowed<'_>) -> Result<usize, Error> {
-        let Some(conntrack) = self.engine.conntrack() else { return Ok(0) };
+        let Some(conntrack) = self.engine.conntrack()? else { return Ok(0) };
         let mut doomed = conntrack.ours(MARK_OURS, MARK_OURS)?;
         doomed.retain(|flow| allowed.forbids(flow));
         if allowed.any_udp() {

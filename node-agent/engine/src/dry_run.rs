@@ -43,8 +43,8 @@ impl Engine for DryRun {
         Ok(Vec::new())
     }
 
-    fn conntrack(&self) -> Option<Conntrack> {
-        None
+    fn conntrack(&self) -> Result<Option<Conntrack>, Error> {
+        Ok(None)
     }
 }
 

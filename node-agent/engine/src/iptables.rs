@@ -195,9 +195,7 @@ impl Engine for Iptables {
         })
     }
 
-    fn conntrack(&self) -> Option<Conntrack> {
-        Conntrack::open()
-            .inspect_err(|error| tracing::error!(error = error as &dyn std::error::Error, "no conntrack"))
-            .ok()
+    fn conntrack(&self) -> Result<Option<Conntrack>, Error> {
+        Ok(Some(Conntrack::open()?))
     }
 }

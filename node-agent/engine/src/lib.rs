@@ -52,5 +52,5 @@ pub trait Engine {
     fn absent(&self) -> Result<Vec<Place>, Error>;
 
     /// Connection tracking beside these rules; none where no kernel is involved.
-    fn conntrack(&self) -> Option<Conntrack>;
+    fn conntrack(&self) -> Result<Option<Conntrack>, Error>;
 }

@@ -27,6 +27,8 @@ pub(crate) struct Kernel {
     pub(crate) before_apply: Option<Box<dyn Fn()>>,
     /// Fails the next that many readings, and changes.
     pub(crate) failures: (usize, usize),
+    /// Whether connections can be listed.
+    pub(crate) blind: bool,
     /// What it says does not exist.
     pub(crate) absent: Vec<Place>,
 }
@@ -90,8 +92,11 @@ impl Engine for Kernel {
         Ok(self.absent.clone())
     }
 
-    fn conntrack(&self) -> Option<Conntrack> {
-        None
+    fn conntrack(&self) -> Result<Option<Conntrack>, Error> {
+        if self.blind {
+            refuse(&mut 1)?;
+        }
+        Ok(None)
     }
 }
 

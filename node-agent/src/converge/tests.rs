@@ -169,6 +169,17 @@ async fn connections_are_looked_at_again_after_a_pass_that_changed_rules_but_did
 }
 
 #[tokio::test]
+async fn a_pass_that_cannot_list_connections_is_no_success() {
+    let mut scene = Scene::new();
+    scene.kernel().blind = true;
+    assert!(scene.pass(&intents(&forward("a", 8000))).await.is_err());
+    assert!(!scene.converger.settled);
+    scene.kernel().blind = false;
+    scene.pass(&intents(&forward("a", 8000))).await.unwrap();
+    assert!(scene.converger.settled);
+}
+
+#[tokio::test]
 async fn the_first_place_is_left_to_whoever_keeps_taking_it() {
     let mut scene = Scene::new();
     let wanted = intents(&forward("a", 8000));

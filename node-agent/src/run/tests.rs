@@ -89,6 +89,8 @@ async fn a_host_starts_with_its_last_good_intents_while_the_manifests_are_away()
     fs::remove_dir(&scene.args.manifests).unwrap();
     let mut source = scene.source();
     assert_eq!(*source.last_good().unwrap(), kept);
+    // Not the addresses make it decide.
+    source.local = local_addresses().unwrap();
     assert_eq!(source.look(None).await, None);
     assert!(source.unreadable().unwrap().contains("cannot list the manifests in"));
     assert_eq!(source.look(None).await, None);
