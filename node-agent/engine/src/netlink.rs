@@ -170,16 +170,7 @@ impl Socket {
             .chain(messages)
             .chain(std::iter::once(control(ControlMessage::BatchEnd)));
         for (message, flags) in batch {
-            let sequence = self.sequence.get().wrapping_add(1);
-            self.sequence.set(sequence);
-            let mut header = NetlinkHeader::default();
-            header.flags = NLM_F_REQUEST | flags;
-            header.sequence_number = sequence;
-            let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-            request.finalize();
-            let start = bytes.len();
-            bytes.resize(start + request.buffer_len(), 0);
-            request.serialize(&mut bytes[start..]);
+            let sequence = self.write(&mut bytes, message, flags);
             if flags & NLM_F_ACK != 0 {
                 last = sequence;
             }
@@ -215,6 +206,19 @@ impl Socket {
     where
         M: NetlinkSerializable,
     {
+        let mut bytes = Vec::new();
+        let sequence = self.write(&mut bytes, message, flags);
+        match self.raw.send(&bytes, 0) {
+            Ok(_) => Ok(sequence),
+            Err(source) => Err(Error::Send { question, source }),
+        }
+    }
+
+    /// Appends a request to `bytes` and returns its sequence number.
+    fn write<M>(&self, bytes: &mut Vec<u8>, message: M, flags: u16) -> u32
+    where
+        M: NetlinkSerializable,
+    {
         let sequence = self.sequence.get().wrapping_add(1);
         self.sequence.set(sequence);
         let mut header = NetlinkHeader::default();
@@ -222,12 +226,10 @@ impl Socket {
         header.sequence_number = sequence;
         let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        match self.raw.send(&bytes, 0) {
-            Ok(_) => Ok(sequence),
-            Err(source) => Err(Error::Send { question, source }),
-        }
+        let start = bytes.len();
+        bytes.resize(start + request.buffer_len(), 0);
+        request.serialize(&mut bytes[start..]);
+        sequence
     }
 
     fn receive(&self, question: &'static str, datagram: &mut [u8]) -> Result<usize, Error> {
