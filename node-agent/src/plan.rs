@@ -12,7 +12,7 @@ use sallyport_ruleset::plan::Batch;
 use crate::args::HostArgs;
 use crate::backend::{self, Backend};
 use crate::converge::Converger;
-use crate::run::Source;
+use crate::source::Source;
 use crate::state::{Intents, StateDir};
 use crate::sysctl::Sysctl;
 

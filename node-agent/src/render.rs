@@ -17,7 +17,7 @@ use sallyport_ruleset::plan;
 use crate::args::Audience;
 use crate::manifest::Identity;
 use crate::plan::{print_batch, report};
-use crate::run::describe;
+use crate::source::describe;
 use crate::source::directory::Directory;
 use crate::source::local::decide_here;
 use crate::state::StateDir;

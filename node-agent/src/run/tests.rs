@@ -4,8 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
+use crate::addresses::local_addresses;
 use crate::args::BackendArg;
 use crate::converge::fake::{Kernel, forward, intents};
+use crate::source::LISTING;
 
 /// Manifests and a state directory; files are older than the time that a writer is waited for.
 struct Scene {
