@@ -238,7 +238,8 @@ pub fn hold(host: &Host, protocol: Protocol, to: SocketAddr, from: Option<Socket
         if process.ended()?.is_some() {
             bail!("the conversation with {to} did not begin: {}", process.output());
         }
-        Ok(process.output().contains('\n'))
+        // A client that gives up says so on a line of its own before it ends: only an answer counts.
+        Ok(process.output().lines().any(|line| matches!(Answer::parse(line), Some(Answer::Heard { .. }))))
     })?;
     Ok(Held { process })
 }
