@@ -10,18 +10,6 @@ pub const VERSION: &str = "v1alpha1";
 /// Pool that a forward asks for when it names none.
 pub const DEFAULT_POOL: &str = "default";
 
-/// Node label that pools select by in the examples and that a lone gateway carries.
-pub const GATEWAY_LABEL: &str = "sallyport.dev/gateway";
-/// Node label that the operator owns and the agents' `DaemonSet` selects; never set by people.
-pub const AGENT_LABEL: &str = "sallyport.dev/agent";
-/// Namespace that the operator and the agents run in.
-pub const SYSTEM_NAMESPACE: &str = "sallyport-system";
-
-/// Field manager of everything the operator writes.
-pub const OPERATOR_FIELD_MANAGER: &str = "sallyport-operator";
-/// Field manager of everything an agent writes.
-pub const AGENT_FIELD_MANAGER: &str = "sallyport-node-agent";
-
 /// Every iptables chain of ours starts so; no other chain is ever changed, apart from our jumps in the built-in ones.
 pub const CHAIN_PREFIX: &str = "SALLY-";
 

@@ -39,7 +39,7 @@ impl Batch {
 /// Plans the change from `installed` to `desired`.
 ///
 /// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and no foreign rule before a jump
-/// would take our packets. `rivals` says whether to care about the latter: not when somebody keeps fighting for the
+/// would take our packets. With `yield_place` the latter is left as it is: for when somebody keeps fighting for the
 /// first place.
 #[must_use]
 pub fn plan(desired: &Ruleset, installed: &InstalledRuleset, yield_place: bool) -> Batch {
