@@ -17,6 +17,11 @@ pub enum ConditionType {
     Programmed,
     /// All the others are True.
     Ready,
+    /// On a `GatewayNode`: the kernel was read back and carries every slice of the pool.
+    Synced,
+    /// On a `GatewayNode`: the kernel forwards packets of every family that a forward needs.
+    #[serde(rename = "IPForwarding")]
+    IpForwarding,
 }
 
 impl ConditionType {
@@ -27,6 +32,8 @@ impl ConditionType {
             Self::Accepted => "Accepted",
             Self::Programmed => "Programmed",
             Self::Ready => "Ready",
+            Self::Synced => "Synced",
+            Self::IpForwarding => "IPForwarding",
         }
     }
 }
@@ -85,11 +92,21 @@ pub enum Reason {
     Ready,
     /// A node that this pool selects belongs to an older pool. Change `nodeSelector` of either pool.
     NodeInOtherPool,
+    /// The kernel carries every slice of the pool. Nothing to do.
+    Synced,
+    /// A slice that the node carries is gone without having been emptied first; its rules stay. Restore the custom
+    /// resource definitions, and the operator writes it again.
+    SliceMissing,
+    /// The kernel forwards packets. Nothing to do.
+    Forwarding,
+    /// The kernel does not forward packets. With `ipForward: Require`, turn `ip_forward` on at the node; else the message
+    /// says what failed.
+    NotForwarding,
 }
 
 impl Reason {
     /// Every reason, in the order of the condition types, the good one of each type first.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::Accepted,
         Self::PoolNotFound,
         Self::NotGranted,
@@ -110,6 +127,10 @@ impl Reason {
         Self::UnsupportedIntent,
         Self::Ready,
         Self::NodeInOtherPool,
+        Self::Synced,
+        Self::SliceMissing,
+        Self::Forwarding,
+        Self::NotForwarding,
     ];
 
     /// The word in `reason` of a condition.
@@ -136,6 +157,10 @@ impl Reason {
             Self::UnsupportedIntent => "UnsupportedIntent",
             Self::Ready => "Ready",
             Self::NodeInOtherPool => "NodeInOtherPool",
+            Self::Synced => "Synced",
+            Self::SliceMissing => "SliceMissing",
+            Self::Forwarding => "Forwarding",
+            Self::NotForwarding => "NotForwarding",
         }
     }
 
@@ -143,7 +168,7 @@ impl Reason {
     #[must_use]
     pub fn status(self) -> &'static str {
         match self {
-            Self::Accepted | Self::Verified | Self::Ready => "True",
+            Self::Accepted | Self::Verified | Self::Ready | Self::Synced | Self::Forwarding => "True",
             Self::Pending | Self::AgentUnreachable => "Unknown",
             _ => "False",
         }
@@ -208,7 +233,13 @@ mod tests {
 
     #[test]
     fn every_type_is_spelled_as_it_is_serialised() {
-        for about in [ConditionType::Accepted, ConditionType::Programmed, ConditionType::Ready] {
+        for about in [
+            ConditionType::Accepted,
+            ConditionType::Programmed,
+            ConditionType::Ready,
+            ConditionType::Synced,
+            ConditionType::IpForwarding,
+        ] {
             assert_eq!(serde_json::to_value(about).unwrap(), about.as_str());
         }
     }

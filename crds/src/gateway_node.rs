@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::forward_slice::ForwardRef;
 use crate::gateway_pool::{FirewallBackend, IpForward, ReservedPort};
 use crate::names::{MAX_ADDRESSES, MAX_NAME, MAX_SLICE_FORWARDS, NAME_PATTERN};
-use crate::port_forward::Protocol;
+use crate::port_forward::AddressValue;
 
 /// All that an agent needs to know about its node and pool, apart from the forwards.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -125,8 +125,7 @@ pub struct GatewayNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
     pub rules_digest: Option<String>,
-    /// `Synced`: the kernel carries every slice seen. `IPForwarding`: the kernel forwards. `HostFirewallCompatible`: no
-    /// rule of the host drops what a forward lets through. `KernelSupport`: the kernel has all that the rules need.
+    /// `Synced`: the kernel carries every slice of the pool. `IPForwarding`: the kernel forwards.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Map(vec!["type".into()])))]
@@ -142,10 +141,10 @@ pub struct GatewayNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub format_version: Option<i32>,
-    /// Sockets of the host's own programs on ports that a forward asks for.
+    /// Addresses of this node that masqueraded connections leave from, towards all targets taken together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
-    pub listeners: Vec<Listener>,
+    #[schemars(length(max = MAX_ADDRESSES))]
+    pub source_addresses: Vec<AddressValue>,
     /// The last time that somebody else changed our rules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_drift: Option<Drift>,
@@ -173,7 +172,7 @@ pub struct ObservedSlice {
     /// `Pending`: seen, not yet read back from the kernel. `Programmed`: read back, except for the forwards in
     /// `failed`.
     pub state: SliceState,
-    /// First characters of the uids of the forwards in it that this node cannot carry.
+    /// First 13 characters of the uids of the forwards in it that this node cannot carry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_SLICE_FORWARDS), inner(length(max = 36)))]
     pub failed: Vec<String>,
@@ -200,18 +199,6 @@ pub struct ForwardFailure {
     /// What to do about it.
     #[schemars(length(max = 1024))]
     pub message: String,
-}
-
-/// A socket that a program of the host listens on.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Listener {
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Address it is bound to.
-    pub address: IpAddr,
-    /// Port it is bound to.
-    pub port: u16,
 }
 
 /// Somebody else changed our rules.

@@ -10,6 +10,23 @@ pub const VERSION: &str = "v1alpha1";
 /// Pool that a forward asks for when it names none.
 pub const DEFAULT_POOL: &str = "default";
 
+/// Finalizer on a `PortForward` that has a place in a slice: it goes when no live node carries the forward any more.
+pub const FINALIZER: &str = "sallyport.dev/rules";
+/// Label on a `ForwardSlice` with the name of its pool, so that an agent watches no other pool's slices.
+pub const POOL_LABEL: &str = "sallyport.dev/pool";
+/// Label on a Node, written by the operator alone, that lets the agent's pod run there.
+pub const AGENT_LABEL: &str = "sallyport.dev/agent";
+/// Name of the agents' `DaemonSet` and of their service account.
+pub const AGENT_NAME: &str = "sallyport-node-agent";
+/// Name of the operator's `Deployment`, of its service account and of the `Lease` that its leader holds.
+pub const OPERATOR_NAME: &str = "sallyport-operator";
+/// Name of an agent's `Lease`, in front of the name of its node.
+pub const AGENT_LEASE_PREFIX: &str = "sallyport-agent-";
+/// Seconds after which an agent whose `Lease` was not renewed counts as silent. Renewed four times as often.
+pub const AGENT_LEASE_SECONDS: i32 = 40;
+/// Characters of a uid that stand for it in `failed` of an observed slice.
+pub const UID_PREFIX: usize = 13;
+
 /// Every iptables chain of ours starts so; no other chain is ever changed, apart from our jumps in the built-in ones.
 pub const CHAIN_PREFIX: &str = "SALLY-";
 

@@ -1,6 +1,12 @@
-//! The operator's program. Today it carries the API: watching a cluster is not here yet, and the README says so.
+//! The operator: decides which port-forwards of a cluster hold, and says in each status what the kernels really hold.
 
 pub mod args;
+pub mod controller;
+pub mod daemonset;
+pub mod leader;
+pub mod metrics;
+pub mod run;
+pub mod uninstall;
 
 /// The custom resource definitions of this version, as one YAML stream for `kubectl apply --server-side -f -`.
 pub fn crds() -> String {

@@ -1,14 +1,29 @@
-//! Entry point: arguments and one of the commands.
+//! Entry point: arguments, logs, and one of the commands.
 
 use std::io::Write as _;
+use std::process::ExitCode;
 
 use clap::Parser as _;
 use sallyport_operator::args::{Cli, Command};
+use sallyport_operator::run;
 
-fn main() -> anyhow::Result<()> {
-    let Cli { command } = Cli::parse();
-    match command {
-        Command::Crds => std::io::stdout().write_all(sallyport_operator::crds().as_bytes())?,
-    }
-    Ok(())
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli { log_format, command } = Cli::parse();
+    sallyport_runtime::log::init(log_format);
+    let outcome = match command {
+        Command::Run { replica, agent, default_pool, admin } => {
+            run::run(&replica, &agent, default_pool.as_deref(), admin).await
+        }
+        Command::Uninstall { replica, force } => run::uninstall(&replica, force).await,
+        Command::Crds => std::io::stdout()
+            .write_all(sallyport_operator::crds().as_bytes())
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(anyhow::Error::from),
+    };
+    outcome.unwrap_or_else(|error| {
+        // With its causes, on one line; nobody is left to be told that this failed.
+        let _ = writeln!(std::io::stderr(), "error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

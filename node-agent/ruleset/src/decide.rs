@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
@@ -17,9 +18,10 @@ use sallyport_api::gateway_pool::GatewayPoolSpec;
 use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::PortForwardSpec;
 
-use crate::claim::{Claim, ClaimTable};
+use crate::arbitrate::{Contender, arbitrate, waits};
+use crate::claim::Claim;
 use crate::digest;
-use crate::pool::{Grant, Labels, Pool, validate_pool};
+use crate::pool::{Labels, Pool, validate_pool};
 use crate::slice;
 use crate::validate::{Problem, validate};
 
@@ -60,6 +62,17 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
 }
 
+/// A forward that some node may still carry although no slice has it any more, or not like this.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Leaving {
+    /// Name of the pool whose nodes carry it.
+    pub pool: String,
+    /// `metadata.uid` of the `PortForward`.
+    pub uid: String,
+    /// What the nodes may still do for it.
+    pub intent: Arc<Intent>,
+}
+
 /// Everything a decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
@@ -73,6 +86,12 @@ pub struct Observed<'a> {
     pub nodes: &'a [Node],
     /// The slices of the last decision: they record who holds which claim.
     pub slices: &'a BTreeMap<String, ForwardSliceSpec>,
+    /// What left the slices and has not left every node: its claims are given to nobody else yet.
+    pub leaving: &'a [Leaving],
+    /// Pools of which it is not known what every node carries: nobody is given a new claim there.
+    pub unknown: &'a BTreeSet<String>,
+    /// Networks of the cluster itself that no target may be in: its API server, its Services.
+    pub forbidden: &'a [IpNet],
 }
 
 /// What becomes of one forward.
@@ -127,7 +146,8 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
     let mut accepted: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
     for (name, mut contenders) in contenders {
         contenders.sort_by(|a, b| a.rank().cmp(&b.rank()));
-        let outcome = arbitrate(&contenders, &pools[name]);
+        let waiting: Vec<_> = contenders.iter().map(|contender| waits(contender, name, observed)).collect();
+        let outcome = arbitrate(&contenders, &waiting, &pools[name].1.grants);
         let here = accepted.entry(name.to_owned()).or_default();
         for (contender, refusal) in contenders.into_iter().zip(outcome) {
             let key = contender.forward.key.clone();
@@ -209,27 +229,6 @@ fn held_intents(slices: &BTreeMap<String, ForwardSliceSpec>) -> Held<'_> {
     held
 }
 
-/// A forward that is acceptable but for the claims of others.
-struct Contender<'a> {
-    forward: &'a Forward,
-    intent: Intent,
-    /// Whether it was accepted like this already.
-    unchanged: bool,
-    claims: Vec<Claim>,
-    /// What it holds of what it wants.
-    held: Vec<Claim>,
-    grants: Vec<usize>,
-}
-
-impl Contender<'_> {
-    /// Who was accepted like this comes first, so that nobody's edit takes their quota; then holders of all that they
-    /// want, then of a part, then the older, then by name.
-    fn rank(&self) -> (bool, bool, bool, i64, &ForwardRef) {
-        let all_held = self.claims.iter().all(|claim| self.held.iter().any(|held| claim.is_within(held)));
-        (!self.unchanged, !all_held, self.held.is_empty(), self.forward.created, &self.forward.key)
-    }
-}
-
 fn contender<'a>(
     forward: &'a Forward,
     pools: &BTreeMap<String, (i64, Pool, GatewayPoolSpec)>,
@@ -256,6 +255,20 @@ fn contender<'a>(
             message: format!("{} is an address of a gateway; a target must be another host", target.ip),
         });
     }
+    if let Some((target, net)) = intent
+        .targets
+        .iter()
+        .find_map(|target| Some((target, observed.forbidden.iter().find(|net| net.contains(&target.ip))?)))
+    {
+        problems.push(Problem {
+            field: "spec.targets".into(),
+            reason: Reason::InvalidTarget,
+            message: format!(
+                "{} is in {net}, which belongs to the cluster itself (API server, Services); choose another target",
+                target.ip
+            ),
+        });
+    }
     let namespace = forward.key.namespace.as_str();
     let unlabelled = Labels::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())]);
     let labels = observed.namespaces.get(namespace).unwrap_or(&unlabelled);
@@ -273,121 +286,5 @@ fn contender<'a>(
             problems.push(problem);
             Err(problems)
         }
-    }
-}
-
-/// Gives out the claims of one pool: for each contender, in their order, `None` or why it is refused.
-fn arbitrate(contenders: &[Contender<'_>], pool: &(i64, Pool, GatewayPoolSpec)) -> Vec<Option<Problem>> {
-    let grants = &pool.1.grants;
-    let mut table = ClaimTable::default();
-    let mut reserved = vec![false; contenders.len()];
-    for (index, contender) in contenders.iter().enumerate() {
-        if table.conflict(&contender.held, index).is_none() {
-            table.insert(&contender.held, index);
-            reserved[index] = true;
-        }
-    }
-    let mut quota = Quota { contenders, grants, holders: BTreeMap::new() };
-    let mut outcome: Vec<Option<Problem>> = vec![None; contenders.len()];
-    let mut pending: Vec<usize> = (0..contenders.len()).collect();
-    // A contender lets go of what it held when it is refused or takes something else instead, which may let in one that
-    // was refused before it: try those again. Each round needs a release and nobody releases twice, so this ends.
-    loop {
-        let mut released = false;
-        let mut refused = Vec::new();
-        for index in pending {
-            let contender = &contenders[index];
-            outcome[index] = if let Some((claim, by)) = table.conflict(&contender.claims, index) {
-                Some(conflict(contender, claim, contenders[by].forward))
-            } else if quota.place(index, &mut BTreeSet::new()) {
-                if std::mem::take(&mut reserved[index]) {
-                    table.remove(&contender.held, index);
-                    released |= contender.held != contender.claims;
-                }
-                table.insert(&contender.claims, index);
-                None
-            } else {
-                Some(over_quota(contender, grants))
-            };
-            if outcome[index].is_some() {
-                refused.push(index);
-                if std::mem::take(&mut reserved[index]) {
-                    table.remove(&contender.held, index);
-                    released = true;
-                }
-            }
-        }
-        if !released {
-            return outcome;
-        }
-        pending = refused;
-    }
-}
-
-/// Which forwards count against which limited grant.
-struct Quota<'a> {
-    contenders: &'a [Contender<'a>],
-    grants: &'a [Grant],
-    /// By namespace and grant.
-    holders: BTreeMap<(&'a str, usize), Vec<usize>>,
-}
-
-impl Quota<'_> {
-    /// Finds room for a contender under one of its grants other than those `tried`. Holders move to another grant of
-    /// theirs where that makes room, so whether all fit never depends on the order in which they came.
-    fn place(&mut self, index: usize, tried: &mut BTreeSet<usize>) -> bool {
-        let contender = &self.contenders[index];
-        for grant in &contender.grants {
-            let Some(max) = self.grants[*grant].max_forwards else { return true };
-            if !tried.insert(*grant) {
-                continue;
-            }
-            let key = (contender.forward.key.namespace.as_str(), *grant);
-            let holders = self.holders.entry(key).or_default();
-            if holders.len() < max {
-                holders.push(index);
-                return true;
-            }
-            for (at, holder) in holders.clone().into_iter().enumerate() {
-                if self.place(holder, tried) {
-                    self.holders.entry(key).or_default()[at] = index;
-                    return true;
-                }
-            }
-        }
-        false
-    }
-}
-
-fn conflict(loser: &Contender<'_>, claim: Claim, holder: &Forward) -> Problem {
-    // Other namespaces' objects may be unreadable for the loser, so their names are not told.
-    let holder = if holder.key.namespace == loser.forward.key.namespace {
-        format!("PortForward {}", holder.key.name)
-    } else {
-        "a forward of another namespace".to_owned()
-    };
-    Problem {
-        field: "spec.ports".into(),
-        reason: Reason::PortConflict,
-        message: format!("{claim} is held by {holder}; choose another port or address, or wait until it is free"),
-    }
-}
-
-fn over_quota(contender: &Contender<'_>, grants: &[Grant]) -> Problem {
-    let full: Vec<String> = contender
-        .grants
-        .iter()
-        .map(|grant| {
-            format!("grant {} allows {}", grants[*grant].name, grants[*grant].max_forwards.unwrap_or_default())
-        })
-        .collect();
-    Problem {
-        field: "spec".into(),
-        reason: Reason::QuotaExceeded,
-        message: format!(
-            "namespace {} already has as many forwards as it may: {}; delete one or ask the pool's admin",
-            contender.forward.key.namespace,
-            full.join(", ")
-        ),
     }
 }

@@ -20,7 +20,12 @@ pub fn intent_hash(intent: &Intent) -> String {
 /// The hash of a slice: of each forward's uid and hash, in uid order.
 #[must_use]
 pub fn slice_hash(forwards: &[SliceForward]) -> String {
-    let mut pairs: Vec<(&str, &str)> = forwards.iter().map(|f| (f.uid.as_str(), f.hash.as_str())).collect();
+    slice_hash_of(forwards.iter().map(|f| (f.uid.as_str(), f.hash.as_str())).collect())
+}
+
+/// The hash of the slice whose forwards have these uids and hashes, whatever else is in it.
+#[must_use]
+pub fn slice_hash_of(mut pairs: Vec<(&str, &str)>) -> String {
     pairs.sort_unstable();
     let mut hasher = Sha256::new();
     for (uid, hash) in pairs {

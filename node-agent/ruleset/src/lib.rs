@@ -7,6 +7,7 @@
 //! ```
 //! No I/O, no clock, no process, no random source: every function here can be called a million times in a test.
 
+mod arbitrate;
 pub mod claim;
 pub mod compile;
 pub mod decide;

@@ -43,15 +43,14 @@ impl Batch {
 /// first place.
 #[must_use]
 pub fn plan(desired: &Ruleset, installed: &InstalledRuleset, yield_place: bool) -> Batch {
-    let text = |family| plan_family(desired.family(family), installed.family(family), family, yield_place);
+    let text = |family| plan_family(desired.family(family), installed.family(family), yield_place);
     Batch { v4: text(Family::V4), v6: text(Family::V6) }
 }
 
-fn plan_family(desired: &Rules, installed: &Installed, family: Family, yield_place: bool) -> Option<String> {
+fn plan_family(desired: &Rules, installed: &Installed, yield_place: bool) -> Option<String> {
     let mut tables = Table::BOTH.map(|table| {
         let (chains, there) = (desired.table(table), installed.table(table));
-        let taken =
-            |builtin: &str, before: usize| !yield_place && rivals::take(desired, family, table, there, builtin, before);
+        let taken = |builtin: &str, before: usize| !yield_place && rivals::take(desired, table, there, builtin, before);
         (table, plan_table(table, chains, there, taken))
     });
     if desired.is_empty() {

@@ -9,7 +9,6 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::family::Family;
 use crate::installed::InstalledTable;
 use crate::rule::{Rules, Table};
 
@@ -17,19 +16,12 @@ use crate::rule::{Rules, Table};
 const DEPTH: usize = 16;
 
 /// Whether a rule among the first `before` of the built-in chain `builtin` could take a packet of `ours`.
-pub(crate) fn take(
-    ours: &Rules,
-    family: Family,
-    table: Table,
-    there: &InstalledTable,
-    builtin: &str,
-    before: usize,
-) -> bool {
+pub(crate) fn take(ours: &Rules, table: Table, there: &InstalledTable, builtin: &str, before: usize) -> bool {
     let Some(rules) = there.foreign.get(builtin) else { return false };
     if before == 0 {
         return false;
     }
-    let packets = Packets::of(ours, family, builtin);
+    let packets = Packets::of(ours, builtin);
     let mut visited = BTreeSet::new();
     rules.iter().take(before).any(|rule| packets.taken_by(rule, table, builtin, there, &mut visited, DEPTH))
 }
@@ -46,7 +38,7 @@ struct Packets {
 
 impl Packets {
     /// Reads them off our own rules: the listen addresses and ports, or behind the translation the targets.
-    fn of(ours: &Rules, _family: Family, builtin: &str) -> Self {
+    fn of(ours: &Rules, builtin: &str) -> Self {
         let before_dnat = matches!(builtin, "PREROUTING" | "OUTPUT");
         let mut packets = Self { to: BTreeSet::new(), ports: BTreeMap::new(), both_ways: builtin == "FORWARD" };
         for rule in ours.nat.values().flatten() {

@@ -3,7 +3,7 @@
 
 use sallyport_api::Reason;
 use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source};
-use sallyport_ruleset::decide::{Decision, Forward, Verdict};
+use sallyport_ruleset::decide::{Decision, Forward, Leaving, Verdict};
 
 #[path = "support/scene.rs"]
 mod scene;
@@ -124,4 +124,51 @@ fn a_forward_moves_to_another_grant_of_its_own_to_make_room() {
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [None, None]);
     assert_eq!(decide(&mut scene), decision);
+}
+
+#[test]
+fn a_successor_waits_until_no_node_carries_the_former_holder() {
+    let mut scene = in_order_of_age(&[on_ports(&[80]), on_ports(&[80]), on_ports(&[81])]);
+    decide(&mut scene);
+    let former = scene.slices["default-0000"].forwards[0].clone();
+    scene.forwards.remove(0);
+    scene.leaving =
+        vec![Leaving { pool: "default".into(), uid: former.uid.clone(), intent: former.intent.clone().into() }];
+    let decision = decide(&mut scene);
+    assert_eq!(refusals(&scene, &decision), [Some(Reason::PortConflict), None]);
+    scene.leaving.clear();
+    let decision = decide(&mut scene);
+    assert_eq!(refusals(&scene, &decision), [None, None]);
+}
+
+#[test]
+fn a_forward_never_waits_for_itself_nor_for_another_pool() {
+    let mut scene = in_order_of_age(&[on_ports(&[80])]);
+    decide(&mut scene);
+    let before = scene.slices["default-0000"].forwards[0].clone();
+    scene.forwards[0].spec = on_ports(&[80, 81]).into();
+    let leaving =
+        |pool: &str, uid: &str| Leaving { pool: pool.into(), uid: uid.into(), intent: before.intent.clone().into() };
+    scene.leaving = vec![leaving("default", &before.uid), leaving("other", "uid-7")];
+    let decision = decide(&mut scene);
+    assert_eq!(refusals(&scene, &decision), [None]);
+}
+
+#[test]
+fn while_nodes_are_unknown_holders_stay_and_newcomers_wait() {
+    let mut scene = in_order_of_age(&[on_ports(&[80]), on_ports(&[81])]);
+    let newcomer = scene.forwards.remove(1);
+    decide(&mut scene);
+    scene.forwards.push(newcomer);
+    scene.unknown.insert("default".into());
+    let decision = decide(&mut scene);
+    assert_eq!(refusals(&scene, &decision), [None, Some(Reason::Pending)]);
+}
+
+#[test]
+fn no_target_may_be_the_cluster_itself() {
+    let mut scene = in_order_of_age(&[on_ports(&[80])]);
+    scene.forbidden = vec!["10.30.1.79/32".parse().unwrap()];
+    let decision = decide(&mut scene);
+    assert_eq!(refusals(&scene, &decision), [Some(Reason::InvalidTarget)]);
 }

@@ -1,4 +1,5 @@
 //! Process plumbing that Sallyport's programs share. Knows nothing of forwards.
 
+pub mod admin;
 pub mod log;
 pub mod shutdown;

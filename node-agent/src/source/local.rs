@@ -72,8 +72,17 @@ pub fn decide_here(
         pools.push(PoolObject { name: DEFAULT_POOL.to_owned(), created: 0, spec: open_pool() });
     }
     let nodes = [Node { name: node_name.to_owned(), labels: None, addresses }];
-    let mut decision =
-        decide(&Observed { forwards: &forwards, pools: &pools, namespaces: &namespaces, nodes: &nodes, slices: held });
+    let mut decision = decide(&Observed {
+        forwards: &forwards,
+        pools: &pools,
+        namespaces: &namespaces,
+        nodes: &nodes,
+        slices: held,
+        // One host changes all its rules in one step and belongs to no cluster.
+        leaving: &[],
+        unknown: &BTreeSet::new(),
+        forbidden: &[],
+    });
 
     let mut report = |object: String, found: &[sallyport_ruleset::validate::Problem]| {
         let file = files.get(&Identity(object.clone())).map_or("", |file| *file);

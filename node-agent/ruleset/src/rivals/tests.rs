@@ -25,7 +25,7 @@ fn takes(table: Table, builtin: &str, before: &[&str], others: &[(&str, &[&str])
     for (chain, rules) in others {
         there.foreign.insert((*chain).to_owned(), owned(rules));
     }
-    take(&ours(), Family::V4, table, &there, builtin, before.len())
+    take(&ours(), table, &there, builtin, before.len())
 }
 
 #[test]

@@ -3,13 +3,14 @@
 //! What is expected of the result is not here but in the tests that use it.
 #![allow(dead_code, reason = "each test uses what it needs")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::{GatewayPool, PortForward};
 use sallyport_ruleset::compile::{Compiled, compile};
-use sallyport_ruleset::decide::{Decision, Forward, Node, Observed, PoolObject, decide};
+use sallyport_ruleset::decide::{Decision, Forward, Leaving, Node, Observed, PoolObject, decide};
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::pool::Labels;
 use serde::Deserialize;
@@ -22,6 +23,9 @@ pub struct Scene {
     pub namespaces: BTreeMap<String, Labels>,
     pub nodes: Vec<NodeFile>,
     pub slices: BTreeMap<String, ForwardSliceSpec>,
+    pub leaving: Vec<Leaving>,
+    pub unknown: BTreeSet<String>,
+    pub forbidden: Vec<IpNet>,
 }
 
 /// A node as `node.yaml` describes it.
@@ -58,6 +62,9 @@ impl Scene {
             namespaces: BTreeMap::new(),
             nodes: serde_saphyr::from_multiple(nodes).unwrap(),
             slices: BTreeMap::new(),
+            leaving: Vec::new(),
+            unknown: BTreeSet::new(),
+            forbidden: Vec::new(),
         };
         for document in serde_saphyr::from_multiple::<Value>(manifests).unwrap() {
             match document["kind"].as_str().unwrap() {
@@ -88,6 +95,9 @@ impl Scene {
             namespaces: &self.namespaces,
             nodes: &nodes,
             slices: &self.slices,
+            leaving: &self.leaving,
+            unknown: &self.unknown,
+            forbidden: &self.forbidden,
         })
     }
 

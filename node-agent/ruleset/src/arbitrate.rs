@@ -1,0 +1,179 @@
+//! Who gets what several forwards want: ports, and places under a quota.
+//!
+//! Holders keep what they hold. What makes a forward acceptable by itself is not here: `decide` asks that first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sallyport_api::condition::Reason;
+use sallyport_api::forward_slice::ForwardRef;
+use sallyport_api::intent::Intent;
+
+use crate::claim::{Claim, ClaimTable};
+use crate::decide::{Forward, Observed};
+use crate::pool::Grant;
+use crate::validate::Problem;
+
+/// A forward that is acceptable but for the claims of others.
+pub struct Contender<'a> {
+    /// Who wants it.
+    pub forward: &'a Forward,
+    /// What it asks, typed.
+    pub intent: Intent,
+    /// Whether it was accepted like this already.
+    pub unchanged: bool,
+    /// What it wants.
+    pub claims: Vec<Claim>,
+    /// What it holds of what it wants.
+    pub held: Vec<Claim>,
+    /// The grants of the pool that cover it, by index.
+    pub grants: Vec<usize>,
+}
+
+impl Contender<'_> {
+    /// Who was accepted like this comes first, so that nobody's edit takes their quota; then holders of all that they
+    /// want, then of a part, then the older, then by name.
+    pub fn rank(&self) -> (bool, bool, bool, i64, &ForwardRef) {
+        let all_held = self.claims.iter().all(|claim| self.held.iter().any(|held| claim.is_within(held)));
+        (!self.unchanged, !all_held, self.held.is_empty(), self.forward.created, &self.forward.key)
+    }
+}
+
+/// Why a contender cannot have yet what nobody holds any more: some node may still carry the former holder.
+pub fn waits(contender: &Contender<'_>, pool: &str, observed: &Observed<'_>) -> Option<Problem> {
+    let held = |claim: &Claim| contender.held.iter().any(|held| claim.is_within(held));
+    let new: Vec<&Claim> = contender.claims.iter().filter(|claim| !held(claim)).collect();
+    let claim = new.first()?;
+    if observed.unknown.contains(pool) {
+        return Some(Problem {
+            field: "spec.ports".into(),
+            reason: Reason::Pending,
+            message: format!("{claim} is given once every gateway has reported what it carries"),
+        });
+    }
+    let others = observed.leaving.iter().filter(|gone| gone.pool == pool && gone.uid != contender.forward.uid);
+    let claim =
+        others.flat_map(|gone| Claim::of(&gone.intent)).find(|gone| new.iter().any(|claim| claim.overlaps(gone)))?;
+    Some(Problem {
+        field: "spec.ports".into(),
+        reason: Reason::PortConflict,
+        message: format!("{claim} is still being taken off the gateways; this forward follows by itself"),
+    })
+}
+
+/// Gives out the claims of one pool: for each contender, in their order, `None` or why it is refused. Those that have
+/// to wait are refused for that reason, unless somebody else's claim is in their way.
+pub fn arbitrate(contenders: &[Contender<'_>], waiting: &[Option<Problem>], grants: &[Grant]) -> Vec<Option<Problem>> {
+    let mut table = ClaimTable::default();
+    let mut reserved = vec![false; contenders.len()];
+    for (index, contender) in contenders.iter().enumerate() {
+        if table.conflict(&contender.held, index).is_none() {
+            table.insert(&contender.held, index);
+            reserved[index] = true;
+        }
+    }
+    let mut quota = Quota { contenders, grants, holders: BTreeMap::new() };
+    let mut outcome: Vec<Option<Problem>> = vec![None; contenders.len()];
+    let mut pending: Vec<usize> = (0..contenders.len()).collect();
+    // A contender lets go of what it held when it is refused or takes something else instead, which may let in one that
+    // was refused before it: try those again. Each round needs a release and nobody releases twice, so this ends.
+    loop {
+        let mut released = false;
+        let mut refused = Vec::new();
+        for index in pending {
+            let contender = &contenders[index];
+            outcome[index] = if let Some((claim, by)) = table.conflict(&contender.claims, index) {
+                Some(conflict(contender, claim, contenders[by].forward))
+            } else if let Some(problem) = &waiting[index] {
+                Some(problem.clone())
+            } else if quota.place(index, &mut BTreeSet::new()) {
+                if std::mem::take(&mut reserved[index]) {
+                    table.remove(&contender.held, index);
+                    released |= contender.held != contender.claims;
+                }
+                table.insert(&contender.claims, index);
+                None
+            } else {
+                Some(over_quota(contender, grants))
+            };
+            if outcome[index].is_some() {
+                refused.push(index);
+                if std::mem::take(&mut reserved[index]) {
+                    table.remove(&contender.held, index);
+                    released = true;
+                }
+            }
+        }
+        if !released {
+            return outcome;
+        }
+        pending = refused;
+    }
+}
+
+/// Which forwards count against which limited grant.
+struct Quota<'a> {
+    contenders: &'a [Contender<'a>],
+    grants: &'a [Grant],
+    /// By namespace and grant.
+    holders: BTreeMap<(&'a str, usize), Vec<usize>>,
+}
+
+impl Quota<'_> {
+    /// Finds room for a contender under one of its grants other than those `tried`. Holders move to another grant of
+    /// theirs where that makes room, so whether all fit never depends on the order in which they came.
+    fn place(&mut self, index: usize, tried: &mut BTreeSet<usize>) -> bool {
+        let contender = &self.contenders[index];
+        for grant in &contender.grants {
+            let Some(max) = self.grants[*grant].max_forwards else { return true };
+            if !tried.insert(*grant) {
+                continue;
+            }
+            let key = (contender.forward.key.namespace.as_str(), *grant);
+            let holders = self.holders.entry(key).or_default();
+            if holders.len() < max {
+                holders.push(index);
+                return true;
+            }
+            for (at, holder) in holders.clone().into_iter().enumerate() {
+                if self.place(holder, tried) {
+                    self.holders.entry(key).or_default()[at] = index;
+                    return true;
+                }
+            }
+        }
+        false
+    }
+}
+
+fn conflict(loser: &Contender<'_>, claim: Claim, holder: &Forward) -> Problem {
+    // Other namespaces' objects may be unreadable for the loser, so their names are not told.
+    let holder = if holder.key.namespace == loser.forward.key.namespace {
+        format!("PortForward {}", holder.key.name)
+    } else {
+        "a forward of another namespace".to_owned()
+    };
+    Problem {
+        field: "spec.ports".into(),
+        reason: Reason::PortConflict,
+        message: format!("{claim} is held by {holder}; choose another port or address, or wait until it is free"),
+    }
+}
+
+fn over_quota(contender: &Contender<'_>, grants: &[Grant]) -> Problem {
+    let full: Vec<String> = contender
+        .grants
+        .iter()
+        .map(|grant| {
+            format!("grant {} allows {}", grants[*grant].name, grants[*grant].max_forwards.unwrap_or_default())
+        })
+        .collect();
+    Problem {
+        field: "spec".into(),
+        reason: Reason::QuotaExceeded,
+        message: format!(
+            "namespace {} already has as many forwards as it may: {}; delete one or ask the pool's admin",
+            contender.forward.key.namespace,
+            full.join(", ")
+        ),
+    }
+}

@@ -1,0 +1,331 @@
+//! The loop of the leader: observe → decide → apply → status.
+//!
+//! ```text
+//! watches ─► World ─► decide ─► writes ─► Writer ─► API server
+//!              ▲  └─► status ───┘            │
+//!              └──────── answers ◄───────────┘
+//! ```
+//! One task owns everything that is known. A pass looks at all of it; what is as it should be costs no request.
+
+pub mod apply;
+pub mod cache;
+pub mod carried;
+pub mod decide;
+pub mod events;
+pub mod gateways;
+pub mod observe;
+pub mod pool_status;
+pub mod report;
+pub mod status;
+pub mod vital;
+pub mod writer;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::core::DeserializeGuard;
+use kube::{Client, CustomResourceExt as _};
+use sallyport_api::names::{AGENT_NAME, FINALIZER, OPERATOR_NAME};
+use sallyport_api::{GatewayNodeStatus, PortForward};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+
+use crate::controller::apply::writes;
+use crate::controller::carried::{Carrier, History};
+use crate::controller::decide::{Desired, Purpose, decide, finalizers};
+use crate::controller::events::Events;
+use crate::controller::gateways::{has_label, is_clean};
+use crate::controller::observe::{Change, World, watch};
+use crate::controller::report::Reporter;
+use crate::controller::vital::{Pulse, Vital};
+use crate::controller::writer::Writer;
+use crate::daemonset::is_same;
+use crate::leader::Leadership;
+use crate::metrics::Metrics;
+
+/// Time between two looks at what changes by the clock alone: silent agents, nodes not ready for long.
+const BEAT: Duration = Duration::from_secs(1);
+/// Longest time that one question to the API server may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why the leader cannot decide yet, for `/readyz`.
+pub type Readiness = Arc<Mutex<Option<String>>>;
+
+/// What the loop is for.
+#[derive(Clone, Debug)]
+pub enum Aim {
+    /// Keep the gateways configured; this runs their agents.
+    Serve(Box<DaemonSet>),
+    /// Leave nothing but what users wrote; with `force` without waiting for silent agents.
+    Uninstall {
+        /// Whether agents that are silent or gone are not waited for.
+        force: bool,
+    },
+}
+
+/// The loop, with all that it knows.
+pub struct Controller {
+    client: Client,
+    namespace: String,
+    aim: Aim,
+    changes: BoxStream<'static, Change>,
+    world: World,
+    history: History,
+    pulse: Pulse,
+    vital: Vital,
+    writer: Writer,
+    reporter: Reporter,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    /// The generation at which the `DaemonSet` was seen as it shall be.
+    settled: Option<i64>,
+    /// Whether to pass again at the next beat.
+    again: bool,
+    /// Why forwards that are on their way out are kept, as last told.
+    keeping: Option<String>,
+    /// What an uninstallation waits for, as last told.
+    left: Vec<String>,
+}
+
+impl Controller {
+    /// Starts to watch.
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        aim: Aim,
+        leadership: Arc<Leadership>,
+        metrics: Arc<Metrics>,
+        readiness: Readiness,
+        identity: &str,
+    ) -> Self {
+        Self {
+            changes: watch(&client, namespace),
+            writer: Writer::new(
+                client.clone(),
+                Events::start(client.clone(), identity),
+                leadership,
+                Arc::clone(&metrics),
+            ),
+            reporter: Reporter::default(),
+            client,
+            namespace: namespace.to_owned(),
+            aim,
+            world: World::default(),
+            history: History::default(),
+            pulse: Pulse::default(),
+            vital: Vital::default(),
+            metrics,
+            readiness,
+            settled: None,
+            again: false,
+            keeping: None,
+            left: Vec::new(),
+        }
+    }
+
+    /// Runs for ever; an uninstallation returns when nothing of ours is left.
+    pub async fn run(&mut self) {
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due = false;
+        let mut rest = Instant::now();
+        loop {
+            let again = [self.writer.next_try(), self.reporter.next_look()].into_iter().flatten().min();
+            tokio::select! {
+                Some(change) = self.changes.next() => due |= change(&mut self.world),
+                (answer, again) = self.writer.next() => {
+                    if let Some(answer) = answer {
+                        answer(&mut self.world);
+                    }
+                    due |= again;
+                }
+                _ = beat.tick() => {
+                    due |= self.look_at_the_clock() | std::mem::take(&mut self.again) | !self.world.missing().is_empty();
+                }
+                () = until(again) => due = true,
+                () = tokio::time::sleep_until(rest), if due => {
+                    let begun = Instant::now();
+                    self.take_what_has_come();
+                    due = false;
+                    if self.pass().await {
+                        return;
+                    }
+                    // At most half of the time is spent on deciding, however much happens.
+                    rest = Instant::now() + begun.elapsed();
+                }
+            }
+        }
+    }
+
+    /// Takes in what is there already, so that a burst is decided upon at once.
+    fn take_what_has_come(&mut self) {
+        use futures::FutureExt as _;
+        while let Some(Some(change)) = self.changes.next().now_or_never() {
+            change(&mut self.world);
+        }
+    }
+
+    fn look_at_the_clock(&mut self) -> bool {
+        let mut vital = self.pulse.feel(&self.world, Timestamp::now());
+        if matches!(self.aim, Aim::Uninstall { force: true }) {
+            vital.dead.extend(vital.silent.iter().chain(&vital.unborn).cloned());
+        }
+        let changed = vital != self.vital;
+        self.vital = vital;
+        changed
+    }
+
+    /// One pass; whether an uninstallation is finished.
+    async fn pass(&mut self) -> bool {
+        let missing = self.world.missing();
+        let known = missing.is_empty();
+        *self.readiness.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            (!known).then(|| format!("waiting for {}", missing.join("; ")));
+        if !known {
+            return false;
+        }
+        let uninstall = matches!(self.aim, Aim::Uninstall { .. });
+        let purpose = Purpose { keep_deleted: !uninstall && self.keep_deleted().await, uninstall };
+        let begun = Instant::now();
+        self.look_at_the_clock();
+        self.update_history();
+        let desired = decide(&self.world, &self.history, &self.vital.dead, purpose);
+        let mut wanted = writes(&self.world, &desired);
+        wanted.extend(self.reporter.writes(&self.world, &self.history, &self.vital, &desired, &self.metrics));
+        self.metrics.passed(begun.elapsed());
+        self.writer.want(wanted);
+        self.settle_daemon_set(&desired).await;
+        uninstall && self.nothing_is_left()
+    }
+
+    fn update_history(&mut self) {
+        let nothing = GatewayNodeStatus::default();
+        let carriers: Vec<Carrier<'_>> = self
+            .world
+            .gateways
+            .objects()
+            .map(|gateway| {
+                let name = gateway.metadata.name.as_deref().unwrap_or_default();
+                let status = gateway.status.as_ref().unwrap_or(&nothing);
+                // An agent that never was carries nothing; so does one that reported that it is clean.
+                let empty = (status.state.is_none() && self.vital.unborn.contains(name)) || is_clean(gateway);
+                Carrier { pool: &gateway.spec.pool, status, dead: empty || self.vital.dead.contains(name) }
+            })
+            .collect();
+        self.history.update(self.world.slices.objects(), &carriers);
+    }
+
+    /// Deleting the definition of `PortForward` deletes every forward of every user. Nobody who does that means to close
+    /// them all, so they stay until they are deleted one by one, or Sallyport is uninstalled.
+    async fn keep_deleted(&mut self) -> bool {
+        let going = self.world.forwards.entries().any(|(_, entry)| {
+            entry.meta().deletion_timestamp.is_some()
+                && finalizers(entry).iter().any(|finalizer| finalizer == FINALIZER)
+        });
+        if !going {
+            return false;
+        }
+        let api = Api::<CustomResourceDefinition>::all(self.client.clone());
+        let trouble = match timeout(PATIENCE, api.get_metadata(PortForward::crd_name())).await {
+            Ok(Ok(definition)) if definition.metadata.deletion_timestamp.is_none() => {
+                self.keeping = None;
+                return false;
+            }
+            Ok(Ok(_)) => {
+                "the definition of PortForward is being deleted; all rules stay. To take them off, uninstall the chart"
+                    .to_owned()
+            }
+            Ok(Err(error)) => format!("cannot tell why forwards are being deleted, so they stay: {error}"),
+            Err(_) => "cannot tell why forwards are being deleted, so they stay: no answer in time".to_owned(),
+        };
+        if self.keeping.as_ref() != Some(&trouble) {
+            tracing::warn!("{trouble}");
+            self.keeping = Some(trouble);
+        }
+        self.again = true;
+        true
+    }
+
+    /// Keeps the `DaemonSet` as it shall be; an uninstallation deletes it once every node is clean.
+    async fn settle_daemon_set(&mut self, desired: &Desired) {
+        let api = Api::<DaemonSet>::namespaced(self.client.clone(), &self.namespace);
+        let existing = self.world.daemon_sets.entry(&self.namespace, AGENT_NAME).and_then(|entry| entry.object());
+        let Aim::Serve(wanted) = &self.aim else {
+            if existing.is_some() && desired.labelled.is_empty() {
+                // Refused or unanswered, it is tried again.
+                let _ = timeout(PATIENCE, api.delete(AGENT_NAME, &DeleteParams::default())).await;
+                self.again = true;
+            }
+            return;
+        };
+        let generation = existing.and_then(|existing| existing.metadata.generation);
+        // Of the same template, and not edited by anybody since it was first seen so.
+        if existing.is_some_and(|existing| is_same(existing, wanted))
+            && (self.settled.is_none() || self.settled == generation)
+        {
+            self.settled = generation;
+            return;
+        }
+        let params = PatchParams::apply(OPERATOR_NAME).force();
+        match timeout(PATIENCE, api.patch(AGENT_NAME, &params, &Patch::Apply(wanted))).await {
+            Ok(Ok(applied)) => {
+                self.metrics.wrote("daemonsets");
+                self.settled = applied.metadata.generation;
+                self.world.daemon_sets.wrote(DeserializeGuard(Ok(applied)));
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot apply the DaemonSet of the agents");
+                self.again = true;
+            }
+            Err(_) => {
+                tracing::warn!("cannot apply the DaemonSet of the agents: the API server did not answer in time");
+                self.again = true;
+            }
+        }
+    }
+
+    /// Whether an uninstallation is finished; tells what it waits for, and which rules it has to leave behind.
+    fn nothing_is_left(&mut self) -> bool {
+        let world = &self.world;
+        let held = |(_, entry): &(_, &cache::Entry<PortForward>)| finalizers(entry).iter().any(|one| one == FINALIZER);
+        let mut left = Vec::new();
+        for gateway in world.gateways.objects() {
+            let name = gateway.metadata.name.as_deref().unwrap_or_default();
+            left.push(match () {
+                () if self.vital.dead.contains(name) => {
+                    format!("{name} keeps its rules: run `sallyport-node-agent cleanup` on it when it is back")
+                }
+                () if self.vital.silent.contains(name) || self.vital.unborn.contains(name) => {
+                    format!("{name}: its agent does not answer; look at its pod, or give up on it with --force")
+                }
+                () => format!("{name}: its agent is taking the rules off"),
+            });
+        }
+        let objects = [
+            ("forwards with our finalizer", world.forwards.entries().filter(held).count()),
+            ("forwardslices", world.slices.objects().count()),
+            ("daemonsets", world.daemon_sets.objects().count()),
+            ("nodes with our label", world.nodes.objects().filter(|node| has_label(node)).count()),
+        ];
+        left.extend(objects.iter().filter(|(_, number)| *number > 0).map(|(what, number)| format!("{number} {what}")));
+        if left != self.left {
+            for line in left.iter().filter(|line| !self.left.contains(line)) {
+                tracing::info!("left: {line}");
+            }
+            self.left.clone_from(&left);
+        }
+        left.is_empty() && self.writer.is_idle()
+    }
+}
+
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,222 @@
+//! What each node may carry: every form of every slice since the oldest one that a node still has.
+//!
+//! A node reports the hash of the slice that it read back from its kernel. Between that form and the newest one it may
+//! be anywhere, so a forward is gone from a node only when the node reports a form without it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use sallyport_api::forward_slice::{ForwardSlice, ForwardSliceSpec, SliceForward};
+use sallyport_api::gateway_node::{GatewayNodeStatus, ObservedSlice, SliceState};
+use sallyport_api::intent::Intent;
+use sallyport_api::names::UID_PREFIX;
+use sallyport_ruleset::decide::Leaving;
+
+/// Forms of one slice that are remembered; a node that is further behind counts as unknown.
+const MAX_FORMS: usize = 64;
+
+/// A node of a pool that may carry forwards.
+#[derive(Clone, Copy, Debug)]
+pub struct Carrier<'a> {
+    /// Name of the pool whose slices it carries.
+    pub pool: &'a str,
+    /// What its agent reported last.
+    pub status: &'a GatewayNodeStatus,
+    /// Whether nobody waits for it: it carries nothing, or its node has not been ready for long.
+    pub dead: bool,
+}
+
+/// What a node does for one forward, by its last report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// Its kernel was read back with the intent of this hash.
+    Hash(Arc<str>),
+    /// It reported that it cannot.
+    Failed,
+    /// Its kernel was read back without it.
+    Nothing,
+    /// It has not reported what it does.
+    Unknown,
+}
+
+/// One forward in one form of a slice.
+#[derive(Debug, PartialEq)]
+struct Carried {
+    hash: Arc<str>,
+    intent: Arc<Intent>,
+}
+
+/// One form of a slice.
+#[derive(Debug)]
+struct Form {
+    hash: String,
+    forwards: BTreeMap<Arc<str>, Arc<Carried>>,
+}
+
+#[derive(Debug)]
+struct Slice {
+    pool: String,
+    /// Oldest first; the last is the newest. Never empty.
+    forms: Vec<Form>,
+    /// The newest form, whole: when the object vanishes, this still says who holds what.
+    newest: Arc<ForwardSlice>,
+}
+
+/// The forms of all slices.
+#[derive(Debug, Default)]
+pub struct History {
+    slices: BTreeMap<String, Slice>,
+    /// Pools with a live node of which it is not known what it carries.
+    unknown: BTreeSet<String>,
+    /// For each forward, the slice whose newest form has it, or else one that had it.
+    homes: BTreeMap<Arc<str>, String>,
+}
+
+impl History {
+    /// Takes in the newest forms of the slices, and forgets the forms that no live node can have any more.
+    pub fn update<'a>(&mut self, newest: impl Iterator<Item = &'a Arc<ForwardSlice>>, carriers: &[Carrier<'_>]) {
+        let mut existing = BTreeSet::new();
+        for slice in newest {
+            let name = slice.metadata.name.clone().unwrap_or_default();
+            self.remember(&name, slice);
+            existing.insert(name);
+        }
+        // A slice is deleted after every node reported it empty, so nothing can be left of it.
+        self.slices.retain(|name, slice| {
+            existing.contains(name) || slice.forms.last().is_some_and(|f| !f.forwards.is_empty())
+        });
+        self.unknown.clear();
+        for (name, slice) in &mut self.slices {
+            let mut oldest = slice.forms.len() - 1;
+            for carrier in carriers.iter().filter(|carrier| carrier.pool == slice.pool && !carrier.dead) {
+                match carrier.status.observed_slices.iter().find(|observed| observed.name == *name) {
+                    Some(observed) => {
+                        // Not yet read back: it may still be at any form up to this one.
+                        let at = slice.forms.iter().rposition(|form| form.hash == observed.hash);
+                        match at {
+                            Some(at) if observed.state == SliceState::Programmed => oldest = oldest.min(at),
+                            Some(_) => oldest = 0,
+                            None => {
+                                oldest = 0;
+                                self.unknown.insert(slice.pool.clone());
+                            }
+                        }
+                    }
+                    None => oldest = 0,
+                }
+            }
+            slice.forms.drain(..oldest);
+        }
+        // The newest forms come last, so that they decide where a forward is.
+        let old =
+            self.slices.iter().flat_map(|(name, slice)| slice.forms.iter().rev().skip(1).map(move |form| (name, form)));
+        let new = self.slices.iter().filter_map(|(name, slice)| Some((name, slice.forms.last()?)));
+        self.homes = old
+            .chain(new)
+            .flat_map(|(name, form)| form.forwards.keys().map(move |uid| (Arc::clone(uid), name.clone())))
+            .collect();
+    }
+
+    fn remember(&mut self, name: &str, object: &Arc<ForwardSlice>) {
+        let spec = &object.spec;
+        let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice {
+            pool: spec.pool.clone(),
+            forms: Vec::new(),
+            newest: Arc::clone(object),
+        });
+        slice.newest = Arc::clone(object);
+        let last = slice.forms.last();
+        if last.is_some_and(|form| form.hash == spec.hash) {
+            return;
+        }
+        let carried = |forward: &SliceForward| {
+            let known = last.and_then(|form| form.forwards.get_key_value(forward.uid.as_str()));
+            match known {
+                Some((uid, carried)) if *carried.hash == *forward.hash => (Arc::clone(uid), Arc::clone(carried)),
+                _ => {
+                    let carried =
+                        Carried { hash: forward.hash.as_str().into(), intent: Arc::new(forward.intent.clone()) };
+                    (forward.uid.as_str().into(), Arc::new(carried))
+                }
+            }
+        };
+        let form = Form { hash: spec.hash.clone(), forwards: spec.forwards.iter().map(carried).collect() };
+        slice.forms.push(form);
+        if slice.forms.len() > MAX_FORMS {
+            slice.forms.remove(0);
+        }
+    }
+
+    /// The newest form of every slice, of those too that have vanished while a node may carry them.
+    pub fn slices(&self) -> impl Iterator<Item = (&str, &ForwardSliceSpec)> {
+        self.slices.iter().map(|(name, slice)| (name.as_str(), &slice.newest.spec))
+    }
+
+    /// Pools with a live node of which it is not known what it carries.
+    pub fn unknown(&self) -> &BTreeSet<String> {
+        &self.unknown
+    }
+
+    /// Every forward that a live node may still carry and no slice has any more, or not like this.
+    pub fn leaving(&self) -> Vec<Leaving> {
+        let mut leaving = Vec::new();
+        for slice in self.slices.values() {
+            let mut seen = BTreeSet::new();
+            for form in slice.forms.iter().rev().skip(1) {
+                for (uid, carried) in &form.forwards {
+                    let wanted = self.newest(uid).is_some_and(|newest| newest.hash == carried.hash);
+                    if !wanted && seen.insert((Arc::clone(uid), Arc::clone(&carried.hash))) {
+                        leaving.push(Leaving {
+                            pool: slice.pool.clone(),
+                            uid: uid.to_string(),
+                            intent: Arc::clone(&carried.intent),
+                        });
+                    }
+                }
+            }
+        }
+        leaving
+    }
+
+    /// Whether a live node of `pool` may carry the forward in any form.
+    pub fn may_be_carried(&self, pool: &str, uid: &str) -> bool {
+        self.unknown.contains(pool)
+            || self.slices.values().flat_map(|slice| &slice.forms).any(|form| form.forwards.contains_key(uid))
+    }
+
+    /// Whether some live node may be at another form of the slice than the newest.
+    pub fn has_old_forms(&self, slice: &str) -> bool {
+        self.slices.get(slice).is_some_and(|slice| slice.forms.len() > 1)
+    }
+
+    fn newest(&self, uid: &str) -> Option<&Carried> {
+        let slice = self.slices.get(self.homes.get(uid)?)?;
+        slice.forms.last()?.forwards.get(uid).map(AsRef::as_ref)
+    }
+
+    /// What the node does for the forward, by its last report.
+    pub fn carries(&self, status: &GatewayNodeStatus, uid: &str) -> Carries {
+        let Some(home) = self.homes.get(uid) else { return Carries::Nothing };
+        let Some(observed) = status.observed_slices.iter().find(|observed| observed.name == *home) else {
+            return Carries::Nothing;
+        };
+        self.carries_by(home, observed, uid)
+    }
+
+    fn carries_by(&self, slice: &str, observed: &ObservedSlice, uid: &str) -> Carries {
+        if observed.state == SliceState::Pending {
+            return Carries::Unknown;
+        }
+        let forms = self.slices.get(slice).map_or(&[][..], |slice| &slice.forms);
+        let Some(form) = forms.iter().rfind(|form| form.hash == observed.hash) else { return Carries::Unknown };
+        let prefix: String = uid.chars().take(UID_PREFIX).collect();
+        match form.forwards.get(uid) {
+            None => Carries::Nothing,
+            Some(_) if observed.failed.contains(&prefix) => Carries::Failed,
+            Some(carried) => Carries::Hash(Arc::clone(&carried.hash)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

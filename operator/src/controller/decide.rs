@@ -1,0 +1,284 @@
+//! From what was observed to what should be: the verdicts, and the objects that carry them out.
+//!
+//! The decision itself is that of `sallyport-ruleset`, the same as on a lone host. Only what the life of an object in a
+//! cluster adds is here: finalizers, objects that are on their way out, and nodes that are cleaned before they leave.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Node;
+use sallyport_api::Intent;
+use sallyport_api::condition::Reason;
+use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
+use sallyport_api::gateway_node::GatewayNodeSpec;
+use sallyport_api::names::FINALIZER;
+use sallyport_api::port_forward::{ForwardPort, PortForward, PortForwardSpec, Source, SourceNat, Sources, Target};
+use sallyport_ruleset::decide::{
+    Forward, Leaving, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts,
+};
+use sallyport_ruleset::digest::slice_hash;
+use sallyport_ruleset::validate::Problem;
+
+use crate::controller::cache;
+use crate::controller::carried::History;
+use crate::controller::gateways::gateways;
+use crate::controller::observe::World;
+
+/// What should be.
+#[derive(Debug, Default)]
+pub struct Desired {
+    /// The verdict on every forward that is not on its way out.
+    pub verdicts: BTreeMap<ForwardRef, Verdict>,
+    /// The problems of every pool.
+    pub pools: BTreeMap<String, Vec<Problem>>,
+    /// Every slice, and empty ones for those that should go.
+    pub slices: BTreeMap<String, ForwardSliceSpec>,
+    /// Slices that every node has emptied.
+    pub done_slices: BTreeSet<String>,
+    /// The configuration of every gateway, those included that are being cleaned.
+    pub gateways: BTreeMap<String, GatewayNodeSpec>,
+    /// Gateways that are clean, and can be forgotten.
+    pub done_gateways: BTreeSet<String>,
+    /// Nodes that an agent shall run on.
+    pub labelled: BTreeSet<String>,
+    /// Forwards that need our finalizer before they can be carried.
+    pub to_hold: BTreeSet<ForwardRef>,
+    /// Forwards on their way out that no live node carries any more.
+    pub to_release: BTreeSet<ForwardRef>,
+    /// What has left the slices but maybe not every node.
+    pub leaving: Vec<Leaving>,
+}
+
+/// What a decision is made for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purpose {
+    /// Forwards that are on their way out stay as they are: nobody asked for that, their kind is deleted as a whole.
+    pub keep_deleted: bool,
+    /// No node shall carry anything, and nothing of ours shall be left but what users wrote.
+    pub uninstall: bool,
+}
+
+/// Decides; `dead` are the nodes that nobody waits for.
+pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose: Purpose) -> Desired {
+    let held: BTreeMap<String, ForwardSliceSpec> =
+        history.slices().map(|(name, spec)| (name.to_owned(), spec.clone())).collect();
+    let mut desired = Desired { leaving: history.leaving(), ..Desired::default() };
+    let forwards = forwards(world, &held, purpose, &mut desired.verdicts);
+    let pools: Vec<PoolObject> = world
+        .pools
+        .objects()
+        .map(|pool| PoolObject {
+            name: pool.metadata.name.clone().unwrap_or_default(),
+            created: pool.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            spec: pool.spec.clone(),
+        })
+        .filter(|_| !purpose.uninstall)
+        .collect();
+    let namespaces = world
+        .namespaces
+        .objects()
+        .map(|object| {
+            let meta = &object.metadata;
+            (meta.name.clone().unwrap_or_default(), meta.labels.clone().unwrap_or_default())
+        })
+        .collect();
+    let nodes: Vec<RulesetNode> = world.nodes.objects().map(|node| node_of(node)).collect();
+    let decision = verdicts(&Observed {
+        forwards: &forwards,
+        pools: &pools,
+        namespaces: &namespaces,
+        nodes: &nodes,
+        slices: &held,
+        leaving: &desired.leaving,
+        unknown: history.unknown(),
+        forbidden: &world.forbidden(),
+    });
+    desired.verdicts.extend(decision.forwards);
+    desired.pools = decision.pools;
+    desired.slices = decision.slices;
+    for (name, slice) in &held {
+        if let Some(problem) = unreadable_pool(world, &slice.pool) {
+            desired.pools.insert(slice.pool.clone(), vec![problem]);
+            desired.slices.insert(name.clone(), slice.clone());
+        }
+    }
+    hold_first(world, &held, &mut desired);
+    for (name, slice) in &held {
+        desired.slices.entry(name.clone()).or_insert_with(|| {
+            let hash = slice_hash(&[]);
+            if slice.hash == hash && !history.has_old_forms(name) {
+                desired.done_slices.insert(name.clone());
+            }
+            ForwardSliceSpec { pool: slice.pool.clone(), hash, forwards: Vec::new() }
+        });
+    }
+    release(world, history, purpose, &mut desired);
+    gateways(world, decision.nodes, &mut desired);
+    if purpose.uninstall {
+        // Their rules are out of reach; when they come back, `sallyport-node-agent cleanup` removes them.
+        desired.done_gateways.extend(desired.gateways.keys().filter(|name| dead.contains(*name)).cloned());
+        desired.labelled.retain(|name| !dead.contains(name));
+    }
+    desired
+}
+
+/// The forwards that a verdict is asked for; those whose verdict is clear already get it here.
+fn forwards(
+    world: &World,
+    held: &BTreeMap<String, ForwardSliceSpec>,
+    purpose: Purpose,
+    verdicts: &mut BTreeMap<ForwardRef, Verdict>,
+) -> Vec<Forward> {
+    let intents: BTreeMap<&str, (&str, &Intent)> = held
+        .values()
+        .flat_map(|slice| slice.forwards.iter().map(|f| (f.uid.as_str(), (slice.pool.as_str(), &f.intent))))
+        .collect();
+    let mut forwards = Vec::new();
+    for ((namespace, name), entry) in world.forwards.entries() {
+        let key = ForwardRef { namespace: namespace.clone(), name: name.clone() };
+        let (meta, uid) = (entry.meta(), uid_of(entry));
+        if meta.deletion_timestamp.is_some() && !purpose.keep_deleted {
+            continue;
+        }
+        if purpose.uninstall {
+            verdicts.insert(key, Verdict::Refused(vec![uninstalled()]));
+            continue;
+        }
+        let spec = if let Some(object) = entry.object() {
+            Arc::new(object.spec.clone())
+        } else {
+            let Some((pool, intent)) = intents.get(uid.as_str()) else {
+                verdicts.insert(key, Verdict::Refused(vec![unreadable(entry.problem().unwrap_or_default())]));
+                continue;
+            };
+            Arc::new(spec_of(pool, intent))
+        };
+        if let Some(problem) = unreadable_pool(world, &spec.pool) {
+            let held = held.values().flat_map(|slice| &slice.forwards).find(|forward| forward.uid == uid);
+            let verdict = match held {
+                Some(forward) => Verdict::Accepted(forward.hash.clone()),
+                None => Verdict::Refused(vec![Problem {
+                    field: "spec.pool".into(),
+                    reason: Reason::PoolNotFound,
+                    ..problem
+                }]),
+            };
+            verdicts.insert(key, verdict);
+            continue;
+        }
+        let created = meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+        forwards.push(Forward { key, uid, generation: meta.generation.unwrap_or_default(), created, spec });
+    }
+    forwards
+}
+
+fn uid_of<K: kube::Resource<DynamicType = ()>>(entry: &cache::Entry<K>) -> String {
+    entry.meta().uid.clone().unwrap_or_default()
+}
+
+fn uninstalled() -> Problem {
+    Problem {
+        field: "spec".into(),
+        reason: Reason::Pending,
+        message: "Sallyport is uninstalled: no gateway carries any forward until it is installed again".into(),
+    }
+}
+
+fn unreadable(problem: &str) -> Problem {
+    Problem {
+        field: "spec".into(),
+        reason: Reason::UnsupportedValue,
+        message: format!("cannot be read by this version of the operator: {problem}; correct it, or upgrade"),
+    }
+}
+
+/// The addresses and labels of a Node.
+fn node_of(node: &Node) -> RulesetNode {
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    RulesetNode {
+        name: node.metadata.name.clone().unwrap_or_default(),
+        labels: Some(node.metadata.labels.clone().unwrap_or_default()),
+        addresses: addresses
+            .filter(|address| address.type_ == "InternalIP")
+            .filter_map(|address| address.address.parse().ok())
+            .collect(),
+    }
+}
+
+/// A spec that asks for exactly what is carried, for a forward whose own cannot be read.
+fn spec_of(pool: &str, intent: &Intent) -> PortForwardSpec {
+    let cidrs = |nets: &[ipnet::IpNet]| nets.iter().map(|net| Source { cidr: net.to_string() }).collect();
+    let ports = intent.ports.iter().enumerate().map(|(number, port)| ForwardPort {
+        name: format!("p{number}"),
+        protocol: port.protocol,
+        port: port.port.into(),
+        end_port: (port.end_port != port.port).then_some(port.end_port.into()),
+        target_port: Some(port.target_port.into()),
+    });
+    let targets = intent.targets.iter().enumerate().map(|(number, target)| Target {
+        name: format!("t{number}"),
+        ip: target.ip.to_string(),
+        weight: target.weight.into(),
+    });
+    PortForwardSpec {
+        pool: pool.to_owned(),
+        addresses: intent.addresses.iter().map(ToString::to_string).collect(),
+        ports: ports.collect(),
+        sources: Sources { allow: cidrs(&intent.allow), deny: cidrs(&intent.deny) },
+        targets: targets.collect(),
+        source_nat: SourceNat { mode: intent.source_nat },
+    }
+}
+
+/// The problem of a pool that cannot be read; its slices and its nodes stay as they are.
+pub fn unreadable_pool(world: &World, pool: &str) -> Option<Problem> {
+    let entry = world.pools.entry("", pool)?;
+    entry.object().is_none().then(|| unreadable(entry.problem().unwrap_or_default()))
+}
+
+/// A forward enters a slice only once it has our finalizer, so that it cannot vanish while a node carries it.
+fn hold_first(world: &World, held: &BTreeMap<String, ForwardSliceSpec>, desired: &mut Desired) {
+    let has_finalizer = |key: &ForwardRef| {
+        world
+            .forwards
+            .entry(&key.namespace, &key.name)
+            .is_some_and(|entry| finalizers(entry).contains(&FINALIZER.to_owned()))
+    };
+    for (name, slice) in &mut desired.slices {
+        let before = slice.forwards.len();
+        let carried = |uid: &str| held.get(name).is_some_and(|slice| slice.forwards.iter().any(|f| f.uid == uid));
+        slice.forwards.retain(|forward| {
+            let free = !has_finalizer(&forward.r#ref);
+            if free {
+                desired.to_hold.insert(forward.r#ref.clone());
+            }
+            !free || carried(&forward.uid)
+        });
+        if slice.forwards.len() != before {
+            slice.hash = slice_hash(&slice.forwards);
+        }
+    }
+    desired.slices.retain(|name, slice| !slice.forwards.is_empty() || held.contains_key(name));
+}
+
+/// The finalizers of an object.
+pub fn finalizers<K: kube::Resource<DynamicType = ()>>(entry: &cache::Entry<K>) -> &[String] {
+    entry.meta().finalizers.as_deref().unwrap_or_default()
+}
+
+/// Lets go of forwards that are on their way out and on no live node.
+fn release(world: &World, history: &History, purpose: Purpose, desired: &mut Desired) {
+    for ((namespace, name), entry) in world.forwards.entries() {
+        let going = purpose.uninstall || (entry.meta().deletion_timestamp.is_some() && !purpose.keep_deleted);
+        if !going || !finalizers(entry).contains(&FINALIZER.to_owned()) {
+            continue;
+        }
+        let pool = entry.object().map(|object: &Arc<PortForward>| object.spec.pool.as_str()).unwrap_or_default();
+        if !history.may_be_carried(pool, &uid_of(entry)) {
+            desired.to_release.insert(ForwardRef { namespace: namespace.clone(), name: name.clone() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

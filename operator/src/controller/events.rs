@@ -1,0 +1,81 @@
+//! Events: what changed for a forward, told once, beside the object that it happened to.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource as _};
+use sallyport_api::ConditionType;
+use sallyport_api::port_forward::PortForward;
+use tokio::sync::mpsc;
+
+use crate::controller::apply::ForwardReport;
+
+/// Events that wait to be sent; more are dropped, since conditions hold the same.
+const WAITING: usize = 1024;
+
+/// Sends events, one after the other, beside everything else.
+#[derive(Clone, Debug)]
+pub struct Events {
+    queue: mpsc::Sender<(Event, ObjectReference)>,
+}
+
+impl Events {
+    /// Starts sending for the replica called `identity`.
+    pub fn start(client: Client, identity: &str) -> Self {
+        let (queue, mut waiting) = mpsc::channel::<(Event, _)>(WAITING);
+        let reporter = Reporter { controller: "sallyport-operator".into(), instance: Some(identity.into()) };
+        tokio::spawn(async move {
+            let recorder = Recorder::new(client, reporter);
+            while let Some((event, about)) = waiting.recv().await {
+                if let Err(error) = recorder.publish(&event, &about).await {
+                    tracing::debug!(%error, "an event was not recorded");
+                }
+            }
+        });
+        Self { queue }
+    }
+
+    /// Tells what is different from before, now that it is written.
+    pub fn tell(&self, report: &ForwardReport) {
+        for event in transitions(&report.before, &report.status.conditions) {
+            let about = ObjectReference {
+                api_version: Some(PortForward::api_version(&()).into_owned()),
+                kind: Some(PortForward::kind(&()).into_owned()),
+                namespace: Some(report.key.namespace.clone()),
+                name: Some(report.key.name.clone()),
+                uid: Some(report.uid.clone()),
+                ..ObjectReference::default()
+            };
+            if self.queue.try_send((event, about)).is_err() {
+                tracing::debug!("too many events at once; one is dropped");
+            }
+        }
+    }
+}
+
+/// An event for `Accepted` and `Programmed` whenever the reason changes; waiting is no news.
+fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Event> {
+    let told = [ConditionType::Accepted, ConditionType::Programmed];
+    let of = |list: &[Condition], about: ConditionType| {
+        list.iter().find(|condition| condition.type_ == about.as_str()).cloned()
+    };
+    let accepted = of(new, ConditionType::Accepted).is_none_or(|accepted| accepted.status == "True");
+    told.into_iter()
+        .filter_map(|about| {
+            let (now, before) = (of(new, about)?, of(old, about));
+            let same = before.is_some_and(|before| before.reason == now.reason && before.status == now.status);
+            // That a refused forward is not programmed follows from the refusal.
+            let follows = about == ConditionType::Programmed && !accepted;
+            (!same && !follows && now.reason != "Pending").then(|| Event {
+                type_: if now.status == "True" { EventType::Normal } else { EventType::Warning },
+                reason: now.reason,
+                note: Some(now.message),
+                action: about.as_str().to_owned(),
+                secondary: None,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! How nodes join and leave: configuration before the agent, a clean kernel before it goes.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use k8s_openapi::api::core::v1::Node;
+use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec, NodeState, ObservedNodeState};
+use sallyport_api::gateway_pool::{FirewallBackend, IpForward};
+use sallyport_api::names::{AGENT_LABEL, DEFAULT_POOL};
+
+use crate::controller::decide::{Desired, unreadable_pool};
+use crate::controller::observe::World;
+
+/// A node joins: configuration, then label. It leaves: retired, cleaned, label gone, configuration gone.
+pub fn gateways(world: &World, decided: BTreeMap<String, GatewayNodeSpec>, desired: &mut Desired) {
+    let retired = |spec: &GatewayNodeSpec| GatewayNodeSpec { state: NodeState::Retired, ..spec.clone() };
+    for gateway in world.gateways.objects() {
+        let name = gateway.metadata.name.clone().unwrap_or_default();
+        let spec = &gateway.spec;
+        let clean = spec.state == NodeState::Retired && is_clean(gateway);
+        let wanted = match decided.get(&name) {
+            _ if unreadable_pool(world, &spec.pool).is_some() => spec.clone(),
+            Some(wanted) if wanted.pool == spec.pool || clean => wanted.clone(),
+            None if clean => {
+                let label_is_gone = world.nodes.get(&name).is_none_or(|node| !has_label(node));
+                if label_is_gone {
+                    desired.done_gateways.insert(name.clone());
+                }
+                spec.clone()
+            }
+            // It is cleaned before it leaves, and before it serves another pool.
+            _ => retired(spec),
+        };
+        if !clean || decided.contains_key(&name) {
+            desired.labelled.insert(name.clone());
+        }
+        desired.gateways.insert(name, wanted);
+    }
+    for (name, spec) in decided {
+        // Its agent runs already: the configuration has vanished and comes back.
+        if world.nodes.get(&name).is_some_and(|node| has_label(node)) {
+            desired.labelled.insert(name.clone());
+        }
+        desired.gateways.entry(name).or_insert(spec);
+    }
+    // An agent runs where none is wanted and nothing says so: let it clean up before it goes.
+    for node in world.nodes.objects().filter(|node| has_label(node)) {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        if let Entry::Vacant(vacant) = desired.gateways.entry(name) {
+            desired.labelled.insert(vacant.key().clone());
+            vacant.insert(GatewayNodeSpec {
+                pool: DEFAULT_POOL.to_owned(),
+                state: NodeState::Retired,
+                addresses: Vec::new(),
+                ip_forward: IpForward::default(),
+                backend: FirewallBackend::default(),
+                reserved_ports: Vec::new(),
+            });
+        }
+    }
+}
+
+/// Whether a Node has the agent's label.
+pub fn has_label(node: &Node) -> bool {
+    node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(AGENT_LABEL))
+}
+
+/// Whether the agent reported that nothing of ours is left, in answer to the present configuration.
+pub fn is_clean(gateway: &GatewayNode) -> bool {
+    gateway.status.as_ref().is_some_and(|status| {
+        status.state == Some(ObservedNodeState::Cleaned)
+            && status.conditions.iter().any(|condition| condition.observed_generation == gateway.metadata.generation)
+    })
+}
+
+#[cfg(test)]
+mod tests;

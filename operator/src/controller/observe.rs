@@ -1,0 +1,144 @@
+//! Watches everything that a decision depends on.
+//!
+//! ```text
+//! watch of each kind ─► Change ─► World
+//! ```
+//! What follows from what is seen is not here.
+
+use std::fmt::Debug;
+use std::net::IpAddr;
+
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use ipnet::IpNet;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::api::Api;
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher::{self, Config, watcher};
+use kube::runtime::{WatchStreamExt as _, watcher::DefaultBackoff};
+use kube::{Client, Resource};
+use sallyport_api::names::AGENT_NAME;
+use sallyport_api::{ForwardSlice, GatewayNode, GatewayPool, PortForward};
+use serde::de::DeserializeOwned;
+
+use crate::controller::cache::Cache;
+
+/// All that is known of the cluster.
+#[derive(Debug, Default)]
+pub struct World {
+    /// What users ask.
+    pub forwards: Cache<PortForward>,
+    /// Who may ask what, and which nodes carry it.
+    pub pools: Cache<GatewayPool>,
+    /// What the agents were told to carry.
+    pub slices: Cache<ForwardSlice>,
+    /// How each gateway is configured, and what its agent reports.
+    pub gateways: Cache<GatewayNode>,
+    /// The nodes that can be gateways.
+    pub nodes: Cache<Node>,
+    /// Labels that grants select by.
+    pub namespaces: Cache<Namespace>,
+    /// The agents' signs of life.
+    pub leases: Cache<Lease>,
+    /// The one that runs the agents.
+    pub daemon_sets: Cache<DaemonSet>,
+    /// Where the API server answers.
+    pub api_server: Cache<EndpointSlice>,
+    /// The addresses of Services.
+    pub service_ranges: Cache<ServiceCIDR>,
+}
+
+/// Something that was seen: takes itself into the world, and says whether it may matter to a decision.
+pub type Change = Box<dyn FnOnce(&mut World) -> bool + Send>;
+
+impl World {
+    /// What is not known yet, and why; empty when everything is.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        note(&mut missing, "portforwards", &self.forwards);
+        note(&mut missing, "gatewaypools", &self.pools);
+        note(&mut missing, "forwardslices", &self.slices);
+        note(&mut missing, "gatewaynodes", &self.gateways);
+        note(&mut missing, "nodes", &self.nodes);
+        note(&mut missing, "namespaces", &self.namespaces);
+        note(&mut missing, "leases", &self.leases);
+        note(&mut missing, "daemonsets", &self.daemon_sets);
+        note(&mut missing, "endpointslices of the API server", &self.api_server);
+        note(&mut missing, "servicecidrs", &self.service_ranges);
+        missing
+    }
+
+    /// Networks that no target may be in: the API server's addresses and the Services'.
+    pub fn forbidden(&self) -> Vec<IpNet> {
+        let servers = self.api_server.objects().flat_map(|slice| &slice.endpoints).flat_map(|end| &end.addresses);
+        let servers = servers.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(IpNet::from);
+        let ranges = self.service_ranges.objects().filter_map(|range| range.spec.as_ref()).flat_map(|spec| &spec.cidrs);
+        servers.chain(ranges.flatten().filter_map(|cidr| cidr.parse().ok())).collect()
+    }
+}
+
+fn note<K: Resource<DynamicType = ()> + Clone>(missing: &mut Vec<String>, what: &str, cache: &Cache<K>) {
+    if !cache.is_complete() {
+        missing.push(format!("{what}: {}", cache.trouble().unwrap_or("not listed yet")));
+    }
+}
+
+/// Watches all of it, for ever. `namespace` is the one that the agents run in.
+pub fn watch(client: &Client, namespace: &str) -> BoxStream<'static, Change> {
+    let all = Config::default;
+    let named = |name: &str| all().fields(&format!("metadata.name={name}"));
+    let ours = all().labels(&format!("app.kubernetes.io/name={AGENT_NAME}"));
+    let server = all().labels("kubernetes.io/service-name=kubernetes");
+    stream::select_all([
+        follow(Api::all(client.clone()), all(), |world| &mut world.forwards),
+        follow(Api::all(client.clone()), all(), |world| &mut world.pools),
+        follow(Api::all(client.clone()), all(), |world| &mut world.slices),
+        follow(Api::all(client.clone()), all(), |world| &mut world.gateways),
+        follow(Api::all(client.clone()), all(), |world| &mut world.nodes),
+        follow(Api::all(client.clone()), all(), |world| &mut world.namespaces),
+        follow(Api::namespaced(client.clone(), namespace), ours, |world| &mut world.leases),
+        follow(Api::namespaced(client.clone(), namespace), named(AGENT_NAME), |world| &mut world.daemon_sets),
+        follow(Api::namespaced(client.clone(), "default"), server, |world| &mut world.api_server),
+        follow(Api::all(client.clone()), all(), |world| &mut world.service_ranges),
+    ])
+    .boxed()
+}
+
+fn follow<K>(
+    api: Api<DeserializeGuard<K>>,
+    config: Config,
+    cache: fn(&mut World) -> &mut Cache<K>,
+) -> BoxStream<'static, Change>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    watcher(api, config)
+        .backoff(DefaultBackoff::default())
+        .map(move |event| -> Change { Box::new(move |world| take(cache(world), event)) })
+        .boxed()
+}
+
+fn take<K>(cache: &mut Cache<K>, event: Result<watcher::Event<DeserializeGuard<K>>, watcher::Error>) -> bool
+where
+    K: Resource<DynamicType = ()> + Clone,
+{
+    let kind = K::plural(&());
+    match event {
+        Ok(event) => cache.feed(event),
+        // Kubernetes before 1.33 has no such kind, and no other way to ask for the range.
+        Err(error) if kind == "servicecidrs" && is_missing(&error) => cache.does_not_exist(),
+        Err(error) => {
+            tracing::warn!(kind = %kind, error = %error, "cannot watch; what is known of it may be old");
+            cache.failed(error.to_string());
+            false
+        }
+    }
+}
+
+fn is_missing(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found())
+}

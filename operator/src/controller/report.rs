@@ -1,0 +1,158 @@
+//! Which statuses to write: those that differ, and mere progress not more than once a second.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use sallyport_api::gateway_node::NodeState;
+use sallyport_api::gateway_pool::ForwardCounts;
+use sallyport_api::port_forward::PortForwardStatus;
+use sallyport_api::{ConditionType, ForwardRef, Reason};
+use sallyport_ruleset::decide::Verdict;
+use tokio::time::Instant;
+
+use crate::controller::apply::{ForwardReport, Write};
+use crate::controller::cache::Entry;
+use crate::controller::carried::History;
+use crate::controller::decide::Desired;
+use crate::controller::observe::World;
+use crate::controller::pool_status::pool_status;
+use crate::controller::status::{Gateway, Subject, forward_status};
+use crate::controller::vital::Vital;
+use crate::metrics::Metrics;
+
+/// Time between two reports that differ only in how many nodes are done.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Remembers what was reported when.
+#[derive(Debug, Default)]
+pub struct Reporter {
+    /// Forwards that are on their way into the kernels, and when that was last written.
+    progress: BTreeMap<ForwardRef, Instant>,
+    /// What was written last for forwards whose newest form, status included, cannot be read.
+    blind: BTreeMap<ForwardRef, PortForwardStatus>,
+    next_look: Option<Instant>,
+}
+
+impl Reporter {
+    /// When a report is due that was put off.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.next_look
+    }
+
+    /// The statuses that have to be written.
+    pub fn writes(
+        &mut self,
+        world: &World,
+        history: &History,
+        vital: &Vital,
+        desired: &Desired,
+        metrics: &Metrics,
+    ) -> Vec<Write> {
+        let now = Time(Timestamp::now());
+        let gateways = by_pool(world, vital);
+        let mut writes = Vec::new();
+        let mut counts: BTreeMap<&str, ForwardCounts> = BTreeMap::new();
+        let mut ready: BTreeMap<String, i64> =
+            ["True", "False", "Unknown"].into_iter().map(|status| (status.to_owned(), 0)).collect();
+        self.next_look = None;
+        let mut waiting = BTreeMap::new();
+        for ((namespace, name), entry) in world.forwards.entries() {
+            let key = ForwardRef { namespace: namespace.clone(), name: name.clone() };
+            let verdict = desired.verdicts.get(&key);
+            if desired.to_release.contains(&key) && verdict.is_none() {
+                continue;
+            }
+            let spec = entry.object().map(|object| &object.spec);
+            let pool = spec.map_or("", |spec| spec.pool.as_str());
+            match verdict {
+                Some(Verdict::Accepted(_)) => counts.entry(pool).or_default().accepted += 1,
+                Some(Verdict::Refused(_)) => counts.entry(pool).or_default().refused += 1,
+                None => {}
+            }
+            let uid = entry.meta().uid.clone().unwrap_or_default();
+            let subject = Subject {
+                key: &key,
+                uid: &uid,
+                generation: entry.meta().generation,
+                spec,
+                unreadable: entry.problem(),
+                verdict,
+            };
+            let known = match entry {
+                Entry::Good(object) => object.status.as_ref(),
+                _ => self.blind.get(&key),
+            };
+            let old = known.cloned().unwrap_or_default();
+            let here = gateways.get(pool).map(Vec::as_slice).unwrap_or_default();
+            let new = forward_status(&subject, here, history, &old, &now);
+            *ready.entry(word(&new, ConditionType::Ready).0).or_default() += 1;
+            if new == old {
+                continue;
+            }
+            if is_progress(&old, &new) {
+                let since = self.progress.get(&key).copied().unwrap_or_else(Instant::now);
+                waiting.insert(key.clone(), since);
+                let due = since + PROGRESS;
+                if due > Instant::now() {
+                    self.next_look = Some(self.next_look.map_or(due, |next| next.min(due)));
+                    continue;
+                }
+                waiting.insert(key.clone(), Instant::now());
+            }
+            if entry.problem().is_some() {
+                self.blind.insert(key.clone(), new.clone());
+            }
+            let report = ForwardReport { key, uid, status: new, before: old.conditions };
+            writes.push(Write::ForwardStatus(Box::new(report)));
+        }
+        self.progress = waiting;
+        self.blind.retain(|key, _| {
+            world.forwards.entry(&key.namespace, &key.name).is_some_and(|entry| entry.problem().is_some())
+        });
+        for (status, number) in &ready {
+            metrics.forwards(status, *number);
+        }
+        for pool in world.pools.objects() {
+            let name = pool.metadata.name.clone().unwrap_or_default();
+            let problems = desired.pools.get(&name).map(Vec::as_slice).unwrap_or_default();
+            let here = gateways.get(name.as_str()).map(Vec::as_slice).unwrap_or_default();
+            let counted = counts.get(name.as_str()).copied().unwrap_or_default();
+            let old = pool.status.clone().unwrap_or_default();
+            let new = pool_status(pool.metadata.generation, problems, here, counted, &old, &now);
+            if new != old {
+                writes.push(Write::PoolStatus(name, Box::new(new)));
+            }
+        }
+        writes
+    }
+}
+
+/// The gateways that are to carry the forwards of each pool.
+fn by_pool<'a>(world: &'a World, vital: &Vital) -> BTreeMap<&'a str, Vec<Gateway<'a>>> {
+    let mut pools: BTreeMap<&str, Vec<Gateway<'_>>> = BTreeMap::new();
+    for object in world.gateways.objects().filter(|gateway| gateway.spec.state == NodeState::Active) {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let gateway = Gateway { name, object, silent: vital.silent.contains(name) };
+        pools.entry(object.spec.pool.as_str()).or_default().push(gateway);
+    }
+    pools
+}
+
+/// Status and reason of a condition.
+fn word(status: &PortForwardStatus, about: ConditionType) -> (String, String) {
+    status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == about.as_str())
+        .map(|condition| (condition.status.clone(), condition.reason.clone()))
+        .unwrap_or_default()
+}
+
+/// Whether both say that the gateways are on their way, and differ only in how far they are.
+fn is_progress(old: &PortForwardStatus, new: &PortForwardStatus) -> bool {
+    let pending = |status: &PortForwardStatus| word(status, ConditionType::Programmed).1 == Reason::Pending.as_str();
+    let same = word(old, ConditionType::Accepted) == word(new, ConditionType::Accepted);
+    pending(old) && pending(new) && same && old.hash == new.hash && old.observed_generation == new.observed_generation
+}

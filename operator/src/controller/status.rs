@@ -1,0 +1,339 @@
+//! From verdicts and reports to the status of every forward and pool.
+//!
+//! Pure. `Programmed` is True only by what agents read back from their kernels.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::str::FromStr as _;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use sallyport_api::condition::upsert;
+use sallyport_api::forward_slice::ForwardRef;
+use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
+use sallyport_api::names::MAX_ADDRESSES;
+use sallyport_api::port_forward::{
+    AddressValue, NodeCounts, PortForwardSpec, PortForwardStatus, Summary, TargetCounts,
+};
+use sallyport_api::{ConditionType, Reason, SourceNatMode};
+use sallyport_ruleset::decide::Verdict;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::validate::Problem;
+
+use crate::controller::carried::{Carries, History};
+
+/// One gateway of a pool as its forwards see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Gateway<'a> {
+    /// Name of the node.
+    pub name: &'a str,
+    /// Its configuration and report.
+    pub object: &'a GatewayNode,
+    /// Whether its agent is silent.
+    pub silent: bool,
+}
+
+impl<'a> Gateway<'a> {
+    /// The report, if the agent has ever read the kernel back.
+    pub fn report(&self) -> Option<&'a GatewayNodeStatus> {
+        self.object.status.as_ref().filter(|status| status.state.is_some())
+    }
+
+    /// The condition `Synced` of the report.
+    pub fn synced(&self) -> Option<&'a Condition> {
+        self.report()?.conditions.iter().find(|condition| condition.type_ == ConditionType::Synced.as_str())
+    }
+}
+
+/// A forward whose status is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Namespace and name.
+    pub key: &'a ForwardRef,
+    /// `metadata.uid`.
+    pub uid: &'a str,
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// What it asks; `None` if that never could be read.
+    pub spec: Option<&'a PortForwardSpec>,
+    /// Why its newest form cannot be read, if it cannot.
+    pub unreadable: Option<&'a str>,
+    /// The verdict; `None` for one on its way out.
+    pub verdict: Option<&'a Verdict>,
+}
+
+/// How far the gateways are with a forward.
+#[derive(Debug, Default)]
+struct Progress<'a> {
+    counts: NodeCounts,
+    /// Nodes that have not reported what they do for it yet.
+    pending: Vec<&'a str>,
+    /// Nodes whose agent is silent.
+    silent: Vec<&'a str>,
+    /// Nodes whose agent has not reported anything ever.
+    starting: Vec<&'a str>,
+    /// The first thing that failed.
+    failure: Option<(Reason, String)>,
+    /// The hashes that the kernels were read back with; `None` for one without.
+    hashes: BTreeSet<Option<String>>,
+}
+
+fn progress<'a>(
+    subject: &Subject<'_>,
+    want: Option<&str>,
+    gateways: &[Gateway<'a>],
+    history: &History,
+) -> Progress<'a> {
+    let mut progress = Progress::default();
+    progress.counts.desired = count(gateways.len());
+    for gateway in gateways {
+        let Some(report) = gateway.report() else {
+            progress.starting.push(gateway.name);
+            continue;
+        };
+        let carries = history.carries(report, subject.uid);
+        if carries != Carries::Unknown {
+            let hash = if let Carries::Hash(hash) = &carries { Some(hash.to_string()) } else { None };
+            progress.hashes.insert(hash);
+        }
+        if gateway.silent {
+            progress.silent.push(gateway.name);
+            continue;
+        }
+        match carries {
+            Carries::Hash(hash) if Some(&*hash) == want => progress.counts.programmed += 1,
+            Carries::Failed => {
+                progress.counts.failed += 1;
+                progress.failure.get_or_insert_with(|| failure_of(subject.key, gateway.name, report));
+            }
+            _ => match gateway.synced().and_then(|synced| trouble(gateway.name, synced)) {
+                Some(trouble) => {
+                    progress.counts.failed += 1;
+                    progress.failure.get_or_insert(trouble);
+                }
+                None => progress.pending.push(gateway.name),
+            },
+        }
+    }
+    progress.counts.unreachable = count(progress.silent.len());
+    progress
+}
+
+/// What a report says about a forward that the node cannot carry.
+fn failure_of(key: &ForwardRef, node: &str, report: &GatewayNodeStatus) -> (Reason, String) {
+    match report.failures.iter().find(|failure| failure.r#ref == *key) {
+        Some(failure) => (reason_of(&failure.reason), format!("{node}: {}", failure.message)),
+        None => (Reason::NodeFailed, format!("{node} cannot carry it; kubectl describe gatewaynode {node} says more")),
+    }
+}
+
+/// What keeps a node from carrying anything new.
+fn trouble(node: &str, synced: &Condition) -> Option<(Reason, String)> {
+    let reason = reason_of(&synced.reason);
+    let serious = synced.status == "False" && reason != Reason::SliceMissing;
+    serious.then(|| (reason, format!("{node}: {}", synced.message)))
+}
+
+fn reason_of(word: &str) -> Reason {
+    Reason::ALL.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Reason::NodeFailed)
+}
+
+/// The status of one forward, made from its old one so that what did not change keeps its times.
+pub fn forward_status(
+    subject: &Subject<'_>,
+    gateways: &[Gateway<'_>],
+    history: &History,
+    old: &PortForwardStatus,
+    now: &Time,
+) -> PortForwardStatus {
+    let mut status = old.clone();
+    let want = match subject.verdict {
+        Some(Verdict::Accepted(hash)) => Some(hash.as_str()),
+        _ => None,
+    };
+    let progress = progress(subject, want, gateways, history);
+    let accepted = match (subject.verdict, subject.unreadable) {
+        (Some(Verdict::Accepted(_)), Some(problem)) => Some((
+            Reason::UnsupportedValue,
+            format!("the newest form cannot be read, so the one before it holds: {problem}"),
+        )),
+        (Some(Verdict::Accepted(_)), None) => {
+            Some((Reason::Accepted, "valid, granted, and holds its ports".to_owned()))
+        }
+        (Some(Verdict::Refused(problems)), _) => problems.first().map(|first| (first.reason, said(problems))),
+        (None, _) => None,
+    };
+    let programmed = match (&accepted, want) {
+        (None, _) => leaving(&progress),
+        (Some((reason, _)), None) if progress.hashes.iter().any(Option::is_some) => {
+            (*reason, "not accepted: it is being taken off the gateways".to_owned())
+        }
+        (Some((reason, _)), None) => (*reason, "not accepted, so no gateway carries it".to_owned()),
+        (Some(_), Some(_)) => verified(&progress),
+    };
+    let mut set = |about, (reason, message): (Reason, String)| {
+        upsert(&mut status.conditions, about, reason, message, subject.generation, now.clone());
+    };
+    let ready = match (&accepted, &programmed) {
+        (Some((reason, message)), _) if reason.status() != "True" => (*reason, message.clone()),
+        (_, (reason, message)) if reason.status() != "True" => (*reason, message.clone()),
+        _ => (Reason::Ready, "accepted, and read back from the kernels".to_owned()),
+    };
+    if let Some(accepted) = accepted {
+        set(ConditionType::Accepted, accepted);
+    }
+    set(ConditionType::Programmed, programmed);
+    set(ConditionType::Ready, ready);
+
+    status.observed_generation = subject.generation;
+    status.hash = want.map(str::to_owned);
+    let mut hashes = progress.hashes.into_iter();
+    if let (Some(same), None) = (hashes.next(), hashes.next()) {
+        status.applied_hash = same;
+    }
+    status.nodes = Some(progress.counts);
+    (status.addresses, status.source_addresses) = match subject.spec.filter(|_| want.is_some()) {
+        Some(spec) => (listening(spec, gateways), leaving_from(spec, gateways)),
+        None => (Vec::new(), Vec::new()),
+    };
+    status.targets = subject.spec.map(|spec| TargetCounts { total: count(spec.targets.len()) });
+    status.summary = subject.spec.map(|spec| summary(spec, &progress.counts, want));
+    status
+}
+
+fn said(problems: &[Problem]) -> String {
+    shorten(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "), 1024)
+}
+
+/// Where an accepted forward stands.
+fn verified(progress: &Progress<'_>) -> (Reason, String) {
+    let NodeCounts { desired, programmed, .. } = progress.counts;
+    if desired == 0 {
+        let message = "the pool has no gateway: label a node so that the pool's nodeSelector matches it";
+        return (Reason::NoGatewayNodes, message.to_owned());
+    }
+    if let Some(failure) = &progress.failure {
+        return failure.clone();
+    }
+    if !progress.silent.is_empty() {
+        let message = format!(
+            "the agent on {} is silent, so what its kernel does is unknown; it keeps the rules it last had",
+            names(&progress.silent)
+        );
+        return (Reason::AgentUnreachable, message);
+    }
+    if !progress.pending.is_empty() {
+        return (Reason::Pending, format!("waiting for {} to read it back from the kernel", names(&progress.pending)));
+    }
+    if programmed == 0 {
+        return (Reason::Pending, format!("waiting for the agent on {} to start", names(&progress.starting)));
+    }
+    let starting = match progress.starting.as_slice() {
+        [] => String::new(),
+        starting => format!("; {} is starting", names(starting)),
+    };
+    (Reason::Verified, format!("read back from the kernel of {programmed} of {desired} gateways{starting}"))
+}
+
+/// Where a forward on its way out stands.
+fn leaving(progress: &Progress<'_>) -> (Reason, String) {
+    if progress.silent.is_empty() {
+        return (Reason::Pending, "being deleted: waiting for the gateways to read back that it is gone".to_owned());
+    }
+    let message = format!(
+        "the deletion waits for the agent on {}, which is silent while its node is ready: look at its pod; the wait ends \
+         when it answers, when the node has not been ready for 5 minutes, or when the Node is deleted",
+        names(&progress.silent)
+    );
+    (Reason::AgentUnreachable, message)
+}
+
+/// The first three names, and how many more there are.
+fn names(all: &[&str]) -> String {
+    match all {
+        [first, second, third, rest @ ..] if !rest.is_empty() => {
+            format!("{first}, {second}, {third} and {} more", rest.len())
+        }
+        few => few.join(", "),
+    }
+}
+
+/// The families that a forward's targets are of.
+fn families(spec: &PortForwardSpec) -> BTreeSet<Family> {
+    spec.targets.iter().filter_map(|target| Some(Family::of(target.ip.parse().ok()?))).collect()
+}
+
+/// Where clients connect.
+fn listening(spec: &PortForwardSpec, gateways: &[Gateway<'_>]) -> Vec<AddressValue> {
+    let families = families(spec);
+    let chosen: BTreeSet<IpAddr> = spec.addresses.iter().filter_map(|ip| IpAddr::from_str(ip).ok()).collect();
+    let all = gateways.iter().flat_map(|gateway| &gateway.object.spec.addresses).copied();
+    first(all.filter(|ip| families.contains(&Family::of(*ip)) && (chosen.is_empty() || chosen.contains(ip))))
+}
+
+/// What the targets see.
+fn leaving_from(spec: &PortForwardSpec, gateways: &[Gateway<'_>]) -> Vec<AddressValue> {
+    if spec.source_nat.mode == SourceNatMode::Preserve {
+        return Vec::new();
+    }
+    let families = families(spec);
+    let all = gateways.iter().filter_map(Gateway::report).flat_map(|report| &report.source_addresses);
+    first(all.map(|address| address.value).filter(|ip| families.contains(&Family::of(*ip))))
+}
+
+/// The first addresses, sorted, each once.
+pub fn first(addresses: impl Iterator<Item = IpAddr>) -> Vec<AddressValue> {
+    let sorted: BTreeSet<IpAddr> = addresses.collect();
+    sorted.into_iter().take(MAX_ADDRESSES).map(|value| AddressValue { value }).collect()
+}
+
+fn summary(spec: &PortForwardSpec, counts: &NodeCounts, hash: Option<&str>) -> Summary {
+    let range = |first: i32, last: i32| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    let ports = spec
+        .ports
+        .iter()
+        .map(|port| format!("{}/{}", range(port.port, port.end_port.unwrap_or(port.port)), port.protocol));
+    let target_port = match spec.ports.as_slice() {
+        [port] => {
+            let first = port.target_port.unwrap_or(port.port);
+            format!(":{}", range(first, first.saturating_add(port.end_port.unwrap_or(port.port) - port.port)))
+        }
+        _ => String::new(),
+    };
+    let targets = spec.targets.iter().map(|target| {
+        if target.ip.contains(':') && !target_port.is_empty() {
+            format!("[{}]{target_port}", target.ip)
+        } else {
+            format!("{}{target_port}", target.ip)
+        }
+    });
+    Summary {
+        ports: listed(ports),
+        targets: listed(targets),
+        nodes: format!("{}/{}", counts.programmed, counts.desired),
+        hash: hash
+            .map(|hash| hash.rsplit(':').next().unwrap_or_default().chars().take(8).collect())
+            .unwrap_or_default(),
+    }
+}
+
+/// The first three, and how many more there are.
+fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
+    let more = items.len().saturating_sub(3);
+    let mut text = items.take(3).collect::<Vec<_>>().join(",");
+    if more > 0 {
+        text += &format!(" and {more} more");
+    }
+    shorten(text, 256)
+}
+
+fn shorten(text: String, most: usize) -> String {
+    if text.chars().count() <= most { text } else { text.chars().take(most - 1).chain(['…']).collect() }
+}
+
+/// A number of things, for a status.
+pub fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! Sends writes: a few at a time, each object one at a time, and a failed one again later.
+//!
+//! Each pass replaces what waits; what is under way ends by itself and is then part of the world.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use kube::Client;
+use tokio::time::{Instant, timeout};
+
+use crate::controller::apply::{Answer, Subject, Write};
+use crate::controller::events::Events;
+use crate::leader::Leadership;
+use crate::metrics::Metrics;
+
+/// Writes under way at once.
+const AT_ONCE: usize = 16;
+/// Longest time that one write may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Wait after the first failure of a write; it doubles with each.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait after a failure.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+type Sent = (Subject, Write, Result<Answer, Trouble>);
+
+/// Why a write failed.
+struct Trouble {
+    why: String,
+    /// Somebody else was quicker; nothing is wrong.
+    outdated: bool,
+}
+
+/// What waits to be written and what is under way.
+pub struct Writer {
+    client: Client,
+    events: Events,
+    leadership: Arc<Leadership>,
+    metrics: Arc<Metrics>,
+    waiting: VecDeque<Write>,
+    under_way: FuturesUnordered<BoxFuture<'static, Sent>>,
+    busy: BTreeSet<Subject>,
+    failed: BTreeMap<Subject, Failed>,
+    /// Whether a write was left out because its object was busy.
+    left_out: bool,
+}
+
+struct Failed {
+    write: Write,
+    wait: Duration,
+    until: Instant,
+    why: String,
+}
+
+impl Writer {
+    /// Has nothing to write.
+    pub fn new(client: Client, events: Events, leadership: Arc<Leadership>, metrics: Arc<Metrics>) -> Self {
+        let (waiting, under_way, busy, failed) = Default::default();
+        Self { client, events, leadership, metrics, waiting, under_way, busy, failed, left_out: false }
+    }
+
+    /// Replaces what waits, first come first.
+    pub fn want(&mut self, writes: Vec<Write>) {
+        let subjects: BTreeSet<Subject> = writes.iter().map(Write::subject).collect();
+        self.failed.retain(|subject, _| subjects.contains(subject));
+        self.waiting = writes.into();
+        self.left_out = false;
+        self.start();
+    }
+
+    /// Whether nothing waits, is under way, or has failed.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.busy.is_empty() && self.failed.is_empty()
+    }
+
+    /// When the next failed write may be tried again.
+    pub fn next_try(&self) -> Option<Instant> {
+        self.failed.values().map(|failed| failed.until).min()
+    }
+
+    /// The next answer, and whether it is a reason to decide again; pending while nothing is under way. Cancel-safe.
+    pub async fn next(&mut self) -> (Option<Answer>, bool) {
+        let Some((subject, write, answer)) = self.under_way.next().await else { return std::future::pending().await };
+        self.busy.remove(&subject);
+        let mut again = std::mem::take(&mut self.left_out);
+        let answer = match answer {
+            Ok(answer) => {
+                self.failed.remove(&subject);
+                again |= write.matters();
+                if let Write::ForwardStatus(report) = &write {
+                    self.events.tell(report);
+                }
+                Some(answer)
+            }
+            Err(trouble) => {
+                self.put_off(subject, write, trouble);
+                None
+            }
+        };
+        self.start();
+        (answer, again)
+    }
+
+    fn put_off(&mut self, subject: Subject, write: Write, Trouble { why, outdated }: Trouble) {
+        let before = self.failed.remove(&subject);
+        if !outdated && before.as_ref().is_none_or(|before| before.why != why) {
+            tracing::warn!(%subject, why, "write failed; trying again");
+        }
+        let wait = before.map_or(FIRST_WAIT, |before| (before.wait * 2).min(LONGEST_WAIT));
+        self.failed.insert(subject, Failed { write, wait, until: Instant::now() + wait, why });
+    }
+
+    fn start(&mut self) {
+        // Whoever does not lead for certain must not begin to write.
+        if !self.leadership.is_valid() {
+            return;
+        }
+        while self.busy.len() < AT_ONCE {
+            let Some(write) = self.waiting.pop_front() else { break };
+            let subject = write.subject();
+            let not_yet = self.failed.get(&subject).is_some_and(|failed| {
+                // What failed for being outdated is another write by now.
+                failed.write == write && failed.until > Instant::now()
+            });
+            if not_yet {
+                continue;
+            }
+            if self.busy.contains(&subject) {
+                self.left_out = true;
+                continue;
+            }
+            self.busy.insert(subject.clone());
+            self.metrics.wrote(write.resource());
+            let client = self.client.clone();
+            self.under_way.push(Box::pin(async move {
+                let answer = match timeout(PATIENCE, write.clone().send(client)).await {
+                    Ok(Ok(answer)) => Ok(answer),
+                    Ok(Err(kube::Error::Api(status))) => {
+                        let outdated = status.is_conflict() || status.is_not_found();
+                        Err(Trouble { why: status.message.clone(), outdated })
+                    }
+                    Ok(Err(error)) => Err(Trouble { why: error.to_string(), outdated: false }),
+                    Err(_) => Err(Trouble { why: "the API server did not answer in time".to_owned(), outdated: false }),
+                };
+                (subject, write, answer)
+            }));
+        }
+    }
+}

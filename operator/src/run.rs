@@ -1,0 +1,128 @@
+//! `run` and `uninstall`: become the leader, act, and step down.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Config, ResourceExt as _};
+use prometheus_client::registry::Registry;
+use sallyport_api::GatewayPool;
+use sallyport_api::names::OPERATOR_NAME;
+use sallyport_runtime::admin::Admin;
+use sallyport_runtime::shutdown::Shutdown;
+
+use crate::args::{AgentArgs, ReplicaArgs};
+use crate::controller::{Aim, Controller, Readiness};
+use crate::daemonset::daemon_set;
+use crate::leader::Leadership;
+use crate::metrics::Metrics;
+use crate::uninstall::{delete_leases, stop_operator};
+
+/// Leads when it is its turn, until a signal comes or the lease is lost.
+pub async fn run(
+    replica: &ReplicaArgs,
+    agent: &AgentArgs,
+    default_pool: Option<&Path>,
+    admin: std::net::SocketAddr,
+) -> anyhow::Result<ExitCode> {
+    let pool = default_pool.map(read_pool).transpose()?;
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::new(&mut registry));
+    let readiness = Readiness::default();
+    let admin = Admin::bind(admin).await.with_context(|| format!("failed to listen on {admin}"))?;
+    let asked = Arc::clone(&readiness);
+    tokio::spawn(admin.serve(Arc::new(registry), move || {
+        asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().map_or(Ok(()), Err)
+    }));
+    Box::pin(lead(replica, Aim::Serve(Box::new(daemon_set(&replica.namespace, agent))), pool, metrics, readiness)).await
+}
+
+/// Takes everything of ours off the cluster, and returns when it is gone; with `force` it waits for no silent agent.
+pub async fn uninstall(replica: &ReplicaArgs, force: bool) -> anyhow::Result<ExitCode> {
+    stop_operator(&client().await?, &replica.namespace).await?;
+    let metrics = Arc::new(Metrics::new(&mut Registry::default()));
+    let outcome = Box::pin(lead(replica, Aim::Uninstall { force }, None, metrics, Readiness::default())).await?;
+    delete_leases(&client().await?, &replica.namespace).await?;
+    Ok(outcome)
+}
+
+async fn lead(
+    replica: &ReplicaArgs,
+    aim: Aim,
+    pool: Option<GatewayPool>,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+) -> anyhow::Result<ExitCode> {
+    let mut shutdown = Shutdown::new().context("failed to listen for signals")?;
+    let client = client().await?;
+    let leases = Api::namespaced(client.clone(), &replica.namespace);
+    let leadership = Arc::new(Leadership::new(leases, OPERATOR_NAME, &replica.identity));
+    tokio::select! {
+        () = leadership.acquire() => {}
+        () = shutdown.requested() => return Ok(ExitCode::SUCCESS),
+    }
+    tracing::info!(identity = replica.identity, "leading");
+    metrics.leads(true);
+    let leading = async {
+        if let Some(pool) = &pool {
+            apply_pool(&client, pool).await;
+        }
+        // Watches begin here, so that their first lists hold all that the leader before wrote.
+        let mut controller = Controller::new(
+            client.clone(),
+            &replica.namespace,
+            aim,
+            Arc::clone(&leadership),
+            metrics,
+            readiness,
+            &replica.identity,
+        );
+        controller.run().await;
+    };
+    let outcome = tokio::select! {
+        () = leading => {
+            tracing::info!("nothing of Sallyport is left on the gateways");
+            Ok(ExitCode::SUCCESS)
+        }
+        () = leadership.keep() => Err(anyhow::anyhow!("the lease was lost; another replica leads now")),
+        () = shutdown.requested() => {
+            tracing::info!("stopping; the gateways go on as they are");
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    leadership.release().await;
+    outcome
+}
+
+async fn client() -> anyhow::Result<Client> {
+    let mut config = Config::infer()
+        .await
+        .context("found no cluster: run inside one with a service account, or point KUBECONFIG at a kubeconfig file")?;
+    // Failed requests are tried again by those who sent them, with what is right by then.
+    config.default_retry = false;
+    Client::try_from(config).context("failed to make a client for the API server")
+}
+
+fn read_pool(path: &Path) -> anyhow::Result<GatewayPool> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+    let pool: GatewayPool =
+        serde_saphyr::from_str(&text).with_context(|| format!("{} does not hold a GatewayPool", path.display()))?;
+    if pool.name_any().is_empty() {
+        bail!("{}: metadata.name is missing", path.display());
+    }
+    Ok(pool)
+}
+
+/// A pool that the API server refuses is reported, and the one that is there stays.
+async fn apply_pool(client: &Client, pool: &GatewayPool) {
+    let api = Api::<GatewayPool>::all(client.clone());
+    let params = PatchParams::apply(OPERATOR_NAME).force();
+    match api.patch(&pool.name_any(), &params, &Patch::Apply(pool)).await {
+        Ok(_) => tracing::info!(pool = pool.name_any(), "the default pool is applied"),
+        Err(error) => {
+            tracing::error!(%error, pool = pool.name_any(), "the default pool was not applied; correct the chart's values");
+        }
+    }
+}
