@@ -43,10 +43,11 @@ pub struct ForwardSliceSpec {
     /// Digest of the uids and hashes below, in uid order.
     #[schemars(length(max = 80))]
     pub hash: String,
-    /// The forwards of this slice.
+    /// The forwards of this slice, in the order of their uids.
+    // Atomic: it has one writer, and tracking who owns which field of each entry would double the object's size.
     #[serde(default)]
     #[schemars(length(max = MAX_SLICE_FORWARDS))]
-    #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Map(vec!["uid".into()])))]
+    #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Atomic))]
     pub forwards: Vec<SliceForward>,
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kube::api::{Api, Patch, PatchParams};
@@ -102,6 +103,9 @@ async fn client() -> anyhow::Result<Client> {
         .context("found no cluster: run inside one with a service account, or point KUBECONFIG at a kubeconfig file")?;
     // Failed requests are tried again by those who sent them, with what is right by then.
     config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    // Longer than any watch is silent.
+    config.read_timeout = Some(Duration::from_mins(5));
     Client::try_from(config).context("failed to make a client for the API server")
 }
 

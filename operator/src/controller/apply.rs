@@ -8,7 +8,6 @@ use std::fmt;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
-use kube::core::DeserializeGuard;
 use kube::{Client, Resource};
 use sallyport_api::forward_slice::{ForwardRef, ForwardSlice, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
@@ -19,6 +18,7 @@ use serde_json::json;
 
 use crate::controller::decide::{Desired, finalizers};
 use crate::controller::gateways::has_label;
+use crate::controller::guard::DeserializeGuard;
 use crate::controller::observe::World;
 
 /// One request that changes one object.
@@ -158,7 +158,14 @@ impl Write {
                     "status": status,
                 });
                 let new = api.patch_status(&key.name, &apply, &Patch::Apply(&patch)).await?;
-                Ok(Box::new(|world| world.forwards.wrote(new)))
+                Ok(Box::new(move |world| {
+                    if new.0.is_err() {
+                        world.told.insert(uid, status);
+                    } else {
+                        world.told.remove(&uid);
+                    }
+                    world.forwards.wrote(new);
+                }))
             }
             Self::PoolStatus(name, status) => {
                 let patch = json!({

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
+
+use crate::controller::guard::DeserializeGuard;
 
 /// Namespace (empty for a cluster-scoped object) and name.
 pub type Key = (String, String);

@@ -164,7 +164,9 @@ impl History {
             let mut seen = BTreeSet::new();
             for form in slice.forms.iter().rev().skip(1) {
                 for (uid, carried) in &form.forwards {
-                    let wanted = self.newest(uid).is_some_and(|newest| newest.hash == carried.hash);
+                    let wanted = self
+                        .newest(uid)
+                        .is_some_and(|(pool, newest)| *pool == slice.pool && newest.hash == carried.hash);
                     if !wanted && seen.insert((Arc::clone(uid), Arc::clone(&carried.hash))) {
                         leaving.push(Leaving {
                             pool: slice.pool.clone(),
@@ -189,9 +191,10 @@ impl History {
         self.slices.get(slice).is_some_and(|slice| slice.forms.len() > 1)
     }
 
-    fn newest(&self, uid: &str) -> Option<&Carried> {
+    /// The pool and the newest form of a forward that is in a slice.
+    fn newest(&self, uid: &str) -> Option<(&String, &Carried)> {
         let slice = self.slices.get(self.homes.get(uid)?)?;
-        slice.forms.last()?.forwards.get(uid).map(AsRef::as_ref)
+        Some((&slice.pool, slice.forms.last()?.forwards.get(uid)?))
     }
 
     /// What the node does for the forward, by its last report.

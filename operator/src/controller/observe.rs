@@ -5,8 +5,10 @@
 //! ```
 //! What follows from what is seen is not here.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
@@ -17,15 +19,16 @@ use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::Api;
-use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::watcher::{self, Config, watcher};
-use kube::runtime::{WatchStreamExt as _, watcher::DefaultBackoff};
 use kube::{Client, Resource};
 use sallyport_api::names::AGENT_NAME;
-use sallyport_api::{ForwardSlice, GatewayNode, GatewayPool, PortForward};
+use sallyport_api::{ForwardSlice, GatewayNode, GatewayPool, PortForward, PortForwardStatus};
 use serde::de::DeserializeOwned;
 
 use crate::controller::cache::Cache;
+use crate::controller::guard::DeserializeGuard;
 
 /// All that is known of the cluster.
 #[derive(Debug, Default)]
@@ -50,6 +53,8 @@ pub struct World {
     pub api_server: Cache<EndpointSlice>,
     /// The addresses of Services.
     pub service_ranges: Cache<ServiceCIDR>,
+    /// What was last written about forwards whose newest form, status included, cannot be read, by uid.
+    pub told: BTreeMap<String, PortForwardStatus>,
 }
 
 /// Something that was seen: takes itself into the world, and says whether it may matter to a decision.
@@ -117,7 +122,8 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     watcher(api, config)
-        .backoff(DefaultBackoff::default())
+        // A list begins with an event that needs no answer, so only a while without trouble makes it patient again.
+        .backoff(ResetTimerBackoff::new(Patience::default(), Duration::from_mins(1)))
         .map(move |event| -> Change { Box::new(move |world| take(cache(world), event)) })
         .boxed()
 }
@@ -141,4 +147,25 @@ where
 
 fn is_missing(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found())
+}
+
+/// How long to wait before a watch that failed is tried again: a quarter of a second, and twice as long each time, up to
+/// 4 s. There is one operator, so it may ask often; users wait for it.
+#[derive(Debug, Default)]
+struct Patience(u32);
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = Duration::from_millis(250 << self.0);
+        self.0 = (self.0 + 1).min(4);
+        Some(wait)
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
 }

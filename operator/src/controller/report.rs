@@ -30,8 +30,6 @@ const PROGRESS: Duration = Duration::from_secs(1);
 pub struct Reporter {
     /// Forwards that are on their way into the kernels, and when that was last written.
     progress: BTreeMap<ForwardRef, Instant>,
-    /// What was written last for forwards whose newest form, status included, cannot be read.
-    blind: BTreeMap<ForwardRef, PortForwardStatus>,
     next_look: Option<Instant>,
 }
 
@@ -82,7 +80,7 @@ impl Reporter {
             };
             let known = match entry {
                 Entry::Good(object) => object.status.as_ref(),
-                _ => self.blind.get(&key),
+                _ => world.told.get(&uid),
             };
             let old = known.cloned().unwrap_or_default();
             let here = gateways.get(pool).map(Vec::as_slice).unwrap_or_default();
@@ -101,16 +99,10 @@ impl Reporter {
                 }
                 waiting.insert(key.clone(), Instant::now());
             }
-            if entry.problem().is_some() {
-                self.blind.insert(key.clone(), new.clone());
-            }
             let report = ForwardReport { key, uid, status: new, before: old.conditions };
             writes.push(Write::ForwardStatus(Box::new(report)));
         }
         self.progress = waiting;
-        self.blind.retain(|key, _| {
-            world.forwards.entry(&key.namespace, &key.name).is_some_and(|entry| entry.problem().is_some())
-        });
         for (status, number) in &ready {
             metrics.forwards(status, *number);
         }
