@@ -1,6 +1,6 @@
 //! The command line. No logic: other people's scripts call this, so names and meanings stay.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -21,18 +21,14 @@ pub struct Cli {
 /// What the agent can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Apply the manifests, keep the kernel equal to them, and follow their changes.
-    Run {
-        /// Whose manifests, and where.
-        #[command(flatten)]
-        host: HostArgs,
-        /// Apply and verify once, then exit: 0 when every object was accepted and the kernel reads back equal, else 1.
-        #[arg(long)]
-        once: bool,
-    },
+    /// Keep the kernel equal to what a directory of manifests says or, without `--manifests`, what the cluster says.
+    Run(RunArgs),
     /// Print what `run` would change now, as iptables-restore text, and touch nothing.
     Plan {
-        /// Whose manifests, and where.
+        /// Directory of manifests (*.yaml, *.yml; not recursive).
+        #[arg(long, value_name = "DIR")]
+        manifests: PathBuf,
+        /// Which host.
         #[command(flatten)]
         host: HostArgs,
     },
@@ -56,13 +52,32 @@ pub enum Command {
     },
 }
 
+/// What `run` can be told.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Directory of manifests (*.yaml, *.yml; not recursive) to follow. Without it the agent follows the `GatewayNode` of
+    /// its name in the cluster that KUBECONFIG, or the pod it runs in, leads to.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Namespace of the agent's Lease; needed without --manifests.
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", required_unless_present = "manifests")]
+    pub namespace: Option<String>,
+    /// Which host.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// Apply the manifests and verify once, then exit: 0 when every object was accepted and the kernel reads back equal,
+    /// else 1.
+    #[arg(long, requires = "manifests")]
+    pub once: bool,
+    /// Address to answer /healthz, /readyz and /metrics on.
+    #[arg(long, value_name = "IP:PORT", conflicts_with = "once")]
+    pub admin: Option<SocketAddr>,
+}
+
 /// What `run` and `plan` must know of the host.
 #[derive(Clone, Debug, Args)]
 pub struct HostArgs {
-    /// Directory of manifests (*.yaml, *.yml; not recursive).
-    #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
-    /// Name of this node in messages.
+    /// Name of this node; in a cluster that of its Node and `GatewayNode`.
     #[arg(long, value_name = "NAME")]
     pub node_name: String,
     /// Where to keep what must survive a restart; one agent a directory.
@@ -71,6 +86,9 @@ pub struct HostArgs {
     /// How to program rules; `auto` follows the pool, and then the host's own rules.
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub backend: BackendArg,
+    /// Where the kernel's settings are mounted, writable for `run`.
+    #[arg(long, value_name = "DIR", default_value = "/proc/sys")]
+    pub proc_sys: PathBuf,
 }
 
 /// `--backend`.

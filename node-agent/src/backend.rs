@@ -15,6 +15,18 @@ pub enum Backend {
     DryRun,
 }
 
+impl Backend {
+    /// The word for it in a status.
+    #[must_use]
+    pub fn reported(self) -> Option<FirewallBackend> {
+        match self {
+            Self::Iptables(Variant::Nft) => Some(FirewallBackend::IptablesNft),
+            Self::Iptables(Variant::Legacy) => Some(FirewallBackend::IptablesLegacy),
+            Self::DryRun => None,
+        }
+    }
+}
+
 /// Chooses, looking at the host only where neither the flag nor the pool decides.
 pub async fn choose(flag: BackendArg, pool: FirewallBackend) -> Result<Backend, command::Error> {
     Ok(match (flag, pool) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_api::names::MARK_OURS;
+use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::compile::{Compiled, Failure, compile};
 use sallyport_ruleset::facts::LocalAddress;
@@ -247,6 +248,17 @@ impl<E: Engine> Converger<E> {
             }
         }
         Ok(families)
+    }
+
+    /// Takes away the chains and tables that came into being with our rules, now that those are gone.
+    pub fn leave_nothing(&mut self, state: &StateDir) -> Result<(), Error> {
+        let host = state.host_or_nothing();
+        if let Some(absent) = &host.absent {
+            remove_vacant(absent).map_err(sallyport_engine::Error::from)?;
+            keep(state, &Host { absent: None, ..host });
+        }
+        self.remembered = false;
+        Ok(())
     }
 
     /// Notes, once, what did not exist before us, so that cleanup can take it away again.

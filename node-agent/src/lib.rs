@@ -1,7 +1,7 @@
 //! The program on a gateway node: from intents to rules that the kernel was seen to hold.
 //!
 //! ```text
-//! source (directory of manifests) ─► intents ─► converge: compile, observe, plan, apply, verify ─► report
+//! source (manifests or cluster) ─► intents ─► converge: compile, observe, plan, apply, verify ─► report
 //! ```
 //! A library so that its parts can be tested; `main.rs` is the only user.
 
@@ -11,6 +11,8 @@ pub mod backend;
 pub mod cleanup;
 pub mod converge;
 pub mod manifest;
+pub mod masquerade;
+pub mod metrics;
 pub mod plan;
 pub mod render;
 pub mod run;

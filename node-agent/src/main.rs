@@ -16,8 +16,8 @@ async fn main() -> ExitCode {
     let Cli { log_format, command } = Cli::parse();
     sallyport_runtime::log::init(log_format);
     let outcome = match command {
-        Command::Run { host, once } => run::run(&host, once).await,
-        Command::Plan { host } => plan::plan(&host).await,
+        Command::Run(args) => run::run(&args).await,
+        Command::Plan { manifests, host } => plan::plan(&manifests, &host).await,
         Command::Render { manifests, node_address, audience } => render::render(&manifests, &node_address, audience),
         Command::Cleanup { state_dir } => cleanup::cleanup(&state_dir).await,
     };

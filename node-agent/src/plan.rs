@@ -1,7 +1,9 @@
 //! `plan`: what `run` would change now. Touches nothing, not even the state directory.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
@@ -12,14 +14,15 @@ use sallyport_ruleset::plan::Batch;
 use crate::args::HostArgs;
 use crate::backend::{self, Backend};
 use crate::converge::Converger;
-use crate::source::Source;
+use crate::source::Source as _;
+use crate::source::manifests::Manifests;
 use crate::state::{Intents, StateDir};
 use crate::sysctl::Sysctl;
 
 /// Prints the change as text for `iptables-restore --noflush`. Exit code 1 when an object has problems.
-pub async fn plan(args: &HostArgs) -> anyhow::Result<ExitCode> {
-    let state = StateDir::read_only(&args.state_dir);
-    let mut source = Source::new(args, &state);
+pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode> {
+    let state = Rc::new(StateDir::read_only(&args.state_dir));
+    let mut source = Manifests::new(manifests, &args.node_name, state);
     let intents = source.decide_once().await;
     let mut lines: Vec<String> = source.problems.iter().map(ToString::to_string).collect();
     lines.extend(source.unreadable().map(str::to_owned));
@@ -27,7 +30,12 @@ pub async fn plan(args: &HostArgs) -> anyhow::Result<ExitCode> {
         let found = match backend::choose(args.backend, intents.node.backend).await? {
             Backend::DryRun => preview(Converger::new(DryRun::default(), None), intents, &source).await?,
             Backend::Iptables(variant) => {
-                preview(Converger::new(Iptables::new(variant), Some(Sysctl::default())), intents, &source).await?
+                preview(
+                    Converger::new(Iptables::new(variant), Some(Sysctl::mounted_at(&args.proc_sys))),
+                    intents,
+                    &source,
+                )
+                .await?
             }
         };
         lines.extend(found);
@@ -38,7 +46,7 @@ pub async fn plan(args: &HostArgs) -> anyhow::Result<ExitCode> {
 async fn preview<E: Engine>(
     mut converger: Converger<E>,
     intents: &Intents,
-    source: &Source<'_>,
+    source: &Manifests,
 ) -> anyhow::Result<Vec<String>> {
     let (batch, families, ended, failures) = converger.preview(intents, source.local()).await?;
     let mut out = std::io::stdout().lock();

@@ -1,15 +1,16 @@
-//! `run`: apply the manifests and keep them applied.
+//! `run`: apply what the source says and keep it applied.
 //!
-//! One loop on one thread: a change in the directory, a beat twice a second that looks for drift, or the end. What the
+//! One loop on one thread: a change of the source, a beat twice a second that looks for drift, or the end. What the
 //! kernel holds stays when the agent stops, however it stops.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use sallyport_api::NodeState;
 use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
@@ -20,11 +21,13 @@ use sallyport_ruleset::rule::Ruleset;
 use sallyport_runtime::shutdown::Shutdown;
 use tokio::time::MissedTickBehavior;
 
-use crate::args::HostArgs;
+use crate::args::{HostArgs, RunArgs};
 use crate::backend::{self, Backend};
 use crate::converge::{Converger, Error, Report, chain_of};
-use crate::source::Source;
-use crate::source::watch::{Change, Watch};
+use crate::metrics::Metrics;
+use crate::source::cluster::Cluster;
+use crate::source::manifests::Manifests;
+use crate::source::{Pass, Source};
 use crate::state::{Intents, StateDir};
 use crate::sysctl::Sysctl;
 
@@ -34,27 +37,42 @@ const BEAT: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs until a signal, or with `once` until the manifests are applied.
-pub async fn run(args: &HostArgs, once: bool) -> anyhow::Result<ExitCode> {
-    let state = StateDir::lock(&args.state_dir)?;
+pub async fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let state = Rc::new(StateDir::lock(&args.host.state_dir)?);
+    let metrics = Metrics::default();
+    if let Some(address) = args.admin {
+        metrics.serve(address).await.with_context(|| format!("cannot listen on {address}; choose another --admin"))?;
+    }
+    if let Some(manifests) = &args.manifests {
+        let source = Manifests::new(manifests, &args.host.node_name, state);
+        return drive(source, &args.host, metrics, args.once).await;
+    }
+    let namespace = args.namespace.as_deref().context("--namespace is needed without --manifests")?;
+    let source = Cluster::connect(&args.host.node_name, namespace, state).await?;
+    drive(source, &args.host, metrics, false).await
+}
+
+async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once: bool) -> anyhow::Result<ExitCode> {
     let mut shutdown = Shutdown::new().context("failed to listen for signals")?;
-    let mut source = Source::new(args, &state);
-    // After a reboot the last good intents are enforced even before the manifests can be read.
+    // After a reboot the last good intents are enforced even before anybody else has spoken.
     let mut intents = source.last_good();
     loop {
-        if let Some(decided) = source.look(None).await {
+        if let Some(decided) = source.look().await {
             intents = Some(decided);
         }
         let pool = intents.as_ref().map_or(FirewallBackend::Auto, |intents| intents.node.backend);
         let backend = backend::choose(args.backend, pool).await?;
         let outcome = match backend {
             Backend::DryRun => {
-                let converger = Converger::new(DryRun::default(), None);
-                Agent::new(converger, pool, &mut source).follow(&mut intents, once, &mut shutdown).await
+                let mut agent = Agent::new(Converger::new(DryRun::default(), None), pool, &mut source, &metrics);
+                agent.follow(&mut intents, once, &mut shutdown).await
             }
             Backend::Iptables(variant) => {
-                let converger = Converger::new(Iptables::new(variant), Some(Sysctl::default()));
-                let mut agent = Agent::new(converger, pool, &mut source);
+                let sysctl = Sysctl::mounted_at(&args.proc_sys);
+                let converger = Converger::new(Iptables::new(variant), Some(sysctl));
+                let mut agent = Agent::new(converger, pool, &mut source, &metrics);
                 agent.abandoned = Some(variant.other());
+                agent.backend = backend.reported();
                 agent.follow(&mut intents, once, &mut shutdown).await
             }
         };
@@ -74,17 +92,18 @@ enum Outcome {
     Done(bool),
 }
 
-struct Agent<'a, 'b, E> {
+struct Agent<'a, S, E> {
     converger: Converger<E>,
     pool_backend: FirewallBackend,
-    source: &'a mut Source<'b>,
+    backend: Option<FirewallBackend>,
+    source: &'a mut S,
+    metrics: &'a Metrics,
     /// The other variant of iptables, in which an earlier run may have left rules.
     abandoned: Option<Variant>,
     failures: Vec<Failure>,
     retry: Retry,
-    /// What the last pass could not do, and what could not be kept; each is told when it changes.
+    /// What the last pass could not do, told when it changes.
     error: Option<String>,
-    unkept: Option<String>,
 }
 
 /// When to try again after a failure.
@@ -93,18 +112,19 @@ struct Retry {
     at: Option<Instant>,
 }
 
-impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
-    fn new(converger: Converger<E>, pool_backend: FirewallBackend, source: &'a mut Source<'b>) -> Self {
+impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
+    fn new(converger: Converger<E>, pool_backend: FirewallBackend, source: &'a mut S, metrics: &'a Metrics) -> Self {
         let retry = Retry { wait: BEAT, at: None };
         Self {
             converger,
             pool_backend,
+            backend: None,
             source,
+            metrics,
             abandoned: None,
             failures: Vec::new(),
             retry,
             error: None,
-            unkept: None,
         }
     }
 
@@ -112,45 +132,40 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
         if once {
             return Outcome::Done(self.once(intents.as_ref()).await);
         }
-        self.source.tell_problems();
+        self.tell_problems();
         if let Some(intents) = intents.as_ref() {
             self.pass(intents, "start").await;
         }
-        let mut watch = None;
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let mut reported = None;
             tokio::select! {
                 () = shutdown.requested() => {
                     tracing::info!("stopping; the rules stay");
                     return Outcome::Stopped;
                 }
-                change = next(&mut watch) => match change {
-                    Change::Files(files) => reported = Some(files),
-                    Change::Lost => watch = None,
-                },
-                _ = beat.tick() => {
-                    if watch.is_none() {
-                        reported = Some(BTreeSet::new());
-                        watch = Watch::new(&self.source.args.manifests).ok();
-                    }
-                }
+                () = self.source.changed() => {}
+                _ = beat.tick() => self.source.beat(),
             }
-            if let Some(decided) = self.source.look(reported.as_ref()).await {
-                self.source.tell_problems();
+            if let Some(decided) = self.source.look().await {
+                self.tell_problems();
                 let backend = decided.node.backend;
                 *intents = Some(decided);
                 if backend != self.pool_backend {
                     return Outcome::BackendChanged;
                 }
                 if let Some(intents) = intents.as_ref() {
-                    self.pass(intents, "manifests").await;
+                    self.pass(intents, S::CAUSE).await;
                 }
             } else if let Some(intents) = intents.as_ref() {
                 self.repair(intents).await;
             }
         }
+    }
+
+    fn tell_problems(&mut self) {
+        let problems = self.source.problems();
+        self.source.host().tell(problems);
     }
 
     /// Looks for drift, and tries again what failed when its time has come.
@@ -172,7 +187,7 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
     }
 
     async fn once(&mut self, intents: Option<&Rc<Intents>>) -> bool {
-        let mut lines: Vec<String> = self.source.problems.iter().map(ToString::to_string).collect();
+        let mut lines = self.source.problems();
         lines.extend(self.source.unreadable().map(str::to_owned));
         if let Some(intents) = intents {
             match self.try_pass(intents).await {
@@ -193,7 +208,11 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
 
     /// One pass, with its result in the log: each transition once.
     async fn pass(&mut self, intents: &Rc<Intents>, cause: &'static str) {
-        match self.try_pass(intents).await {
+        let outcome = self.try_pass(intents).await;
+        let drift = cause == "drift";
+        self.source.passed(&Pass { intents, drift, outcome: outcome.as_ref(), backend: self.backend });
+        self.metrics.passed(intents, drift, &outcome);
+        match outcome {
             Ok(report) => {
                 if self.retry.at.take().is_some() {
                     self.retry.wait = BEAT;
@@ -214,34 +233,18 @@ impl<'a, 'b, E: Engine> Agent<'a, 'b, E> {
     }
 
     async fn try_pass(&mut self, intents: &Rc<Intents>) -> Result<Report, Error> {
+        let host = self.source.host();
         // Before the kernel changes, so that who holds a claim is known whatever happens next.
-        self.keep(intents);
-        let report = self.converger.converge(intents, self.source.local(), self.source.state).await?;
+        host.keep(intents);
+        let report = self.converger.converge(intents, &host.local, &host.state).await?;
         if let Some(variant) = self.abandoned {
             remove_rules(&mut Iptables::new(variant)).await?;
             self.abandoned = None;
         }
+        if intents.node.state == NodeState::Retired {
+            self.converger.leave_nothing(&host.state)?;
+        }
         Ok(report)
-    }
-
-    /// A state directory that cannot be written must not keep a rule in the kernel that has to go.
-    fn keep(&mut self, intents: &Rc<Intents>) {
-        if self.source.kept.as_ref() == Some(intents) {
-            return;
-        }
-        match self.source.state.keep_intents(intents) {
-            Ok(()) => {
-                self.source.kept = Some(Rc::clone(intents));
-                self.unkept = None;
-            }
-            Err(error) => {
-                let error = chain_of(&error);
-                if self.unkept.as_ref() != Some(&error) {
-                    tracing::warn!(error, "cannot keep the intents; after a reboot the host starts with older ones");
-                    self.unkept = Some(error);
-                }
-            }
-        }
     }
 
     fn tell(&self, intents: &Intents, report: &Report, cause: &'static str) {
@@ -284,13 +287,6 @@ impl Retry {
     fn later(&mut self) {
         self.at = Some(Instant::now() + self.wait);
         self.wait = (self.wait * 2).min(LONGEST_RETRY);
-    }
-}
-
-async fn next(watch: &mut Option<Watch>) -> Change {
-    match watch {
-        Some(watch) => watch.next().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -102,11 +102,17 @@ pub struct Sysctl {
 
 impl Default for Sysctl {
     fn default() -> Self {
-        Self::new("/proc/sys/net", "/proc/net/ipv6_route")
+        Self::mounted_at(Path::new("/proc/sys"))
     }
 }
 
 impl Sysctl {
+    /// `proc_sys` is `/proc/sys` or wherever it is mounted writable.
+    #[must_use]
+    pub fn mounted_at(proc_sys: &Path) -> Self {
+        Self::new(proc_sys.join("net"), "/proc/net/ipv6_route")
+    }
+
     /// `root` is `/proc/sys/net` or wherever it is mounted writable; `ipv6_routes` is the
     /// kernel's list of IPv6 routes, `/proc/net/ipv6_route`.
     pub fn new(root: impl Into<PathBuf>, ipv6_routes: impl Into<PathBuf>) -> Self {

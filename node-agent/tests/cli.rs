@@ -121,7 +121,12 @@ fn wait_until(done: impl Fn() -> bool, why: impl Fn() -> String) {
 
 fn agent(arguments: &[&str]) -> Command {
     let mut command = Command::new(AGENT);
-    command.args(arguments).env_remove("RUST_LOG").env_remove("SALLYPORT_LOG_FORMAT").env("RUST_BACKTRACE", "1");
+    command
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .env_remove("SALLYPORT_LOG_FORMAT")
+        .env_remove("POD_NAMESPACE")
+        .env("RUST_BACKTRACE", "1");
     command
 }
 
@@ -158,19 +163,12 @@ fn help_names_every_command_and_option() {
         (&["--help"][..], &["run", "plan", "render", "cleanup", "--log-format", "--version"][..]),
         (
             &["run", "--help"],
-            &[
-                "--manifests",
-                "--node-name",
-                "--state-dir",
-                "--once",
-                "--backend",
-                "auto",
-                "iptables-nft",
-                "iptables-legacy",
-                "dry-run",
-            ],
+            &"--manifests --namespace --node-name --state-dir --proc-sys --admin --once --backend auto iptables-nft \
+              iptables-legacy dry-run"
+                .split(' ')
+                .collect::<Vec<_>>(),
         ),
-        (&["plan", "--help"], &["--manifests", "--node-name", "--state-dir", "--backend"]),
+        (&["plan", "--help"], &["--manifests", "--node-name", "--state-dir", "--proc-sys", "--backend"]),
         (&["render", "--help"], &["--manifests", "--node-address", "--for", "gateway", "targets"]),
         (&["cleanup", "--help"], &["--state-dir"]),
     ] {
@@ -183,11 +181,47 @@ fn help_names_every_command_and_option() {
 }
 
 #[test]
+fn without_a_cluster_to_follow_the_agent_says_what_is_missing() {
+    let scene = Scene::new();
+    let output = agent(&["run", "--node-name", "gw1", "--namespace", "sallyport", "--backend", "dry-run"])
+        .arg("--state-dir")
+        .arg(scene.path("state"))
+        .env("KUBECONFIG", scene.path("none"))
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("error: cannot tell which cluster to follow; set KUBECONFIG"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn an_admin_address_in_use_is_an_error_at_once() {
+    let scene = Scene::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = scene.on_host("run").args(["--admin", &address]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&format!("error: cannot listen on {address}; choose another --admin")));
+}
+
+#[test]
 fn arguments_that_are_not_understood_end_with_2_and_a_hint() {
     for (arguments, hint) in [
         (&[][..], "Usage"),
         (&["fly"], "unrecognized subcommand"),
-        (&["run"], "--manifests <DIR>"),
+        (&["run", "--state-dir", "b", "--node-name", "c"], "--namespace <NAMESPACE>"),
+        (
+            &["run", "--once", "--state-dir", "b", "--node-name", "c", "--namespace", "d"],
+            "required arguments were not provided:\n  --manifests <DIR>",
+        ),
+        (
+            &["run", "--manifests", "a", "--once", "--admin", "127.0.0.1:0", "--state-dir", "b", "--node-name", "c"],
+            "'--once' cannot be used with '--admin <IP:PORT>'",
+        ),
         (&["run", "--manifests", "a", "--state-dir", "b"], "--node-name <NAME>"),
         (
             &["run", "--manifests", "a", "--state-dir", "b", "--node-name", "c", "--backend", "pf"],

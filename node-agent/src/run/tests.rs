@@ -1,19 +1,20 @@
 //! When the agent looks, decides, keeps and tries again.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
 use super::*;
 use crate::addresses::local_addresses;
-use crate::args::BackendArg;
 use crate::converge::fake::{Kernel, forward, intents};
-use crate::source::LISTING;
+use crate::source::manifests::LISTING;
 
 /// Manifests and a state directory; files are older than the time that a writer is waited for.
 struct Scene {
     guard: tempfile::TempDir,
-    state: StateDir,
-    args: HostArgs,
+    state: Rc<StateDir>,
+    manifests: PathBuf,
+    state_dir: PathBuf,
 }
 
 impl Scene {
@@ -21,13 +22,12 @@ impl Scene {
         let guard = tempfile::tempdir().unwrap();
         let (manifests, state_dir) = (guard.path().join("manifests"), guard.path().join("state"));
         fs::create_dir(&manifests).unwrap();
-        let state = StateDir::lock(&state_dir).unwrap();
-        let args = HostArgs { manifests, node_name: "gw1".into(), state_dir, backend: BackendArg::DryRun };
-        Self { guard, state, args }
+        let state = Rc::new(StateDir::lock(&state_dir).unwrap());
+        Self { guard, state, manifests, state_dir }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.args.manifests.join(name)
+        self.manifests.join(name)
     }
 
     fn put(&self, name: &str, text: &str) {
@@ -36,13 +36,14 @@ impl Scene {
         file.set_modified(std::time::SystemTime::now() - Duration::from_hours(1)).unwrap();
     }
 
-    fn source(&self) -> Source<'_> {
-        Source::new(&self.args, &self.state)
+    fn source(&self) -> Manifests {
+        Manifests::new(&self.manifests, "gw1", Rc::clone(&self.state))
     }
 }
 
-fn agent<'a, 'b>(source: &'a mut Source<'b>, kernel: Kernel) -> Agent<'a, 'b, Kernel> {
-    Agent::new(Converger::new(kernel, None), FirewallBackend::Auto, source)
+fn agent(source: &mut Manifests, kernel: Kernel) -> Agent<'_, Manifests, Kernel> {
+    static METRICS: std::sync::LazyLock<Metrics> = std::sync::LazyLock::new(Metrics::default);
+    Agent::new(Converger::new(kernel, None), FirewallBackend::Auto, source, &METRICS)
 }
 
 fn names(intents: &Intents) -> Vec<String> {
@@ -56,22 +57,22 @@ async fn a_look_decides_when_something_changed_and_only_then() {
     let scene = Scene::new();
     let mut source = scene.source();
     scene.put("a.yaml", &forward("a", 8000));
-    assert_eq!(names(&source.look(None).await.unwrap()), ["a"]);
-    assert_eq!(source.look(Some(&REPORTED)).await, None);
+    assert_eq!(names(&source.read(None).await.unwrap()), ["a"]);
+    assert_eq!(source.read(Some(&REPORTED)).await, None);
     scene.put("b.yaml", &forward("b", 8001));
-    assert_eq!(names(&source.look(Some(&REPORTED)).await.unwrap()), ["a", "b"]);
-    assert_eq!(source.look(None).await, None);
+    assert_eq!(names(&source.read(Some(&REPORTED)).await.unwrap()), ["a", "b"]);
+    assert_eq!(source.read(None).await, None);
 }
 
 #[tokio::test]
 async fn without_a_report_the_directory_is_listed_only_now_and_then() {
     let scene = Scene::new();
     let mut source = scene.source();
-    source.look(None).await.unwrap();
+    source.read(None).await.unwrap();
     scene.put("a.yaml", &forward("a", 8000));
-    assert_eq!(source.look(None).await, None);
+    assert_eq!(source.read(None).await, None);
     source.listed = Instant::now().checked_sub(LISTING);
-    assert_eq!(names(&source.look(None).await.unwrap()), ["a"]);
+    assert_eq!(names(&source.read(None).await.unwrap()), ["a"]);
 }
 
 #[tokio::test]
@@ -79,7 +80,7 @@ async fn the_first_look_waits_for_a_file_that_was_just_saved() {
     let scene = Scene::new();
     fs::write(scene.path("a.yaml"), forward("a", 8000)).unwrap();
     let mut source = scene.source();
-    assert_eq!(names(&source.look(None).await.unwrap()), ["a"]);
+    assert_eq!(names(&source.read(None).await.unwrap()), ["a"]);
     assert_eq!(source.problems, []);
 }
 
@@ -88,18 +89,18 @@ async fn a_host_starts_with_its_last_good_intents_while_the_manifests_are_away()
     let scene = Scene::new();
     let kept = intents(&forward("a", 8000));
     scene.state.keep_intents(&kept).unwrap();
-    fs::remove_dir(&scene.args.manifests).unwrap();
+    fs::remove_dir(&scene.manifests).unwrap();
     let mut source = scene.source();
     assert_eq!(*source.last_good().unwrap(), kept);
     // Not the addresses make it decide.
-    source.local = local_addresses().unwrap();
-    assert_eq!(source.look(None).await, None);
+    source.host.local = local_addresses().unwrap();
+    assert_eq!(source.read(None).await, None);
     assert!(source.unreadable().unwrap().contains("cannot list the manifests in"));
-    assert_eq!(source.look(None).await, None);
+    assert_eq!(source.read(None).await, None);
 
     // Back, and empty: nobody wants the forward any more.
-    fs::create_dir(&scene.args.manifests).unwrap();
-    assert_eq!(names(&source.look(None).await.unwrap()), Vec::<String>::new());
+    fs::create_dir(&scene.manifests).unwrap();
+    assert_eq!(names(&source.read(None).await.unwrap()), Vec::<String>::new());
     assert_eq!(source.unreadable(), None);
 }
 
@@ -108,13 +109,13 @@ async fn a_claim_outlives_a_restart() {
     let scene = Scene::new();
     scene.put("z.yaml", &forward("z", 8000));
     let mut source = scene.source();
-    let decided = source.look(None).await.unwrap();
+    let decided = source.read(None).await.unwrap();
     agent(&mut source, Kernel::default()).try_pass(&decided).await.unwrap();
 
     scene.put("a.yaml", &forward("a", 8000));
     let mut next = scene.source();
     assert_eq!(names(&next.last_good().unwrap()), ["z"]);
-    assert_eq!(names(&next.look(None).await.unwrap()), ["z"]);
+    assert_eq!(names(&next.read(None).await.unwrap()), ["z"]);
     assert!(
         next.problems[0].to_string().starts_with("a.yaml: PortForward default/a: spec.ports: "),
         "{:?}",
@@ -127,12 +128,12 @@ async fn intents_are_on_disk_before_the_kernel_changes() {
     let scene = Scene::new();
     let mut source = scene.source();
     let wanted = Rc::new(intents(&forward("a", 8000)));
-    let state_dir = scene.args.state_dir.clone();
+    let state_dir = scene.state_dir.clone();
     let expected = Rc::clone(&wanted);
     let look = move || assert_eq!(StateDir::read_only(&state_dir).intents().unwrap().as_ref(), Some(&*expected));
     let kernel = Kernel { before_apply: Some(Box::new(look)), ..Kernel::default() };
     // The host of the test may lack the address, so that nothing would be applied.
-    source.local = crate::converge::fake::local();
+    source.host.local = crate::converge::fake::local();
     let mut agent = agent(&mut source, kernel);
     agent.try_pass(&wanted).await.unwrap();
     assert_eq!(agent.converger.engine.applied.len(), 1);
@@ -142,26 +143,26 @@ async fn intents_are_on_disk_before_the_kernel_changes() {
 async fn a_state_that_cannot_be_written_keeps_no_rule_alive() {
     let scene = Scene::new();
     let mut source = scene.source();
-    source.local = crate::converge::fake::local();
+    source.host.local = crate::converge::fake::local();
     let mut agent = agent(&mut source, Kernel::default());
     agent.pass(&Rc::new(intents(&forward("a", 8000))), "start").await;
-    let blocker = scene.args.state_dir.join("intents.json.new");
+    let blocker = scene.state_dir.join("intents.json.new");
     fs::create_dir(&blocker).unwrap();
     let nothing = Rc::new(intents(""));
     agent.pass(&nothing, "manifests").await;
     assert!(agent.converger.engine.rules().await.ours().v4.is_empty());
-    assert!(agent.unkept.is_some());
+    assert!(agent.source.host.unkept.is_some());
 
     fs::remove_dir(&blocker).unwrap();
     agent.pass(&nothing, "retry").await;
-    assert_eq!((agent.unkept.is_some(), scene.state.intents().unwrap().as_ref()), (false, Some(&*nothing)));
+    assert_eq!((agent.source.host.unkept.is_some(), scene.state.intents().unwrap().as_ref()), (false, Some(&*nothing)));
 }
 
 #[tokio::test]
 async fn what_failed_is_tried_again_later_and_later_until_it_works() {
     let scene = Scene::new();
     let mut source = scene.source();
-    source.local = crate::converge::fake::local();
+    source.host.local = crate::converge::fake::local();
     let mut agent = agent(&mut source, Kernel { failures: (3, 0), ..Kernel::default() });
     let wanted = Rc::new(intents(&forward("a", 8000)));
     let mut waits = Vec::new();
@@ -186,7 +187,7 @@ async fn what_failed_is_tried_again_later_and_later_until_it_works() {
 async fn drift_is_repaired_on_the_next_beat() {
     let scene = Scene::new();
     let mut source = scene.source();
-    source.local = crate::converge::fake::local();
+    source.host.local = crate::converge::fake::local();
     let mut agent = agent(&mut source, Kernel::default());
     let wanted = Rc::new(intents(&forward("a", 8000)));
     agent.pass(&wanted, "start").await;
@@ -202,8 +203,8 @@ async fn once_is_content_only_if_everything_was_accepted_and_verified() {
     let scene = Scene::new();
     scene.put("a.yaml", &forward("a", 8000));
     let mut source = scene.source();
-    let decided = source.look(None).await.unwrap();
-    source.local = crate::converge::fake::local();
+    let decided = source.read(None).await.unwrap();
+    source.host.local = crate::converge::fake::local();
     let on_host = Rc::new(intents(&forward("a", 8000)));
     assert!(agent(&mut source, Kernel::default()).once(Some(&on_host)).await);
     assert!(!agent(&mut source, Kernel { failures: (1, 0), ..Kernel::default() }).once(Some(&decided)).await);
@@ -211,14 +212,14 @@ async fn once_is_content_only_if_everything_was_accepted_and_verified() {
     assert!(!agent(&mut source, Kernel::default()).once(Some(&elsewhere)).await);
 
     scene.put("b.yaml", "broken: [\n");
-    source.look(Some(&REPORTED)).await.unwrap();
-    source.local = crate::converge::fake::local();
+    source.read(Some(&REPORTED)).await.unwrap();
+    source.host.local = crate::converge::fake::local();
     assert!(!agent(&mut source, Kernel::default()).once(Some(&on_host)).await);
     drop(source);
 
     let mut source = scene.source();
-    fs::rename(&scene.args.manifests, scene.guard.path().join("away")).unwrap();
-    assert_eq!(source.look(None).await, None);
+    fs::rename(&scene.manifests, scene.guard.path().join("away")).unwrap();
+    assert_eq!(source.read(None).await, None);
     assert!(!agent(&mut source, Kernel::default()).once(None).await);
 }
 

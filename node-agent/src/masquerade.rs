@@ -1,0 +1,172 @@
+//! Which addresses of this host masqueraded connections leave from: what targets see, and their firewalls must allow.
+//!
+//! Chosen as the kernel chooses. IPv4 (`nf_nat_masquerade_ipv4` and `inet_select_addr`): the first primary address of
+//! universe scope on the outgoing interface whose network holds the next hop, else the first such address there. IPv6
+//! (`nf_nat_masquerade_ipv6`): source address selection, whose result a route lookup carries.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use sallyport_api::names::MAX_ADDRESSES;
+use sallyport_engine::netlink::{Error, Socket};
+
+/// An IPv4 address that masquerading may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Primary {
+    interface: u32,
+    ip: IpAddr,
+    network: IpNet,
+}
+
+/// How the kernel reaches a target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Route {
+    interface: u32,
+    gateway: Option<IpAddr>,
+    source: Option<IpAddr>,
+}
+
+/// The addresses that connections to `targets` leave from, sorted, as many as a status lists. A target that cannot be
+/// reached adds none.
+pub fn source_addresses(targets: &BTreeSet<IpAddr>) -> Result<Vec<IpAddr>, Error> {
+    if targets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let socket = Socket::open(NETLINK_ROUTE)?;
+    let mut primaries = Vec::new();
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    socket.ask("list the host's addresses", request, NLM_F_DUMP, |answer| {
+        if let RouteNetlinkMessage::NewAddress(message) = answer {
+            primaries.extend(primary(&message));
+        }
+        Ok(())
+    })?;
+    let mut sources = BTreeSet::new();
+    for target in targets {
+        let mut route = None;
+        let outcome = socket.ask("look up a route", question(*target), 0, |answer| {
+            if let RouteNetlinkMessage::NewRoute(message) = answer {
+                route = Some(read(&message));
+            }
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => sources.extend(route.and_then(|route| select(*target, &route, &primaries))),
+            Err(Error::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sources.into_iter().take(MAX_ADDRESSES).collect())
+}
+
+fn select(target: IpAddr, route: &Route, primaries: &[Primary]) -> Option<IpAddr> {
+    if target.is_ipv6() {
+        return route.source;
+    }
+    let next_hop = route.gateway.unwrap_or(target);
+    let there = || primaries.iter().filter(|own| own.interface == route.interface);
+    let chosen = there().find(|own| own.network.contains(&next_hop)).or_else(|| there().next());
+    // An interface without an address of its own borrows one of another.
+    chosen.map(|own| own.ip).or(route.source)
+}
+
+fn question(target: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    let (family, bits) = match target {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    message.header.address_family = family;
+    message.header.destination_prefix_length = bits;
+    message.attributes.push(RouteAttribute::Destination(target.into()));
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+fn read(message: &RouteMessage) -> Route {
+    let mut route = Route::default();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => route.interface = *index,
+            RouteAttribute::Gateway(address) => route.gateway = plain(address),
+            RouteAttribute::Via(RouteVia::Inet(address)) => route.gateway = Some((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => route.gateway = Some((*address).into()),
+            RouteAttribute::PrefSource(address) => route.source = plain(address),
+            _ => {}
+        }
+    }
+    route
+}
+
+fn plain(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
+    }
+}
+
+fn primary(message: &AddressMessage) -> Option<Primary> {
+    let header = &message.header;
+    if header.scope != AddressScope::Universe || header.flags.contains(AddressHeaderFlags::Secondary) {
+        return None;
+    }
+    let (mut local, mut address) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            _ => {}
+        }
+    }
+    // On a point-to-point interface IFA_ADDRESS is the other end, and the network that the kernel compares with.
+    let network = IpNet::new(address.or(local)?, header.prefix_len).ok()?.trunc();
+    Some(Primary { interface: header.index, ip: local.or(address)?, network }).filter(|own| own.ip.is_ipv4())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(interface: u32, ip: &str, network: &str) -> Primary {
+        Primary { interface, ip: ip.parse().unwrap(), network: network.parse().unwrap() }
+    }
+
+    #[test]
+    fn the_address_beside_the_next_hop_wins_then_the_first_of_the_interface() {
+        let primaries = [
+            own(2, "10.0.0.1", "10.0.0.0/24"),
+            own(2, "10.0.1.1", "10.0.1.0/24"),
+            own(3, "192.168.0.1", "192.168.0.0/24"),
+        ];
+        let route = |interface, gateway: Option<&str>| Route {
+            interface,
+            gateway: gateway.map(|ip| ip.parse().unwrap()),
+            source: Some("9.9.9.9".parse().unwrap()),
+        };
+        for (target, route, source) in [
+            ("10.0.0.9", route(2, None), "10.0.0.1"),
+            ("10.0.1.9", route(2, None), "10.0.1.1"),
+            ("172.16.0.9", route(2, Some("10.0.1.254")), "10.0.1.1"),
+            ("172.16.0.9", route(2, None), "10.0.0.1"),
+            ("172.16.0.9", route(3, Some("192.168.0.254")), "192.168.0.1"),
+            ("172.16.0.9", route(4, None), "9.9.9.9"),
+            ("fd00::9", Route { source: Some("fd00::1".parse().unwrap()), ..Route::default() }, "fd00::1"),
+        ] {
+            assert_eq!(select(target.parse().unwrap(), &route, &primaries), Some(source.parse().unwrap()), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_asked_and_what_it_cannot_reach_adds_nothing() {
+        let loopback: BTreeSet<IpAddr> = ["127.0.0.1".parse().unwrap()].into();
+        // 127.0.0.1 has host scope: the route's own source address is what is left.
+        assert_eq!(source_addresses(&loopback).unwrap(), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(source_addresses(&BTreeSet::new()).unwrap(), Vec::<IpAddr>::new());
+    }
+}

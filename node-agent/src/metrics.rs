@@ -1,0 +1,124 @@
+//! What can be measured of the agent from outside, and whether it is ready.
+//!
+//! Ready means that the kernel is known to hold what it should; whether the cluster answers plays no part in it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use sallyport_runtime::admin::Admin;
+
+use crate::converge::{Error, Report, chain_of};
+use crate::state::Intents;
+
+/// The agent's counters, and why it is not ready.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    passes: Family<Passes, Counter>,
+    drift_repaired: Counter,
+    forwards: Gauge,
+    failures: Gauge,
+    verified: Gauge<i64, AtomicI64>,
+    not_ready: Arc<Mutex<Option<String>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Passes {
+    result: &'static str,
+}
+
+impl Metrics {
+    /// Answers on `address` from now on, beside everything else.
+    pub async fn serve(&self, address: SocketAddr) -> io::Result<()> {
+        let admin = Admin::bind(address).await?;
+        let metrics = self.clone();
+        let serve = admin.serve(Arc::new(self.registry()), move || metrics.ready());
+        tokio::spawn(async move {
+            if let Err(error) = serve.await {
+                tracing::error!(error = chain_of(&error), "metrics are no longer served");
+            }
+        });
+        Ok(())
+    }
+
+    /// Takes in what came of a pass.
+    pub fn passed(&self, intents: &Intents, drift: bool, outcome: &Result<Report, Error>) {
+        let (result, not_ready) = match outcome {
+            Ok(report) => {
+                let failures = report.failures.len();
+                let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+                self.forwards.set(count(intents.forwards().len().saturating_sub(failures)));
+                self.failures.set(count(failures));
+                self.verified.set(jiff::Timestamp::now().as_second());
+                if drift && report.changed.is_some() {
+                    self.drift_repaired.inc();
+                }
+                ("verified", None)
+            }
+            Err(error) => ("failed", Some(chain_of(error))),
+        };
+        self.passes.get_or_create(&Passes { result }).inc();
+        *self.not_ready.lock().unwrap_or_else(PoisonError::into_inner) = not_ready;
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.not_ready.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
+    }
+
+    fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("sallyport_agent");
+
+        registry.register(
+            "drift_repaired",
+            "Passes that put back what somebody else had changed",
+            self.drift_repaired.clone(),
+        );
+        registry.register("passes", "Passes over the kernel, by result", self.passes.clone());
+        registry.register("forwards_programmed", "Forwards that the kernel was read back with", self.forwards.clone());
+        registry.register("forwards_failed", "Forwards that this node cannot carry", self.failures.clone());
+        registry.register(
+            "last_verified_timestamp_seconds",
+            "When the kernel was last read back equal after a pass",
+            self.verified.clone(),
+        );
+        registry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sallyport_engine::command;
+
+    use super::*;
+    use crate::converge::fake::{forward, intents};
+
+    #[test]
+    fn a_pass_is_counted_by_its_result_and_decides_whether_the_agent_is_ready() {
+        let metrics = Metrics::default();
+        assert_eq!(metrics.ready(), Ok(()), "nothing to do yet");
+        let wanted = intents(&forward("a", 8000));
+        let missing = command::Error::NotInstalled { program: "iptables" };
+        metrics.passed(&wanted, false, &Err(Error::Engine(missing.into())));
+        assert!(metrics.ready().unwrap_err().contains("iptables is not installed"));
+        metrics.passed(&wanted, true, &Ok(Report { changed: Some("nat".to_owned()), ..Report::default() }));
+        assert_eq!(metrics.ready(), Ok(()));
+
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &metrics.registry()).unwrap();
+        for line in [
+            "sallyport_agent_passes_total{result=\"verified\"} 1",
+            "sallyport_agent_passes_total{result=\"failed\"} 1",
+            "sallyport_agent_drift_repaired_total 1",
+            "sallyport_agent_forwards_programmed 1",
+            "sallyport_agent_forwards_failed 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What the agent knows of the cluster, and so what its node shall do. Pure: no client, no clock, no kernel.
+//!
+//! Fail-static: an intent changes only by complete knowledge. Nothing is decided before both lists were complete; a
+//! slice that vanishes while there were forwards in it keeps them, since the operator empties a slice before it deletes
+//! it; what cannot be understood keeps its last good form.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use sallyport_api::condition::Reason;
+use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
+use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
+
+use crate::source::cluster::slice::{Decoded, Entry, Unsupported};
+use crate::state::Intents;
+
+/// The node's configuration and slices, with what is amiss with them.
+#[derive(Debug, Default)]
+pub struct Knowledge {
+    name: String,
+    /// The last good configuration.
+    node: Option<GatewayNodeSpec>,
+    /// Why that may not be the current one.
+    node_trouble: Option<String>,
+    node_listed: bool,
+    /// The pool whose slices were listed completely.
+    listed_pool: Option<String>,
+    slices: BTreeMap<String, Slice>,
+}
+
+/// A slice, and what is amiss with it.
+#[derive(Clone, Debug)]
+struct Slice {
+    /// Last good content; a forward that is not understood is there in its previous version, if it had one.
+    content: ForwardSliceSpec,
+    unsupported: Vec<Unsupported>,
+    /// Gone without having been emptied.
+    missing: bool,
+    /// Why its current content is not understood.
+    trouble: Option<String>,
+}
+
+impl Knowledge {
+    /// Knows nothing but which node it is about.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// Takes up what was last known before a restart.
+    pub fn restore(&mut self, intents: &Intents) {
+        self.node = Some(intents.node.clone());
+        let slices = intents.slices.iter();
+        self.slices = slices.map(|(name, content)| (name.clone(), Slice::new(content.clone()))).collect();
+    }
+
+    /// The pool whose slices concern this node.
+    #[must_use]
+    pub fn pool(&self) -> Option<&str> {
+        self.node.as_ref().map(|node| node.pool.as_str())
+    }
+
+    /// The `GatewayNode` is there; whether that says something new.
+    pub fn node_is(&mut self, spec: Result<GatewayNodeSpec, String>) -> bool {
+        let trouble = self.node_trouble.take();
+        let node = self.node.clone();
+        match spec {
+            Ok(spec) => self.node = Some(spec),
+            Err(error) => {
+                let message =
+                    format!("GatewayNode {}: {error}; its last good form stays, upgrade the agent", self.name);
+                self.node_trouble = Some(message);
+            }
+        }
+        (trouble, node) != (self.node_trouble.clone(), self.node.clone())
+    }
+
+    /// The `GatewayNode` is not there (any more).
+    pub fn node_is_gone(&mut self) {
+        let known = self.node.is_some();
+        self.node_trouble = known.then(|| format!("GatewayNode {} is gone; what it last said stays", self.name));
+    }
+
+    /// Whether there is a `GatewayNode` of the name is now known.
+    pub fn node_is_listed(&mut self) {
+        self.node_listed = true;
+    }
+
+    /// A slice of the node's pool is there.
+    pub fn slice_is(&mut self, name: &str, content: Result<Decoded, String>) {
+        self.put(name, content);
+        self.prune();
+    }
+
+    /// A slice is not there any more.
+    pub fn slice_is_gone(&mut self, name: &str) {
+        if let Some(slice) = self.slices.get_mut(name) {
+            slice.vanish();
+        }
+        self.prune();
+    }
+
+    /// These are all slices of `pool`.
+    pub fn slices_are(&mut self, pool: &str, list: BTreeMap<String, Result<Decoded, String>>) {
+        // A node that changed its pool carries nothing of the former one, from the moment that it knows the new one.
+        self.slices.retain(|_, slice| slice.content.pool == pool);
+        for (name, slice) in &mut self.slices {
+            if !list.contains_key(name) {
+                slice.vanish();
+            }
+        }
+        for (name, content) in list {
+            self.put(&name, content);
+        }
+        self.listed_pool = Some(pool.to_owned());
+        self.prune();
+    }
+
+    /// Whether everything that decides what the node shall do has been heard.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.node_listed
+            && self
+                .node
+                .as_ref()
+                .is_some_and(|node| node.state == NodeState::Retired || self.listed_pool.as_ref() == Some(&node.pool))
+    }
+
+    /// What the node shall do; none until that is known completely.
+    #[must_use]
+    pub fn intents(&self) -> Option<Intents> {
+        let node = self.node.as_ref().filter(|_| self.is_complete())?;
+        if node.state == NodeState::Retired {
+            return Some(Intents { node: node.clone(), slices: BTreeMap::new() });
+        }
+        let places = self.places();
+        let slices = self.slices.iter().map(|(name, slice)| {
+            let ForwardSliceSpec { pool, hash, forwards } = &slice.content;
+            let here = |forward: &&SliceForward| places.get(forward.uid.as_str()).is_none_or(|place| *place == name);
+            let forwards = forwards.iter().filter(here).cloned().collect();
+            (name.clone(), ForwardSliceSpec { pool: pool.clone(), hash: hash.clone(), forwards })
+        });
+        Some(Intents { node: node.clone(), slices: slices.collect() })
+    }
+
+    /// The forwards that are not understood, each with its slice.
+    pub fn unsupported(&self) -> impl Iterator<Item = (&str, &Unsupported)> {
+        self.slices.iter().flat_map(|(name, slice)| slice.unsupported.iter().map(move |found| (name.as_str(), found)))
+    }
+
+    /// What is amiss with the objects themselves, for people: gone, or not understood.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(Reason, String)> {
+        let mut problems: Vec<(Reason, String)> = Vec::new();
+        for (name, slice) in &self.slices {
+            if slice.missing {
+                let count = slice.content.forwards.len();
+                let message =
+                    format!("ForwardSlice {name} is gone without having been emptied; its {count} forwards stay");
+                problems.push((Reason::SliceMissing, message));
+            }
+            if let Some(error) = &slice.trouble {
+                let message = format!("ForwardSlice {name}: {error}; its last good form stays, upgrade the agent");
+                problems.push((Reason::UnsupportedIntent, message));
+            }
+        }
+        problems.extend(self.node_trouble.iter().map(|message| (Reason::UnsupportedIntent, message.clone())));
+        problems
+    }
+
+    fn put(&mut self, name: &str, content: Result<Decoded, String>) {
+        let pool = self.pool().unwrap_or_default().to_owned();
+        let content = content.and_then(|decoded| {
+            if decoded.pool == pool { Ok(decoded) } else { Err(format!("it is of pool {}, not {pool}", decoded.pool)) }
+        });
+        let decoded = match content {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                let content = ForwardSliceSpec { pool, hash: String::new(), forwards: Vec::new() };
+                let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice::new(content));
+                slice.trouble = Some(error);
+                slice.missing = false;
+                return;
+            }
+        };
+        let mut slice = Slice::new(ForwardSliceSpec { pool, hash: decoded.hash, forwards: Vec::new() });
+        for entry in decoded.forwards {
+            match entry {
+                Entry::Understood(forward) => slice.content.forwards.push(forward),
+                Entry::Unsupported(unsupported) => {
+                    slice.content.forwards.extend(self.last_good(name, &unsupported.uid).cloned());
+                    slice.unsupported.push(unsupported);
+                }
+            }
+        }
+        self.slices.insert(name.to_owned(), slice);
+    }
+
+    /// The last good version of a forward: in the same slice, or wherever it lived before.
+    fn last_good(&self, slice: &str, uid: &str) -> Option<&SliceForward> {
+        let same = self.slices.get(slice).into_iter();
+        same.chain(self.slices.values())
+            .find_map(|slice| slice.content.forwards.iter().find(|forward| forward.uid == uid))
+    }
+
+    /// A missing slice holds nothing that lives elsewhere, and goes with its last forward.
+    fn prune(&mut self) {
+        if self.slices.values().any(|slice| slice.missing) {
+            let present = self.slices.values().filter(|slice| !slice.missing);
+            let living: HashSet<String> =
+                present.flat_map(|slice| slice.content.forwards.iter().map(|forward| forward.uid.clone())).collect();
+            for slice in self.slices.values_mut().filter(|slice| slice.missing) {
+                slice.content.forwards.retain(|forward| !living.contains(&forward.uid));
+            }
+        }
+        self.slices.retain(|_, slice| !slice.missing || !slice.content.forwards.is_empty());
+    }
+
+    /// The slice of each forward that is in several: a forward is copied before it leaves its old slice.
+    fn places(&self) -> HashMap<&str, &String> {
+        let mut best: HashMap<&str, (i64, &String)> = HashMap::new();
+        for (name, slice) in &self.slices {
+            for forward in &slice.content.forwards {
+                let place = best.entry(&forward.uid).or_insert((forward.generation, name));
+                if forward.generation > place.0 {
+                    *place = (forward.generation, name);
+                }
+            }
+        }
+        best.into_iter().map(|(uid, (_, name))| (uid, name)).collect()
+    }
+}
+
+impl Slice {
+    fn new(content: ForwardSliceSpec) -> Self {
+        Self { content, unsupported: Vec::new(), missing: false, trouble: None }
+    }
+
+    fn vanish(&mut self) {
+        self.missing = true;
+        self.trouble = None;
+        self.unsupported.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests;

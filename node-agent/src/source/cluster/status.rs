@@ -1,0 +1,198 @@
+//! What the agent reports: knowledge, the last pass and the previous status → the status of the `GatewayNode`. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use sallyport_api::condition::{ConditionType, Reason, upsert};
+use sallyport_api::forward_slice::ForwardRef;
+use sallyport_api::gateway_node::{
+    Drift, ForwardFailure, GatewayNodeStatus, NodeState, ObservedNodeState, ObservedSlice, SliceState,
+};
+use sallyport_api::gateway_pool::FirewallBackend;
+use sallyport_api::names::UID_PREFIX;
+use sallyport_api::port_forward::AddressValue;
+use sallyport_ruleset::compile::Failure;
+use sallyport_ruleset::digest::FORMAT;
+
+use crate::converge::{Error, Report, chain_of};
+use crate::source::cluster::knowledge::Knowledge;
+use crate::state::Intents;
+
+/// Failures that are listed one by one.
+const LISTED: usize = 20;
+/// Characters of a message.
+const MESSAGE: usize = 1024;
+
+/// What came of the last pass.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The kernel was read back equal.
+    Verified(Report),
+    /// It was not.
+    Failed {
+        /// Why, as reason of `Synced`.
+        reason: Reason,
+        /// Whether the switch of forwarding was the trouble.
+        forwarding: bool,
+        /// For people.
+        message: String,
+    },
+}
+
+impl Outcome {
+    /// Of a pass, where `drifted` says that somebody else's change was not yet repaired before.
+    #[must_use]
+    pub fn of(outcome: Result<&Report, &Error>, drifted: bool) -> Self {
+        match outcome {
+            Ok(report) => Self::Verified(report.clone()),
+            Err(error) => {
+                let drifted = drifted || matches!(error, Error::Different { .. });
+                let forwarding = matches!(error, Error::Forwarding { .. } | Error::ForwardingRequired { .. });
+                let reason = if drifted && !forwarding { Reason::Drifted } else { Reason::NodeFailed };
+                Self::Failed { reason, forwarding, message: chain_of(error) }
+            }
+        }
+    }
+}
+
+/// Everything that a status is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// What the cluster said.
+    pub knowledge: &'a Knowledge,
+    /// What the kernel should hold.
+    pub intents: &'a Intents,
+    /// What it was last read back with.
+    pub verified: Option<&'a Intents>,
+    /// The last pass.
+    pub outcome: &'a Outcome,
+    /// The program in use.
+    pub backend: Option<FirewallBackend>,
+    /// What the targets see.
+    pub source_addresses: &'a [IpAddr],
+    /// Somebody else's last change.
+    pub last_drift: Option<&'a Drift>,
+    /// Generation of the `GatewayNode` that all this is about.
+    pub generation: Option<i64>,
+    /// Now, in whole seconds.
+    pub now: &'a Time,
+}
+
+/// The status, given the `previous` one.
+#[must_use]
+pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeStatus {
+    let empty = Vec::new();
+    let (report, failed) = match facts.outcome {
+        Outcome::Verified(report) => (Some(report), &report.failures),
+        Outcome::Failed { .. } => (None, &empty),
+    };
+    let retired = facts.intents.node.state == NodeState::Retired;
+    let state = if retired { ObservedNodeState::Cleaned } else { ObservedNodeState::Active };
+    let failures = failures(facts, failed);
+    let mut status = GatewayNodeStatus {
+        state: if report.is_some() { Some(state) } else { previous.state },
+        observed_slices: observed_slices(facts, failed),
+        failures_total: i32::try_from(failures.len()).unwrap_or(i32::MAX),
+        failures: failures.into_values().take(LISTED).collect(),
+        rules_digest: report.map(|report| report.digest.clone()),
+        conditions: previous.conditions.clone(),
+        backend: facts.backend,
+        agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        format_version: FORMAT.trim_start_matches('v').parse().ok(),
+        source_addresses: facts.source_addresses.iter().map(|ip| AddressValue { value: *ip }).collect(),
+        last_drift: facts.last_drift.cloned().or_else(|| previous.last_drift.clone()),
+    };
+    let mut condition = |about, (reason, message): (Reason, String)| {
+        let message = shortened(message);
+        upsert(&mut status.conditions, about, reason, message, facts.generation, facts.now.clone());
+    };
+    condition(ConditionType::Synced, synced(facts));
+    if let Some(found) = forwarding(facts.outcome) {
+        condition(ConditionType::IpForwarding, found);
+    }
+    status
+}
+
+/// Cuts a message to what the schema takes.
+#[must_use]
+pub fn shortened(message: String) -> String {
+    if message.chars().count() <= MESSAGE {
+        message
+    } else {
+        message.chars().take(MESSAGE - 1).chain(['…']).collect()
+    }
+}
+
+fn observed_slices(facts: &Facts<'_>, failures: &[Failure]) -> Vec<ObservedSlice> {
+    let failed: BTreeSet<&ForwardRef> = failures.iter().map(|failure| &failure.forward).collect();
+    let known = |name: &str| {
+        let verified = facts.verified.filter(|verified| verified.node == facts.intents.node)?;
+        verified.slices.get(name)
+    };
+    let slices = facts.intents.slices.iter().filter(|(_, slice)| !slice.hash.is_empty());
+    let mut observed: Vec<ObservedSlice> = slices
+        .map(|(name, slice)| {
+            let here =
+                slice.forwards.iter().filter(|forward| failed.contains(&forward.r#ref)).map(|forward| &forward.uid);
+            let unsupported = facts.knowledge.unsupported().filter(|(slice, _)| slice == name);
+            let uids: BTreeSet<String> = here
+                .chain(unsupported.map(|(_, found)| &found.uid))
+                .map(|uid| uid.chars().take(UID_PREFIX).collect())
+                .collect();
+            let state = if known(name) == Some(slice) { SliceState::Programmed } else { SliceState::Pending };
+            ObservedSlice { name: name.clone(), hash: slice.hash.clone(), state, failed: uids.into_iter().collect() }
+        })
+        .collect();
+    observed.truncate(1024);
+    observed
+}
+
+/// By forward, so in order and each once.
+fn failures(facts: &Facts<'_>, failed: &[Failure]) -> BTreeMap<ForwardRef, ForwardFailure> {
+    let of = |forward: &ForwardRef, reason: Reason, message: &str| {
+        let reason = reason.as_str().to_owned();
+        (forward.clone(), ForwardFailure { r#ref: forward.clone(), reason, message: shortened(message.to_owned()) })
+    };
+    let retired = facts.intents.node.state == NodeState::Retired;
+    let unsupported = facts.knowledge.unsupported().filter(|_| !retired);
+    failed
+        .iter()
+        .map(|failure| of(&failure.forward, failure.reason, &failure.message))
+        .chain(unsupported.map(|(_, found)| of(&found.forward, Reason::UnsupportedIntent, &found.message)))
+        .collect()
+}
+
+/// A pass that failed matters most, then what is amiss with the objects.
+fn synced(facts: &Facts<'_>) -> (Reason, String) {
+    if let Outcome::Failed { reason, message, .. } = facts.outcome {
+        return (*reason, message.clone());
+    }
+    if facts.intents.node.state == NodeState::Retired {
+        return (Reason::Synced, "no rule of ours is left".to_owned());
+    }
+    let mut problems = facts.knowledge.problems();
+    let unsupported = facts.knowledge.unsupported().count();
+    if unsupported > 0 {
+        let message = format!("{unsupported} forwards are newer than this agent, see failures; upgrade the agent");
+        problems.push((Reason::UnsupportedIntent, message));
+    }
+    let Some((first, _)) = problems.first() else {
+        return (Reason::Synced, "the kernel was read back and is as it should be".to_owned());
+    };
+    (*first, problems.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; "))
+}
+
+/// Nothing is known of forwarding after a pass that failed for another reason.
+fn forwarding(outcome: &Outcome) -> Option<(Reason, String)> {
+    match outcome {
+        Outcome::Verified(_) => {
+            Some((Reason::Forwarding, "on for every address family that a forward needs".to_owned()))
+        }
+        Outcome::Failed { forwarding: true, message, .. } => Some((Reason::NotForwarding, message.clone())),
+        Outcome::Failed { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! The status after each outcome of a pass.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use sallyport_api::gateway_node::GatewayNodeSpec;
+use sallyport_engine::command;
+use sallyport_ruleset::family::Family;
+use serde_json::json;
+
+use super::*;
+use crate::converge::fake::{forward, intents};
+use crate::source::cluster::slice::decode;
+
+/// A node with one slice of forwards a and b, of which `change` is made.
+struct Scene {
+    knowledge: Knowledge,
+    intents: Intents,
+}
+
+fn scene(change: impl Fn(&mut serde_json::Value)) -> Scene {
+    let wanted = intents(&(forward("a", 8000) + &forward("b", 8001)));
+    let mut spec = json!({ "pool": "default", "forwards": wanted.forwards() });
+    change(&mut spec);
+    let mut knowledge = Knowledge::new("gw1");
+    knowledge.node_is(Ok(wanted.node.clone()));
+    knowledge.node_is_listed();
+    knowledge.slices_are("default", [("s0".to_owned(), decode(spec))].into());
+    let intents = knowledge.intents().unwrap();
+    Scene { knowledge, intents }
+}
+
+fn at(second: i64) -> Time {
+    Time(jiff::Timestamp::from_second(second).unwrap())
+}
+
+impl Scene {
+    fn status(&self, previous: &GatewayNodeStatus, verified: Option<&Intents>, outcome: &Outcome) -> GatewayNodeStatus {
+        compose(
+            previous,
+            &Facts {
+                knowledge: &self.knowledge,
+                intents: &self.intents,
+                verified,
+                outcome,
+                backend: Some(FirewallBackend::IptablesNft),
+                source_addresses: &["10.30.1.78".parse().unwrap()],
+                last_drift: None,
+                generation: Some(7),
+                now: &at(1),
+            },
+        )
+    }
+
+    fn good(&self) -> GatewayNodeStatus {
+        self.status(&GatewayNodeStatus::default(), Some(&self.intents), &verified())
+    }
+}
+
+fn verified() -> Outcome {
+    Outcome::Verified(Report { digest: "v1:digest".to_owned(), ..Report::default() })
+}
+
+fn failed(error: &Error, drifted: bool) -> Outcome {
+    Outcome::of(Err(error), drifted)
+}
+
+fn engine_error() -> Error {
+    Error::Engine(command::Error::NotInstalled { program: "iptables" }.into())
+}
+
+fn words(status: &GatewayNodeStatus, about: &str) -> Option<(String, String)> {
+    let found = status.conditions.iter().find(|condition| condition.type_ == about)?;
+    Some((found.status.clone(), found.reason.clone()))
+}
+
+fn synced(status: &GatewayNodeStatus) -> (String, String) {
+    words(status, "Synced").unwrap()
+}
+
+fn is(status: &str, reason: &str) -> (String, String) {
+    (status.to_owned(), reason.to_owned())
+}
+
+#[test]
+fn a_verified_pass_is_told_in_full() {
+    let scene = scene(|_| {});
+    let status = scene.good();
+    let slice = &scene.intents.slices["s0"];
+    let expected = ObservedSlice {
+        name: "s0".to_owned(),
+        hash: slice.hash.clone(),
+        state: SliceState::Programmed,
+        failed: Vec::new(),
+    };
+    assert_eq!(status.observed_slices, [expected]);
+    assert_eq!((status.state, status.failures_total), (Some(ObservedNodeState::Active), 0));
+    assert_eq!((status.rules_digest.as_deref(), status.format_version), (Some("v1:digest"), Some(1)));
+    assert_eq!((synced(&status), status.backend), (is("True", "Synced"), Some(FirewallBackend::IptablesNft)));
+    assert_eq!(words(&status, "IPForwarding"), Some(is("True", "Forwarding")));
+    assert_eq!(status.conditions[0].observed_generation, Some(7));
+    assert_eq!(scene.status(&status, Some(&scene.intents), &verified()), status, "the same again is the same");
+}
+
+#[test]
+fn a_failed_pass_leaves_pending_what_was_not_read_back() {
+    let scene = scene(|_| {});
+    let good = scene.good();
+    let nothing_yet = scene.status(&GatewayNodeStatus::default(), None, &failed(&engine_error(), false));
+    assert_eq!(nothing_yet.observed_slices[0].state, SliceState::Pending);
+    assert_eq!((synced(&nothing_yet), nothing_yet.state), (is("False", "NodeFailed"), None));
+    assert_eq!((nothing_yet.rules_digest.as_ref(), words(&nothing_yet, "IPForwarding")), (None, None));
+
+    let mut before = scene.intents.clone();
+    before.slices.insert("s1".to_owned(), before.slices["s0"].clone());
+    before.slices.get_mut("s0").unwrap().forwards.pop();
+    let changed = scene.status(&good, Some(&before), &failed(&engine_error(), false));
+    assert_eq!(changed.observed_slices[0].state, SliceState::Pending, "other content than was read back");
+    let unchanged = scene.status(&good, Some(&scene.intents), &failed(&engine_error(), false));
+    assert_eq!(unchanged.observed_slices[0].state, SliceState::Programmed);
+    before = scene.intents.clone();
+    before.node = GatewayNodeSpec { addresses: Vec::new(), ..before.node };
+    let moved = scene.status(&good, Some(&before), &failed(&engine_error(), false));
+    assert_eq!(moved.observed_slices[0].state, SliceState::Pending, "read back for other addresses");
+}
+
+#[test]
+fn the_reason_tells_what_kind_of_failure_it_is() {
+    let scene = scene(|_| {});
+    let different = Error::Different { difference: "nat".to_owned() };
+    let require = Error::ForwardingRequired { family: Family::V4 };
+    for (error, drifted, reason, forwarding) in [
+        (&engine_error(), false, "NodeFailed", "Forwarding"),
+        (&engine_error(), true, "Drifted", "Forwarding"),
+        (&different, false, "Drifted", "Forwarding"),
+        (&require, false, "NodeFailed", "NotForwarding"),
+    ] {
+        let status = scene.status(&scene.good(), None, &failed(error, drifted));
+        assert_eq!(synced(&status), is("False", reason), "{error}");
+        assert_eq!(words(&status, "IPForwarding").unwrap().1, forwarding, "{error}");
+    }
+}
+
+#[test]
+fn each_forward_that_cannot_be_carried_is_listed_with_its_slice() {
+    let scene = scene(|spec| spec["forwards"][0]["intent"]["sourceNat"] = json!("Teleport"));
+    let b = scene.intents.forwards()[0].clone();
+    let failure = Failure { forward: b.r#ref.clone(), reason: Reason::PortConflict, message: "x".repeat(3000) };
+    let report = Report { failures: vec![failure], ..Report::default() };
+    let status = scene.status(&GatewayNodeStatus::default(), Some(&scene.intents), &Outcome::Verified(report));
+    let failures: Vec<_> = status.failures.iter().map(|f| (f.r#ref.name.as_str(), f.reason.as_str())).collect();
+    assert_eq!(failures, [("a", "UnsupportedIntent"), ("b", "PortConflict")]);
+    assert_eq!((status.failures_total, status.failures[1].message.chars().count()), (2, MESSAGE));
+    let prefix = |uid: &str| uid.chars().take(UID_PREFIX).collect::<String>();
+    assert_eq!(status.observed_slices[0].failed, [prefix("default/a"), prefix("default/b")]);
+    assert_eq!(status.observed_slices[0].state, SliceState::Programmed);
+    assert_eq!(synced(&status), is("False", "UnsupportedIntent"));
+}
+
+#[test]
+fn no_more_failures_are_listed_than_the_schema_takes() {
+    let scene = scene(|_| {});
+    let failure = |number: usize| Failure {
+        forward: ForwardRef { namespace: "default".to_owned(), name: format!("f{number:03}") },
+        reason: Reason::InvalidTarget,
+        message: String::new(),
+    };
+    let report = Report { failures: (0..50).rev().map(failure).collect(), ..Report::default() };
+    let status = scene.status(&GatewayNodeStatus::default(), None, &Outcome::Verified(report));
+    assert_eq!((status.failures.len(), status.failures_total), (LISTED, 50));
+    assert_eq!(status.failures[19].r#ref.name, "f019");
+}
+
+#[test]
+fn a_missing_slice_keeps_its_hash_and_is_named() {
+    let mut scene = scene(|_| {});
+    let good = scene.good();
+    scene.knowledge.slice_is_gone("s0");
+    let status = scene.status(&good, Some(&scene.intents), &verified());
+    assert_eq!(status.observed_slices, good.observed_slices);
+    assert_eq!(synced(&status), is("False", "SliceMissing"));
+    assert!(status.conditions[0].message.contains("ForwardSlice s0 is gone"), "{:?}", status.conditions);
+}
+
+#[test]
+fn a_retired_node_is_cleaned_once_that_was_read_back() {
+    let mut scene = scene(|spec| spec["forwards"][0]["intent"]["sourceNat"] = json!("Teleport"));
+    let good = scene.good();
+    scene.intents.node.state = NodeState::Retired;
+    scene.intents.slices.clear();
+    let trying = scene.status(&good, None, &failed(&engine_error(), false));
+    assert_eq!(trying.state, Some(ObservedNodeState::Active));
+    let cleaned = scene.status(&trying, Some(&scene.intents), &verified());
+    assert_eq!((cleaned.state, synced(&cleaned)), (Some(ObservedNodeState::Cleaned), is("True", "Synced")));
+    assert_eq!((cleaned.observed_slices.len(), cleaned.failures_total), (0, 0));
+}
+
+#[test]
+fn the_last_drift_outlives_a_restart() {
+    let scene = scene(|_| {});
+    let drift = Drift { time: at(0), message: "nat SALLY-MT".to_owned() };
+    let previous = GatewayNodeStatus { last_drift: Some(drift.clone()), ..GatewayNodeStatus::default() };
+    assert_eq!(scene.status(&previous, None, &verified()).last_drift, Some(drift));
+}

@@ -1,0 +1,187 @@
+//! From events of the watches to intents and a status; the API server is a mock that answers nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use kube::client::Body;
+use serde_json::json;
+
+use super::*;
+use crate::converge::fake::{forward, intents};
+use crate::converge::{Error, Report};
+
+struct Scene {
+    _guard: tempfile::TempDir,
+    /// Kept open, so that requests stay without an answer.
+    _silent: tower_test::mock::Handle<http::Request<Body>, http::Response<Body>>,
+    cluster: Cluster,
+}
+
+fn scene() -> Scene {
+    let guard = tempfile::tempdir().unwrap();
+    let state = Rc::new(StateDir::lock(&guard.path().join("state")).unwrap());
+    let (service, silent) = tower_test::mock::pair();
+    let cluster = Cluster::new(Client::new(service, "default"), "gw1", state);
+    Scene { _guard: guard, _silent: silent, cluster }
+}
+
+fn object(value: Value) -> DynamicObject {
+    serde_json::from_value(value).unwrap()
+}
+
+fn node(generation: i64, state: &str) -> DynamicObject {
+    object(json!({
+        "apiVersion": "sallyport.dev/v1alpha1", "kind": "GatewayNode",
+        "metadata": { "name": "gw1", "generation": generation, "resourceVersion": generation.to_string() },
+        "spec": { "pool": "default", "state": state, "addresses": ["10.30.1.78"] },
+    }))
+}
+
+fn slice(name: &str, manifests: &str) -> DynamicObject {
+    let forwards: Vec<_> = intents(manifests).forwards().into_iter().cloned().collect();
+    object(json!({
+        "apiVersion": "sallyport.dev/v1alpha1", "kind": "ForwardSlice", "metadata": { "name": name },
+        "spec": { "pool": "default", "hash": "", "forwards": forwards },
+    }))
+}
+
+impl Scene {
+    fn list_node(&mut self, node: Option<DynamicObject>) {
+        self.cluster.take_node(Event::Init);
+        if let Some(node) = node {
+            self.cluster.take_node(Event::InitApply(node));
+        }
+        self.cluster.take_node(Event::InitDone);
+    }
+
+    fn list_slices(&mut self, slices: Vec<DynamicObject>) {
+        self.cluster.take_slice(Event::Init);
+        for slice in slices {
+            self.cluster.take_slice(Event::InitApply(slice));
+        }
+        self.cluster.take_slice(Event::InitDone);
+    }
+
+    fn pass(&mut self, intents: &Rc<Intents>, drift: bool, outcome: Result<&Report, &Error>) {
+        let backend = Some(FirewallBackend::IptablesNft);
+        self.cluster.passed(&Pass { intents, drift, outcome, backend });
+    }
+
+    fn synced(&self) -> String {
+        self.cluster.reported.as_ref().unwrap().conditions[0].reason.clone()
+    }
+}
+
+fn report(changed: Option<&str>) -> Report {
+    Report { digest: "v1:d".to_owned(), changed: changed.map(str::to_owned), ..Report::default() }
+}
+
+fn names(intents: &Intents) -> Vec<String> {
+    intents.forwards().iter().map(|forward| forward.r#ref.name.clone()).collect()
+}
+
+#[tokio::test]
+async fn intents_come_when_everything_is_known_and_only_when_they_change() {
+    let mut scene = scene();
+    assert_eq!(scene.cluster.look().await, None);
+    scene.list_node(Some(node(1, "Active")));
+    assert_eq!(scene.cluster.look().await, None);
+    scene.cluster.take_slice(Event::Init);
+    scene.cluster.take_slice(Event::InitApply(slice("s0", &forward("a", 8000))));
+    assert_eq!(scene.cluster.look().await, None, "the list is not complete");
+    scene.cluster.take_slice(Event::InitDone);
+    let decided = scene.cluster.look().await.unwrap();
+    assert_eq!(names(&decided), ["a"]);
+    scene.pass(&decided, false, Ok(&report(Some("nat"))));
+    scene.cluster.take_slice(Event::Apply(slice("s0", &forward("a", 8000))));
+    assert_eq!(scene.cluster.look().await, None, "the same again");
+    scene.cluster.take_slice(Event::Apply(slice("s0", &forward("a", 8001))));
+    assert_eq!(scene.cluster.look().await.unwrap().forwards()[0].intent.ports[0].port, 8001);
+}
+
+#[tokio::test]
+async fn a_list_that_breaks_off_takes_nothing_away() {
+    let mut scene = scene();
+    scene.list_node(Some(node(1, "Active")));
+    scene.list_slices(vec![slice("s0", &forward("a", 8000)), slice("s1", &forward("b", 8001))]);
+    let decided = scene.cluster.look().await.unwrap();
+    scene.pass(&decided, false, Ok(&report(None)));
+    scene.cluster.take_slice(Event::Init);
+    scene.cluster.take_slice(Event::InitApply(slice("s0", &forward("a", 8000))));
+    scene.list_slices(vec![slice("s0", &forward("a", 8000)), slice("s1", &forward("b", 8001))]);
+    assert_eq!((scene.cluster.look().await, scene.synced().as_str()), (None, "Synced"));
+}
+
+#[tokio::test]
+async fn what_changes_no_rule_is_reported_without_a_pass() {
+    let mut scene = scene();
+    scene.list_node(Some(node(1, "Active")));
+    scene.list_slices(vec![slice("s0", &forward("a", 8000))]);
+    let decided = scene.cluster.look().await.unwrap();
+    scene.pass(&decided, false, Ok(&report(None)));
+    scene.cluster.take_slice(Event::Delete(slice("s0", &forward("a", 8000))));
+    assert_eq!((scene.cluster.look().await, scene.synced().as_str()), (None, "SliceMissing"));
+    scene.cluster.take_node(Event::Apply(node(2, "Active")));
+    assert_eq!(scene.cluster.look().await, None);
+    assert_eq!(scene.cluster.reported.as_ref().unwrap().conditions[0].observed_generation, Some(2));
+}
+
+#[tokio::test]
+async fn the_cached_intents_are_enforced_and_nothing_is_reported_until_the_lists_are_complete() {
+    let mut scene = scene();
+    scene.list_node(Some(node(1, "Active")));
+    scene.list_slices(vec![slice("s0", &forward("a", 8000))]);
+    let decided = scene.cluster.look().await.unwrap();
+    scene.cluster.host.keep(&decided);
+
+    let client = scene.cluster.client.clone();
+    scene.cluster = Cluster::new(client, "gw1", Rc::clone(&scene.cluster.host.state));
+    assert_eq!(scene.cluster.last_good(), Some(Rc::clone(&decided)));
+    scene.pass(&decided, false, Ok(&report(None)));
+    assert_eq!(scene.cluster.reported, None);
+    // A node that is gone by now, and a slice too: the rules stay.
+    scene.list_node(None);
+    scene.list_slices(Vec::new());
+    let again = scene.cluster.look().await.unwrap();
+    assert_eq!(again, decided);
+    scene.pass(&again, false, Ok(&report(None)));
+    assert_eq!(scene.synced(), "SliceMissing");
+}
+
+#[tokio::test]
+async fn a_retired_node_reports_cleaned_and_forgets_its_forwards_on_disk() {
+    let mut scene = scene();
+    scene.list_node(Some(node(1, "Active")));
+    scene.list_slices(vec![slice("s0", &forward("a", 8000))]);
+    let decided = scene.cluster.look().await.unwrap();
+    scene.pass(&decided, false, Ok(&report(None)));
+    scene.cluster.take_node(Event::Apply(node(2, "Retired")));
+    let retired = scene.cluster.look().await.unwrap();
+    scene.cluster.host.keep(&retired);
+    assert_eq!(scene.cluster.host.last_good().unwrap().forwards().len(), 0);
+    scene.pass(&retired, false, Ok(&report(None)));
+    let state = scene.cluster.reported.as_ref().unwrap().state;
+    assert_eq!(state, Some(sallyport_api::gateway_node::ObservedNodeState::Cleaned));
+    scene.cluster.take_node(Event::Apply(node(3, "Active")));
+    assert_eq!(names(&scene.cluster.look().await.unwrap()), ["a"]);
+}
+
+#[tokio::test]
+async fn drift_is_told_when_it_was_repaired_and_while_it_cannot_be() {
+    let mut scene = scene();
+    scene.list_node(Some(node(1, "Active")));
+    scene.list_slices(vec![slice("s0", &forward("a", 8000))]);
+    let decided = scene.cluster.look().await.unwrap();
+    scene.pass(&decided, false, Ok(&report(Some("all new"))));
+    assert_eq!(scene.cluster.reported.as_ref().unwrap().last_drift, None);
+
+    let different = Error::Different { difference: "nat".to_owned() };
+    scene.pass(&decided, true, Err(&different));
+    let status = scene.cluster.reported.clone().unwrap();
+    assert_eq!(scene.synced(), "Drifted");
+    assert_eq!(status.observed_slices[0].state, sallyport_api::gateway_node::SliceState::Pending);
+    // A later try, for which the timer is the cause, still repairs the same drift.
+    scene.pass(&decided, false, Ok(&report(Some("nat SALLY-PRE"))));
+    let status = scene.cluster.reported.clone().unwrap();
+    assert_eq!(status.last_drift.unwrap().message, "nat SALLY-PRE");
+    assert_eq!(scene.synced(), "Synced");
+}

@@ -1,0 +1,85 @@
+//! What every source knows of this host: its addresses, and the last good intents on its disk.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use sallyport_ruleset::facts::LocalAddress;
+
+use crate::addresses::local_addresses;
+use crate::converge::chain_of;
+use crate::state::{Intents, StateDir};
+
+/// This host, as of the last look.
+pub struct ThisHost {
+    /// The state directory.
+    pub state: Rc<StateDir>,
+    /// The host's addresses.
+    pub local: Vec<LocalAddress>,
+    /// The intents that are on disk.
+    kept: Option<Rc<Intents>>,
+    /// Why the last ones could not be kept; told when it changes.
+    pub(crate) unkept: Option<String>,
+    /// What was wrong with the source when it was last told.
+    told: BTreeSet<String>,
+}
+
+impl ThisHost {
+    /// Has looked at nothing yet.
+    #[must_use]
+    pub fn new(state: Rc<StateDir>) -> Self {
+        Self { state, local: Vec::new(), kept: None, unkept: None, told: BTreeSet::new() }
+    }
+
+    /// Reads the addresses; whether they are others than before.
+    pub(crate) fn look(&mut self) -> bool {
+        match local_addresses() {
+            Ok(local) if local != self.local => {
+                self.local = local;
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::warn!(error = chain_of(&error), "cannot read this host's addresses; taking them as before");
+                false
+            }
+        }
+    }
+
+    /// Takes up the last good intents from the state directory.
+    pub(crate) fn last_good(&mut self) -> Option<Rc<Intents>> {
+        let kept = self.state.intents().unwrap_or_else(|error| {
+            tracing::error!(error = chain_of(&error), "the last good intents are lost");
+            None
+        });
+        self.kept = kept.map(Rc::new);
+        self.kept.clone()
+    }
+
+    /// A state directory that cannot be written must not keep a rule in the kernel that has to go.
+    pub(crate) fn keep(&mut self, intents: &Rc<Intents>) {
+        if self.kept.as_ref() == Some(intents) {
+            return;
+        }
+        match self.state.keep_intents(intents) {
+            Ok(()) => {
+                self.kept = Some(Rc::clone(intents));
+                self.unkept = None;
+            }
+            Err(error) => {
+                let error = chain_of(&error);
+                if self.unkept.as_ref() != Some(&error) {
+                    tracing::warn!(error, "cannot keep the intents; after a reboot the host starts with older ones");
+                    self.unkept = Some(error);
+                }
+            }
+        }
+    }
+
+    /// Logs each problem when it appears.
+    pub(crate) fn tell(&mut self, problems: Vec<String>) {
+        for problem in problems.iter().filter(|problem| !self.told.contains(*problem)) {
+            tracing::warn!("{problem}");
+        }
+        self.told = problems.into_iter().collect();
+    }
+}

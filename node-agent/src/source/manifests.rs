@@ -1,0 +1,182 @@
+//! The source of a lone host: a directory of manifests, decided upon right here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use sallyport_ruleset::compile::Failure;
+use sallyport_ruleset::facts::LocalAddress;
+
+use crate::converge::chain_of;
+use crate::manifest::Identity;
+use crate::source::directory::{Directory, FileProblem};
+use crate::source::host::ThisHost;
+use crate::source::local::decide_here;
+use crate::source::watch::{Change, Watch};
+use crate::source::{Source, describe};
+use crate::state::{Intents, StateDir};
+
+/// The manifests are listed this often even if no change was reported: a link may lead out of the directory.
+pub(crate) const LISTING: Duration = Duration::from_secs(30);
+/// How long the first look waits for a file that is still being written.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// Time between two looks at a file that is still being written.
+const STEP: Duration = Duration::from_millis(50);
+
+/// The manifests, and what was decided upon them.
+pub struct Manifests {
+    path: PathBuf,
+    node_name: String,
+    pub(crate) host: ThisHost,
+    pub(crate) directory: Directory,
+    intents: Option<Rc<Intents>>,
+    /// What is wrong with the manifests, sorted.
+    pub problems: Vec<FileProblem>,
+    unreadable: Option<String>,
+    unsettled: bool,
+    patience: Duration,
+    pub(crate) listed: Option<Instant>,
+    /// Whether the directory or the addresses have changed since the last decision.
+    undecided: bool,
+    watch: Option<Watch>,
+    /// Something happened in the directory, and these files are complete.
+    reported: Option<BTreeSet<String>>,
+}
+
+impl Manifests {
+    /// Has read nothing yet.
+    #[must_use]
+    pub fn new(path: &Path, node_name: &str, state: Rc<StateDir>) -> Self {
+        Self {
+            path: path.to_owned(),
+            node_name: node_name.to_owned(),
+            host: ThisHost::new(state),
+            directory: Directory::new(path),
+            intents: None,
+            problems: Vec::new(),
+            unreadable: None,
+            unsettled: false,
+            patience: FIRST_LOOK,
+            listed: None,
+            undecided: true,
+            watch: None,
+            reported: None,
+        }
+    }
+
+    /// The host's addresses as of the last look.
+    #[must_use]
+    pub fn local(&self) -> &[LocalAddress] {
+        &self.host.local
+    }
+
+    /// Looks at the host's addresses and, when due, at the directory; the intents, if either changed. The first look
+    /// waits a little for a file that is still being written.
+    ///
+    /// `reported` says that something happened in the directory, and which files are complete.
+    pub async fn read(&mut self, reported: Option<&BTreeSet<String>>) -> Option<Rc<Intents>> {
+        self.undecided |= self.host.look();
+        let mut waited = Duration::ZERO;
+        let none = BTreeSet::new();
+        let due = self.unsettled || self.unreadable.is_some() || self.listed.is_none_or(|at| at.elapsed() >= LISTING);
+        while due || reported.is_some() {
+            self.listed = Some(Instant::now());
+            match self.directory.look(reported.unwrap_or(&none), &self.host.state) {
+                Ok(look) => {
+                    if self.unreadable.take().is_some() {
+                        tracing::info!(directory = %self.path.display(), "manifests are readable again");
+                    }
+                    self.undecided |= look.changed;
+                    self.unsettled = look.unsettled;
+                }
+                Err(error) => {
+                    let text = chain_of(&error);
+                    if self.unreadable.as_ref() != Some(&text) {
+                        tracing::error!("{text}");
+                        self.unreadable = Some(text);
+                    }
+                    return None;
+                }
+            }
+            // Time that the reading took does not count: a file must have had the chance to be still.
+            if self.unsettled && waited < self.patience {
+                tokio::time::sleep(STEP).await;
+                waited += STEP;
+            } else {
+                break;
+            }
+        }
+        self.patience = Duration::ZERO;
+        if !std::mem::take(&mut self.undecided) {
+            return None;
+        }
+        let (objects, mut problems) = self.directory.objects();
+        let global = self.host.local.iter().filter(|own| own.global).map(|own| own.ip).collect();
+        let nothing = BTreeMap::new();
+        let held = self.intents.as_ref().map_or(&nothing, |intents| &intents.slices);
+        let (intents, refused) = decide_here(&objects, &self.node_name, global, held, self.directory.broken_pool());
+        problems.extend(refused);
+        problems.sort();
+        self.problems = problems;
+        self.intents = Some(Rc::new(intents));
+        self.intents.clone()
+    }
+
+    /// Reads the held claims and the manifests once, for commands that change nothing.
+    pub async fn decide_once(&mut self) -> Option<Rc<Intents>> {
+        let last = self.last_good();
+        self.read(None).await.or(last)
+    }
+}
+
+impl Source for Manifests {
+    const CAUSE: &'static str = "manifests";
+
+    fn host(&mut self) -> &mut ThisHost {
+        &mut self.host
+    }
+
+    fn last_good(&mut self) -> Option<Rc<Intents>> {
+        self.intents = self.host.last_good();
+        self.intents.clone()
+    }
+
+    async fn changed(&mut self) {
+        match &mut self.watch {
+            Some(watch) => match watch.next().await {
+                Change::Files(files) => self.reported = Some(files),
+                Change::Lost => self.watch = None,
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    fn beat(&mut self) {
+        if self.watch.is_none() {
+            self.reported = Some(BTreeSet::new());
+            self.watch = Watch::new(&self.path).ok();
+        }
+    }
+
+    async fn look(&mut self) -> Option<Rc<Intents>> {
+        let reported = self.reported.take();
+        self.read(reported.as_ref()).await
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.problems.iter().map(ToString::to_string).collect()
+    }
+
+    fn unreadable(&self) -> Option<&str> {
+        self.unreadable.as_deref()
+    }
+
+    fn locate(&self, failure: &Failure) -> String {
+        let identity = Identity(format!("PortForward {}", failure.forward));
+        match self.directory.file_of(&identity) {
+            Some(file) => format!("{file}: {}", describe(failure)),
+            None => describe(failure),
+        }
+    }
+}
