@@ -39,7 +39,7 @@ pub const DB1_V6: &str = "fd00:30::79";
 pub const SOON: Duration = Duration::from_secs(5);
 
 /// The firewall that every host of the story starts with.
-const FIREWALL: &str = "\
+pub(crate) const FIREWALL: &str = "\
 *filter
 :INPUT DROP [0:0]
 :FORWARD DROP [0:0]
@@ -53,7 +53,7 @@ COMMIT
 ";
 
 /// The same for IPv6, where neighbour discovery is ICMP.
-const FIREWALL_V6: &str = "\
+pub(crate) const FIREWALL_V6: &str = "\
 *filter
 :INPUT DROP [0:0]
 :FORWARD DROP [0:0]

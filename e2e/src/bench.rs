@@ -7,6 +7,7 @@ mod latency;
 mod live;
 mod many;
 mod peer;
+mod scale;
 mod table;
 
 use anyhow::{Result, bail};
@@ -26,6 +27,7 @@ const MEASUREMENTS: &[(&str, Measurement)] = &[
     ("losses", live::losses_under_change),
     ("first-byte", live::saved_to_first_byte),
     ("footprint", footprint::measure),
+    ("scale", scale::measure),
 ];
 
 /// Measures everything, or `only` what is named, prints the table, and says whether every goal was met.

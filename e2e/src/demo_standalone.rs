@@ -3,8 +3,8 @@
 //!
 //! Not here: the network and its firewalls (`article`), the database server (`database`).
 
-mod database;
-mod story;
+pub(crate) mod database;
+pub(crate) mod story;
 
 use std::time::{Duration, Instant};
 
@@ -91,7 +91,7 @@ impl Demo {
         let Article { app1, app2, db1, .. } = &self.article;
         let story = &mut self.story;
         story.shows("app1 reads a table of db1 through gw1", app1, &client(GW1, QUERY), "brass bell")?;
-        let session = Session::open(app1)?;
+        let session = Session::open(app1, GW1)?;
         let connected = self.database.who_is_connected();
         story.shows("db1 sees the address of gw1", db1, &connected, GW1)?;
         story.refused("app1 still cannot reach db1 directly", app1, &client(DB1, QUERY))?;

@@ -75,6 +75,16 @@ impl Lab {
         }
         Ok(())
     }
+
+    /// Plugs this machine itself into `network`, with `address`. Its interface there goes away with the network.
+    pub fn connect_machine(&self, network: &Network, address: &str) -> Result<()> {
+        let interface = self.prefix.trim_end_matches('-');
+        let bridge = network.bridge.namespace();
+        ip(&["link", "add", interface, "type", "veth", "peer", "name", "machine", "netns", bridge])?;
+        ip(&["-n", bridge, "link", "set", "machine", "master", "br0", "up"])?;
+        ip(&["address", "add", address, "dev", interface])?;
+        ip(&["link", "set", interface, "up"])
+    }
 }
 
 impl Default for Lab {

@@ -4,6 +4,10 @@
 
 pub mod article;
 pub mod bench;
+pub mod binaries;
+pub mod cluster;
+pub mod control_plane;
+pub mod demo;
 pub mod demo_standalone;
 pub mod gateway;
 pub mod lab;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use sallyport_e2e::traffic::{Ask, Latency, Load, Serve};
-use sallyport_e2e::{bench, demo_standalone, lab, runner};
+use sallyport_e2e::{bench, cluster, demo, demo_standalone, lab, runner};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Sallyport seen from outside: the demo, the tests and the benchmarks.
@@ -19,17 +19,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Tell the origin story with real programs, and assert it.
+    /// Tell the origin story in a real cluster, and assert it. The cluster stays.
+    Demo,
+    /// Tell the origin story with real programs on a lone gateway, and assert it.
     DemoStandalone,
+    /// Make the cluster of the demo and the tests, or use the one that runs, and the hosts beside it.
+    Up,
+    /// Take the cluster away, and the docker daemon if it was started for it.
+    Down,
+    /// Build the images of the operator and the node agent.
+    Images,
     /// Run tiers of tests and count them.
     Test {
         /// The tiers, separated by spaces.
-        #[arg(long, default_value = "pure kernel")]
+        #[arg(long, default_value_t = runner::tiers())]
         tiers: String,
     },
     /// Measure, compare with the goals, and print a table.
     Bench {
-        /// Only one measurement: apply, latency, losses, first-byte or footprint.
+        /// Only one measurement: apply, latency, losses, first-byte, footprint or scale.
         #[arg(long)]
         only: Option<String>,
     },
@@ -56,6 +64,21 @@ fn main() -> ExitCode {
 /// Runs a command and says whether all that it checked was well.
 fn run(command: Command) -> Result<bool> {
     match command {
+        Command::Demo => {
+            leave_nothing_when_interrupted();
+            demo::run().map(|()| true)
+        }
+        Command::Up => {
+            leave_nothing_when_interrupted();
+            let cluster = cluster::Cluster::up()?;
+            println!("export KUBECONFIG={}", cluster.kubeconfig().display());
+            Ok(true)
+        }
+        Command::Down => cluster::script::run("down.sh", &[]).map(|()| true),
+        Command::Images => {
+            leave_nothing_when_interrupted();
+            cluster::script::run("images.sh", &[]).map(|()| true)
+        }
         Command::DemoStandalone => {
             leave_nothing_when_interrupted();
             lab::sweep()?;
@@ -100,7 +123,7 @@ fn leave_nothing_when_interrupted() {
             }
             Ok(())
         });
-        if waited.is_ok() && !runner::interrupt() {
+        if waited.is_ok() && !cluster::script::interrupt() && !runner::interrupt() {
             let _ = lab::remove_own();
             std::process::exit(130);
         }

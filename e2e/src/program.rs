@@ -1,4 +1,4 @@
-//! Where the programs are: this package's own, and the node agent.
+//! Where the programs are: this package's own, the node agent and the operator.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,11 @@ pub fn own() -> Result<PathBuf> {
 /// The node agent: `$SALLYPORT_NODE_AGENT`, or the one built beside the running program.
 pub fn node_agent() -> Result<PathBuf> {
     find("sallyport-node-agent", "SALLYPORT_NODE_AGENT")
+}
+
+/// The operator: `$SALLYPORT_OPERATOR`, or the one built beside the running program.
+pub fn operator() -> Result<PathBuf> {
+    find("sallyport-operator", "SALLYPORT_OPERATOR")
 }
 
 /// The checkout this package was built from.

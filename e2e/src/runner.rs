@@ -1,7 +1,7 @@
 //! Runs the tiers of tests that this machine can run and counts: what passed, what failed, what was skipped.
 #![expect(clippy::print_stdout, reason = "prints the progress and the totals of the tests")]
 
-mod kernel_targets;
+mod targets;
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{lab, packages, program};
+use crate::{cluster, control_plane, lab, packages, program};
 
 /// Seconds that one call of cargo may take before it is ended.
 const CARGO_LIMIT: &str = "2400";
@@ -70,14 +70,30 @@ enum Tier {
     Pure,
     /// The tests that make network namespaces.
     Kernel,
+    /// The tests against a real API server, with nodes played by the tests.
+    ControlPlane,
+    /// The tests in a real cluster, which is made for them and taken away after them.
+    Cluster,
 }
 
 impl Tier {
+    /// All of them, in the order in which they run.
+    const ALL: [Self; 4] = [Self::Pure, Self::Kernel, Self::ControlPlane, Self::Cluster];
+
+    /// The name in `--tiers`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pure => "pure",
+            Self::Kernel => "kernel",
+            Self::ControlPlane => "control-plane",
+            Self::Cluster => "cluster",
+        }
+    }
+
     fn parse(name: &str) -> Result<Self> {
-        match name {
-            "pure" => Ok(Self::Pure),
-            "kernel" => Ok(Self::Kernel),
-            _ => bail!("there is no tier {name:?}; the tiers are: pure kernel"),
+        match Self::ALL.into_iter().find(|tier| tier.name() == name) {
+            Some(tier) => Ok(tier),
+            None => bail!("there is no tier {name:?}; the tiers are: {}", tiers()),
         }
     }
 
@@ -86,15 +102,28 @@ impl Tier {
         match self {
             Self::Pure => None,
             Self::Kernel => kernel_obstacle(),
+            Self::ControlPlane => kernel_obstacle().or_else(control_plane_obstacle),
+            Self::Cluster => kernel_obstacle().or_else(control_plane_obstacle).or_else(docker_obstacle),
         }
     }
 
     fn run(self) -> Result<Totals> {
         match self {
             Self::Pure => pure(),
-            Self::Kernel => kernel(),
+            Self::Kernel => targets("kernel-tests"),
+            Self::ControlPlane => targets("control-plane-tests"),
+            Self::Cluster => {
+                let _down = cluster::script::DownAtEnd;
+                cluster::Cluster::up()?.load_images()?;
+                targets("cluster-tests")
+            }
         }
     }
+}
+
+/// The names of all tiers, as a person writes them.
+pub fn tiers() -> String {
+    Tier::ALL.map(Tier::name).join(" ")
 }
 
 /// Runs the named tiers (separated by spaces), prints the totals as the last line, and says whether nothing
@@ -102,19 +131,20 @@ impl Tier {
 pub fn run(tiers: &str) -> Result<bool> {
     let tiers: Vec<Tier> = tiers.split_whitespace().map(Tier::parse).collect::<Result<_>>()?;
     if tiers.is_empty() {
-        bail!("no tier was named; the tiers are: pure kernel");
+        bail!("no tier was named; the tiers are: {}", self::tiers());
     }
     let mut totals = Totals::default();
     for tier in tiers {
-        println!("=== tier {tier:?}");
+        let name = tier.name();
+        println!("=== tier {name}");
         totals.add(match tier.obstacle() {
             None => tier.run()?,
             Some(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => {
-                println!("FAILED: tier {tier:?} cannot run here: {why}");
+                println!("FAILED: tier {name} cannot run here: {why}");
                 Totals { failed: 1, ..Totals::default() }
             }
             Some(why) => {
-                println!("SKIPPED: tier {tier:?} cannot run here: {why}");
+                println!("SKIPPED: tier {name} cannot run here: {why}");
                 Totals { skipped: 1, ..Totals::default() }
             }
         });
@@ -147,6 +177,14 @@ fn kernel_obstacle() -> Option<String> {
     lab.host("probe").err().map(|error| format!("{error:#}"))
 }
 
+fn control_plane_obstacle() -> Option<String> {
+    control_plane::programs::ensure().err().map(|error| format!("{error:#}"))
+}
+
+fn docker_obstacle() -> Option<String> {
+    cluster::script::run("docker.sh", &[]).err().map(|error| format!("{error:#}"))
+}
+
 fn pure() -> Result<Totals> {
     let mut totals = Totals::default();
     totals.add(check(&["fmt", "--all", "--check"])?);
@@ -164,14 +202,17 @@ fn pure() -> Result<Totals> {
     Ok(totals)
 }
 
-fn kernel() -> Result<Totals> {
+/// The test targets that `feature` marks, and before them the programs that they start.
+///
+/// Always for the workspace as a whole: for one package alone, cargo would build most dependencies once more with fewer
+/// features.
+fn targets(feature: &str) -> Result<Totals> {
     lab::sweep()?;
-    // The tests start both programs, which a test of one package does not build.
-    let mut totals = check(&["build", "--quiet", "-p", "sallyport-node-agent", "-p", "sallyport-e2e", "--bins"])?;
+    let mut totals = check(&["build", "--quiet", "--workspace", "--bins"])?;
     if totals.failed > 0 {
         return Ok(totals);
     }
-    for package in kernel_targets::packages(program::repository()?)? {
+    for package in targets::packages(program::repository()?, feature)? {
         let mut args = vec!["test".to_owned(), "--no-fail-fast".to_owned()];
         args.extend(package.cargo_arguments());
         // Two at a time: they mostly wait, and more would bend their timings.
@@ -264,6 +305,6 @@ mod tests {
     #[test]
     fn unknown_tier_is_an_error_that_names_the_tiers() {
         let error = Tier::parse("cosmic").unwrap_err().to_string();
-        assert!(error.contains("pure kernel"), "{error}");
+        assert!(error.contains("pure kernel control-plane"), "{error}");
     }
 }

@@ -32,6 +32,17 @@ pub fn until_true(what: &str, limit: Duration, mut condition: impl FnMut() -> Re
     until(what, limit, || Ok(condition()?.then_some(()))).map(|((), elapsed)| elapsed)
 }
 
+/// Tries `attempt` until it succeeds. Fails with `what` and its last error once `limit` has passed.
+pub fn until_ok(what: &str, limit: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    let mut last = None;
+    until_true(what, limit, || {
+        last = attempt().err();
+        Ok(last.is_none())
+    })
+    .map_err(|error| last.take().unwrap_or(error).context(what.to_owned()))
+    .map(drop)
+}
+
 /// Fails with `what` as soon as `condition` stops holding within `span`.
 pub fn holds_for(what: &str, span: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();

@@ -52,7 +52,7 @@ pub fn measure(table: &mut Table) -> Result<()> {
 }
 
 /// A line of `/proc/<pid>/status`, in MiB.
-fn memory_mib(pid: u32, field: &str) -> Result<f64> {
+pub fn memory_mib(pid: u32, field: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read its memory")?;
     let kib: f64 = status
         .lines()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::article::{DB1, GW1};
+use crate::article::DB1;
 use crate::lab::{self, Host, Process};
 use crate::wait;
 
@@ -15,7 +15,7 @@ const USER: &str = "app";
 const PASSWORD: &str = "seaworthy";
 
 /// What the server does first: a user who may come from anywhere (the firewall decides who can), a table.
-const CONTENT: &str = "\
+pub(crate) const CONTENT: &str = "\
 CREATE DATABASE shop;
 CREATE TABLE shop.orders (id INT PRIMARY KEY, item VARCHAR(40));
 INSERT INTO shop.orders VALUES (1, 'brass bell'), (2, 'oak oar');
@@ -117,14 +117,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens a session through the gateway and awaits its first answer.
-    pub fn open(host: &Host) -> Result<Self> {
+    /// Opens a session through `gateway` and awaits its first answer.
+    pub fn open(host: &Host, gateway: &str) -> Result<Self> {
         let password = format!("--password={PASSWORD}");
         let client = host.spawn(&[
             "mariadb",
             "--no-defaults",
             "-h",
-            GW1,
+            gateway,
             "-u",
             USER,
             &password,

@@ -13,11 +13,13 @@ use super::{Process, ip};
 /// Seconds that a program run inside a host may take before it is ended.
 const RUN_LIMIT: &str = "120";
 
-/// A network namespace with a name that people read.
+/// A place where programs run, mostly a network namespace, with a name that people read.
 #[derive(Clone, Debug)]
 pub struct Host {
     name: String,
     namespace: String,
+    // The command that runs another one there.
+    enter: Vec<String>,
 }
 
 /// What a program that has ended printed, and whether it succeeded.
@@ -83,7 +85,15 @@ impl Outcome {
 
 impl Host {
     pub(super) fn new(name: &str, namespace: &str) -> Self {
-        Self { name: name.to_owned(), namespace: namespace.to_owned() }
+        Self { namespace: namespace.to_owned(), ..Self::entered_by(name, &["ip", "netns", "exec", namespace]) }
+    }
+
+    /// A place that is no namespace of a lab: `enter` is the command that runs another one there. It must become that
+    /// other one, or [`Host::spawn`] cannot end what it has started.
+    #[must_use]
+    pub fn entered_by(name: &str, enter: &[&str]) -> Self {
+        let enter = enter.iter().map(|&word| word.to_owned()).collect();
+        Self { name: name.to_owned(), namespace: String::new(), enter }
     }
 
     /// The short name: `gw1`.
@@ -108,7 +118,7 @@ impl Host {
         let line = display(command);
         let mut child = Command::new("timeout")
             .args(["--kill-after=2", RUN_LIMIT])
-            .args(["ip", "netns", "exec", &self.namespace])
+            .args(&self.enter)
             .args(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -153,12 +163,12 @@ impl Host {
     pub fn spawn<S: AsRef<OsStr>>(&self, command: &[S]) -> Result<Process> {
         let folder = super::folder()?;
         let log = folder.path().join("output");
-        Process::start(&self.namespace, command, log, Some(folder))
+        Process::start(&self.enter, command, log, Some(folder))
     }
 
     /// Like [`Host::spawn`], with the output appended to `log`, which outlives the program.
     pub fn spawn_logging_to<S: AsRef<OsStr>>(&self, command: &[S], log: &Path) -> Result<Process> {
-        Process::start(&self.namespace, command, log.to_owned(), None)
+        Process::start(&self.enter, command, log.to_owned(), None)
     }
 
     /// Adds an address with its prefix length to an interface.

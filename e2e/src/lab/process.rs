@@ -25,7 +25,7 @@ pub struct Process {
 
 impl Process {
     pub(super) fn start<S: AsRef<OsStr>>(
-        namespace: &str,
+        enter: &[String],
         command: &[S],
         log: PathBuf,
         log_folder: Option<TempDir>,
@@ -33,9 +33,10 @@ impl Process {
         let name = display(command);
         let output = append(&log)?;
         let errors = output.try_clone().context("share a program's output file")?;
-        // `ip netns exec` replaces itself by the program, so the child's id is the program's id.
-        let child = Command::new("ip")
-            .args(["netns", "exec", namespace])
+        let (first, rest) = enter.split_first().context("find the command that enters the host")?;
+        // It replaces itself by the program, as `ip netns exec` does, so the child's id is the program's id.
+        let child = Command::new(first)
+            .args(rest)
             .args(command)
             .stdin(Stdio::piped())
             .stdout(output)

@@ -1,4 +1,4 @@
-//! Which test targets belong to the kernel tier: those that require the feature `kernel-tests`.
+//! Which test targets belong to a tier: those that require its feature.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,20 +6,18 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-/// The feature that marks a target of this tier.
-const FEATURE: &str = "kernel-tests";
-
-/// A package and its test targets of this tier.
+/// A package and its test targets of one tier.
 #[derive(Debug)]
 pub struct Package {
     name: String,
+    feature: String,
     targets: Vec<String>,
 }
 
 impl Package {
     /// The arguments that make cargo run these targets and no others.
     pub fn cargo_arguments(&self) -> Vec<String> {
-        let mut arguments = vec![format!("--package={}", self.name), format!("--features={}/{FEATURE}", self.name)];
+        let mut arguments = vec!["--workspace".to_owned(), format!("--features={}/{}", self.name, self.feature)];
         arguments.extend(self.targets.iter().map(|target| format!("--test={target}")));
         arguments
     }
@@ -44,8 +42,8 @@ struct Target {
     required_features: Vec<String>,
 }
 
-/// The packages of the workspace that have targets of this tier.
-pub fn packages(repository: &Path) -> Result<Vec<Package>> {
+/// The packages of the workspace that have targets of the tier that `feature` marks.
+pub fn packages(repository: &Path, feature: &str) -> Result<Vec<Package>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args(["metadata", "--no-deps", "--format-version=1"])
@@ -56,11 +54,17 @@ pub fn packages(repository: &Path) -> Result<Vec<Package>> {
     let metadata: Metadata = serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
     let packages = metadata.packages.into_iter().map(|package| Package {
         name: package.name,
-        targets: package.targets.into_iter().filter(is_kernel_test).map(|target| target.name).collect(),
+        feature: feature.to_owned(),
+        targets: package
+            .targets
+            .into_iter()
+            .filter(|target| is_of(target, feature))
+            .map(|target| target.name)
+            .collect(),
     });
     Ok(packages.filter(|package| !package.targets.is_empty()).collect())
 }
 
-fn is_kernel_test(target: &Target) -> bool {
-    target.kind.iter().any(|kind| kind == "test") && target.required_features.iter().any(|feature| feature == FEATURE)
+fn is_of(target: &Target, feature: &str) -> bool {
+    target.kind.iter().any(|kind| kind == "test") && target.required_features.iter().any(|required| required == feature)
 }

@@ -1,0 +1,50 @@
+//! Without an API server every forward works on, and agents still repair what somebody breaks.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use sallyport_e2e::article::SOON;
+use sallyport_e2e::cluster::scene::{expect_no_loss, scene};
+use sallyport_e2e::cluster::{Cluster, PODS};
+use sallyport_e2e::lab::{Family, Variant};
+use sallyport_e2e::wait;
+
+/// How long the API server stays away.
+const AWAY: Duration = Duration::from_secs(20);
+
+#[test]
+fn forwards_work_on_and_drift_is_repaired_without_an_api_server() -> Result<()> {
+    scene(|cluster| {
+        let rules = cluster.our_rules()?;
+        let load = cluster.load(AWAY.as_secs())?;
+        move_manifest(cluster, "/etc/kubernetes/manifests", "/etc/kubernetes")?;
+        let outcome = while_it_is_away(cluster, &rules);
+        move_manifest(cluster, "/etc/kubernetes", "/etc/kubernetes/manifests")?;
+        wait::until_true("the API server answering", PODS, || answers(cluster))?;
+        outcome?;
+        expect_no_loss(load, 500)?;
+        cluster.wait_until_ready("payments", "db1")?;
+        ensure!(cluster.our_rules()? == rules, "the return of the API server changed rules");
+        Ok(())
+    })
+}
+
+fn while_it_is_away(cluster: &Cluster, rules: &[String]) -> Result<()> {
+    wait::until_true("the API server being away", PODS, || Ok(!answers(cluster)?))?;
+    wait::holds_for("rules without an API server", AWAY / 2, || Ok(cluster.our_rules()? == rules))?;
+    for gateway in &cluster.gateways {
+        gateway.host.iptables(Variant::Nft, Family::V4, "-t nat -D PREROUTING -j SALLY-PRE")?;
+    }
+    wait::until_true("the rules being repaired", SOON, || Ok(cluster.our_rules()? == rules))?;
+    cluster.expect_answers()
+}
+
+/// The kubelet ends the API server when its manifest goes, and starts it when it comes back.
+fn move_manifest(cluster: &Cluster, from: &str, to: &str) -> Result<()> {
+    let (from, to) = (format!("{from}/kube-apiserver.yaml"), format!("{to}/kube-apiserver.yaml"));
+    cluster.admin.check(&["docker", "exec", "sallyport-control-plane", "mv", &from, &to]).map(drop)
+}
+
+fn answers(cluster: &Cluster) -> Result<bool> {
+    Ok(cluster.try_kubectl("get --raw /readyz --request-timeout=2s")?.success())
+}

@@ -1,0 +1,25 @@
+//! Deleting a definition deletes every object of its kind, and the agents take that for an accident: rules stay.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use sallyport_e2e::cluster::PODS;
+use sallyport_e2e::cluster::scene::{expect_no_loss, scene};
+use sallyport_e2e::wait;
+
+#[test]
+fn rules_stay_when_the_definition_of_slices_is_deleted() -> Result<()> {
+    scene(|cluster| {
+        let rules = cluster.our_rules()?;
+        let load = cluster.load(20)?;
+        cluster.kubectl("delete customresourcedefinition forwardslices.sallyport.dev --wait=false")?;
+        wait::until_true("the definition being gone", PODS, || {
+            Ok(cluster.definitions()?.iter().all(|name| !name.contains("forwardslices")))
+        })?;
+        wait::holds_for("rules without slices", Duration::from_secs(10), || Ok(cluster.our_rules()? == rules))?;
+        expect_no_loss(load, 500)?;
+        cluster.expect_answers()?;
+        ensure!(cluster.our_rules()? == rules, "the rules changed");
+        Ok(())
+    })
+}
