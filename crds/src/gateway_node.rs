@@ -166,6 +166,8 @@ pub struct ObservedSlice {
     /// `metadata.name` of the `ForwardSlice`.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+    /// `metadata.generation` of the slice that `state` speaks of: a slice may return to a hash that it had before.
+    pub generation: i64,
     /// Hash of the slice that `state` speaks of.
     #[schemars(length(max = 80))]
     pub hash: String,

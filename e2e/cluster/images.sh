@@ -34,11 +34,12 @@ done
 images=("sallyport/operator:$version" "sallyport/node-agent:$version")
 loaded=$(docker image inspect --format '{{.Id}}' "${images[@]}")
 mark=/kind/sallyport-images
+lacking=()
 for node in "$name-control-plane" "$name-worker" "$name-worker2"; do
-  [ "$(docker exec "$node" cat "$mark" 2>/dev/null)" != "$loaded" ] || continue
-  bin=$("$here/binaries.sh" kind)
-  "$bin/kind" load docker-image --quiet --name "$name" --nodes "$node" "${images[@]}" > "$cache/load.log" 2>&1 ||
-    fail "kind load: $(cat "$cache/load.log")"
-  docker exec -i "$node" tee "$mark" <<< "$loaded" >/dev/null
-  step "$node has both images"
+  [ "$(docker exec "$node" cat "$mark" 2>/dev/null)" = "$loaded" ] || lacking+=("$node")
 done
+[ ${#lacking[@]} != 0 ] || exit 0
+"$("$here/binaries.sh" kind)/kind" load docker-image --quiet --name "$name" --nodes "$(IFS=,; echo "${lacking[*]}")" \
+  "${images[@]}" > "$cache/load.log" 2>&1 || fail "kind load: $(cat "$cache/load.log")"
+for node in "${lacking[@]}"; do docker exec -i "$node" tee "$mark" <<< "$loaded" >/dev/null; done
+step "${lacking[*]} have both images"

@@ -7,7 +7,7 @@ pub mod proofs;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::article::DB1;
@@ -30,7 +30,9 @@ pub fn run() -> Result<()> {
     cluster.load_images()?;
     cluster.reset()?;
     let mut demo = Demo { story: &mut story, cluster: &cluster, helm: Helm::v4()? };
-    demo.tell().with_context(|| cluster.diagnostics())?;
+    if let Err(error) = demo.tell() {
+        bail!("{error:#}\n{}", cluster.diagnostics());
+    }
     demo.story.chapter("installed once more, to look around");
     demo.install()?;
     story.end();

@@ -7,6 +7,7 @@ use sallyport_e2e::article::SOON;
 use sallyport_e2e::cluster::scene::{expect_no_loss, scene};
 use sallyport_e2e::cluster::{Cluster, PODS};
 use sallyport_e2e::lab::{Family, Variant};
+use sallyport_e2e::traffic::RunningLoad;
 use sallyport_e2e::wait;
 
 /// How long the API server stays away.
@@ -18,20 +19,20 @@ fn forwards_work_on_and_drift_is_repaired_without_an_api_server() -> Result<()> 
         let rules = cluster.our_rules()?;
         let load = cluster.load(AWAY.as_secs())?;
         move_manifest(cluster, "/etc/kubernetes/manifests", "/etc/kubernetes")?;
-        let outcome = while_it_is_away(cluster, &rules);
+        let outcome = while_it_is_away(cluster, &rules, load);
         move_manifest(cluster, "/etc/kubernetes", "/etc/kubernetes/manifests")?;
         wait::until_true("the API server answering", PODS, || answers(cluster))?;
         outcome?;
-        expect_no_loss(load, 500)?;
         cluster.wait_until_ready("payments", "db1")?;
         ensure!(cluster.our_rules()? == rules, "the return of the API server changed rules");
         Ok(())
     })
 }
 
-fn while_it_is_away(cluster: &Cluster, rules: &[String]) -> Result<()> {
+fn while_it_is_away(cluster: &Cluster, rules: &[String], load: RunningLoad) -> Result<()> {
     wait::until_true("the API server being away", PODS, || Ok(!answers(cluster)?))?;
     wait::holds_for("rules without an API server", AWAY / 2, || Ok(cluster.our_rules()? == rules))?;
+    expect_no_loss(load, 500)?;
     for gateway in &cluster.gateways {
         gateway.host.iptables(Variant::Nft, Family::V4, "-t nat -D PREROUTING -j SALLY-PRE")?;
     }

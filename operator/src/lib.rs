@@ -3,6 +3,8 @@
 pub mod args;
 pub mod controller;
 pub mod daemonset;
+#[cfg(test)]
+mod fixture;
 pub mod leader;
 pub mod metrics;
 pub mod run;

@@ -54,6 +54,12 @@ impl Cluster {
         script::run("images.sh", &["load"])
     }
 
+    /// Whether images were put into the cluster since it was made.
+    pub fn has_images(&self) -> Result<bool> {
+        let mark = ["docker", "exec", "sallyport-worker", "test", "-e", "/kind/sallyport-images"];
+        Ok(self.admin.run(&mark)?.success())
+    }
+
     /// Takes away what an earlier run has left: a release, our objects and definitions, labels.
     pub fn reset(&self) -> Result<()> {
         let helm = Helm::v4()?;

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{Cluster, Gateway, Helm, SOON};
@@ -16,12 +16,15 @@ use crate::wait;
 /// The port of the forward that [`scene`] makes; a server answers on it at db1.
 pub const PORT: u16 = 3307;
 
-/// Runs `body` where nothing of ours is installed. On failure it prints what explains it.
+/// Runs `body` where nothing of ours is installed. The images are those that were loaded last. On failure it prints what explains it.
 pub fn bare(body: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     let cluster = Cluster::up()?;
-    cluster.load_images()?;
+    ensure!(cluster.has_images()?, "the cluster has no image of ours: run `e2e/cluster/images.sh load`");
     cluster.reset()?;
-    body(&cluster).map_err(|error| error.context(cluster.diagnostics()))
+    if let Err(error) = body(&cluster) {
+        bail!("{error:#}\n{}", cluster.diagnostics());
+    }
+    Ok(())
 }
 
 /// Runs `body` where app1 reaches the server on db1 through both gateways, by the forward `payments/db1`.

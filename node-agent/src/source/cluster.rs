@@ -392,7 +392,8 @@ impl Backoff for Patience {
 }
 
 fn content(mut slice: DynamicObject) -> Result<Decoded, String> {
-    decode(slice.data.get_mut("spec").map(Value::take).unwrap_or_default())
+    let generation = slice.metadata.generation.unwrap_or_default();
+    decode(slice.data.get_mut("spec").map(Value::take).unwrap_or_default(), generation)
 }
 
 /// In whole seconds, as the API keeps it, so that a status read back equals the one written.

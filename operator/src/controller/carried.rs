@@ -11,6 +11,7 @@ use sallyport_api::gateway_node::{GatewayNodeStatus, ObservedSlice, SliceState};
 use sallyport_api::intent::Intent;
 use sallyport_api::names::UID_PREFIX;
 use sallyport_ruleset::decide::Leaving;
+use sallyport_ruleset::digest::slice_hash;
 
 /// Forms of one slice that are remembered; a node that is further behind counts as unknown.
 const MAX_FORMS: usize = 64;
@@ -49,8 +50,16 @@ struct Carried {
 /// One form of a slice.
 #[derive(Debug)]
 struct Form {
+    generation: i64,
     hash: String,
     forwards: BTreeMap<Arc<str>, Arc<Carried>>,
+}
+
+impl Form {
+    /// Whether a report speaks of this form. The hash alone would not do: a slice may return to one that it had before.
+    fn is(&self, observed: &ObservedSlice) -> bool {
+        self.generation == observed.generation && self.hash == observed.hash
+    }
 }
 
 #[derive(Debug)]
@@ -68,6 +77,9 @@ pub struct History {
     slices: BTreeMap<String, Slice>,
     /// Pools with a live node of which it is not known what it carries.
     unknown: BTreeSet<String>,
+    /// Pools with a live node that carries a slice which is not there any more. Its forwards may enter slices again at
+    /// once: to make them wait would take their rules away.
+    lost: BTreeSet<String>,
     /// For each forward, the slice whose newest form has it, or else one that had it.
     homes: BTreeMap<Arc<str>, String>,
 }
@@ -92,7 +104,7 @@ impl History {
                 match carrier.status.observed_slices.iter().find(|observed| observed.name == *name) {
                     Some(observed) => {
                         // Not yet read back: it may still be at any form up to this one.
-                        let at = slice.forms.iter().rposition(|form| form.hash == observed.hash);
+                        let at = slice.forms.iter().rposition(|form| form.is(observed));
                         match at {
                             Some(at) if observed.state == SliceState::Programmed => oldest = oldest.min(at),
                             Some(_) => oldest = 0,
@@ -107,6 +119,15 @@ impl History {
             }
             slice.forms.drain(..oldest);
         }
+        let lost = carriers.iter().filter(|carrier| {
+            !carrier.dead
+                && carrier
+                    .status
+                    .observed_slices
+                    .iter()
+                    .any(|observed| observed.hash != slice_hash(&[]) && !self.slices.contains_key(&observed.name))
+        });
+        self.lost = lost.map(|carrier| carrier.pool.to_owned()).collect();
         // The newest forms come last, so that they decide where a forward is.
         let old =
             self.slices.iter().flat_map(|(name, slice)| slice.forms.iter().rev().skip(1).map(move |form| (name, form)));
@@ -126,7 +147,8 @@ impl History {
         });
         slice.newest = Arc::clone(object);
         let last = slice.forms.last();
-        if last.is_some_and(|form| form.hash == spec.hash) {
+        let generation = object.metadata.generation.unwrap_or_default();
+        if last.is_some_and(|form| form.generation == generation && form.hash == spec.hash) {
             return;
         }
         let carried = |forward: &SliceForward| {
@@ -140,7 +162,7 @@ impl History {
                 }
             }
         };
-        let form = Form { hash: spec.hash.clone(), forwards: spec.forwards.iter().map(carried).collect() };
+        let form = Form { generation, hash: spec.hash.clone(), forwards: spec.forwards.iter().map(carried).collect() };
         slice.forms.push(form);
         if slice.forms.len() > MAX_FORMS {
             slice.forms.remove(0);
@@ -183,6 +205,7 @@ impl History {
     /// Whether a live node of `pool` may carry the forward in any form.
     pub fn may_be_carried(&self, pool: &str, uid: &str) -> bool {
         self.unknown.contains(pool)
+            || self.lost.contains(pool)
             || self.slices.values().flat_map(|slice| &slice.forms).any(|form| form.forwards.contains_key(uid))
     }
 
@@ -211,7 +234,7 @@ impl History {
             return Carries::Unknown;
         }
         let forms = self.slices.get(slice).map_or(&[][..], |slice| &slice.forms);
-        let Some(form) = forms.iter().rfind(|form| form.hash == observed.hash) else { return Carries::Unknown };
+        let Some(form) = forms.iter().rfind(|form| form.is(observed)) else { return Carries::Unknown };
         let prefix: String = uid.chars().take(UID_PREFIX).collect();
         match form.forwards.get(uid) {
             None => Carries::Nothing,

@@ -112,6 +112,7 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
             ForwardSliceSpec { pool: slice.pool.clone(), hash, forwards: Vec::new() }
         });
     }
+    empty_what_is_lost(world, &held, &mut desired);
     release(world, history, purpose, &mut desired);
     gateways(world, decision.nodes, &mut desired);
     if purpose.uninstall {
@@ -264,6 +265,21 @@ fn hold_first(world: &World, held: &BTreeMap<String, ForwardSliceSpec>, desired:
 /// The finalizers of an object.
 pub fn finalizers<K: kube::Resource<DynamicType = ()>>(entry: &cache::Entry<K>) -> &[String] {
     entry.meta().finalizers.as_deref().unwrap_or_default()
+}
+
+/// A slice that vanished while nobody led is carried until it comes back: it does, with what is still wanted or empty.
+fn empty_what_is_lost(world: &World, held: &BTreeMap<String, ForwardSliceSpec>, desired: &mut Desired) {
+    let hash = slice_hash(&[]);
+    for gateway in world.gateways.objects() {
+        let observed = gateway.status.iter().flat_map(|status| &status.observed_slices);
+        for lost in observed.filter(|observed| observed.hash != hash && !held.contains_key(&observed.name)) {
+            desired.slices.entry(lost.name.clone()).or_insert_with(|| ForwardSliceSpec {
+                pool: gateway.spec.pool.clone(),
+                hash: hash.clone(),
+                forwards: Vec::new(),
+            });
+        }
+    }
 }
 
 /// Lets go of forwards that are on their way out and on no live node.

@@ -30,6 +30,8 @@ pub struct Knowledge {
 /// A slice, and what is amiss with it.
 #[derive(Clone, Debug)]
 struct Slice {
+    /// Generation of `content`; not known of what was taken up after a restart.
+    generation: Option<i64>,
     /// Last good content; a forward that is not understood is there in its previous version, if it had one.
     content: ForwardSliceSpec,
     unsupported: Vec<Unsupported>,
@@ -142,6 +144,12 @@ impl Knowledge {
         Some(Intents { node: node.clone(), slices: slices.collect() })
     }
 
+    /// The generation of a slice as it was last heard of.
+    #[must_use]
+    pub fn generation(&self, slice: &str) -> Option<i64> {
+        self.slices.get(slice)?.generation
+    }
+
     /// The forwards that are not understood, each with its slice.
     pub fn unsupported(&self) -> impl Iterator<Item = (&str, &Unsupported)> {
         self.slices.iter().flat_map(|(name, slice)| slice.unsupported.iter().map(move |found| (name.as_str(), found)))
@@ -183,6 +191,7 @@ impl Knowledge {
             }
         };
         let mut slice = Slice::new(ForwardSliceSpec { pool, hash: decoded.hash, forwards: Vec::new() });
+        slice.generation = Some(decoded.generation);
         for entry in decoded.forwards {
             match entry {
                 Entry::Understood(forward) => slice.content.forwards.push(forward),
@@ -232,7 +241,7 @@ impl Knowledge {
 
 impl Slice {
     fn new(content: ForwardSliceSpec) -> Self {
-        Self { content, unsupported: Vec::new(), missing: false, trouble: None }
+        Self { generation: None, content, unsupported: Vec::new(), missing: false, trouble: None }
     }
 
     fn vanish(&mut self) {

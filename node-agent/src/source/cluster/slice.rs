@@ -11,6 +11,8 @@ use serde_json::Value;
 /// A slice whose outer form is as it should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded {
+    /// `metadata.generation` of the slice.
+    pub generation: i64,
     /// `spec.pool`.
     pub pool: String,
     /// Recomputed from what is in it, so that a hash that is reported is that of these forwards.
@@ -53,8 +55,8 @@ struct Head {
     hash: String,
 }
 
-/// Reads `spec` of a slice; an error when even its outer form is not understood.
-pub fn decode(spec: Value) -> Result<Decoded, String> {
+/// Reads `spec` of a slice of this `generation`; an error when even its outer form is not understood.
+pub fn decode(spec: Value, generation: i64) -> Result<Decoded, String> {
     let outer: Outer = serde_json::from_value(spec).map_err(|error| error.to_string())?;
     let mut pairs = Vec::with_capacity(outer.forwards.len());
     let mut forwards = Vec::with_capacity(outer.forwards.len());
@@ -73,7 +75,7 @@ pub fn decode(spec: Value) -> Result<Decoded, String> {
         pairs.push((head.uid, head.hash));
     }
     let hash = slice_hash_of(pairs.iter().map(|(uid, hash)| (uid.as_str(), hash.as_str())).collect());
-    Ok(Decoded { pool: outer.pool, hash, forwards })
+    Ok(Decoded { generation, pool: outer.pool, hash, forwards })
 }
 
 #[cfg(test)]
@@ -91,7 +93,7 @@ mod tests {
     fn decoded(change: impl Fn(&mut Value)) -> Decoded {
         let mut spec = json!({ "pool": "default", "hash": "ignored", "forwards": two() });
         change(&mut spec);
-        decode(spec).unwrap()
+        decode(spec, 1).unwrap()
     }
 
     #[test]
@@ -135,7 +137,7 @@ mod tests {
     #[test]
     fn a_slice_without_its_outer_form_is_an_error() {
         for spec in [json!(null), json!({ "forwards": [] }), json!({ "pool": "p", "forwards": [{ "uid": "u" }] })] {
-            assert!(decode(spec.clone()).is_err(), "{spec}");
+            assert!(decode(spec.clone(), 1).is_err(), "{spec}");
         }
     }
 }

@@ -92,7 +92,7 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
     let failures = failures(facts, failed);
     let mut status = GatewayNodeStatus {
         state: if report.is_some() { Some(state) } else { previous.state },
-        observed_slices: observed_slices(facts, failed),
+        observed_slices: observed_slices(previous, facts, failed),
         failures_total: i32::try_from(failures.len()).unwrap_or(i32::MAX),
         failures: failures.into_values().take(LISTED).collect(),
         rules_digest: report.map(|report| report.digest.clone()),
@@ -124,7 +124,7 @@ pub fn shortened(message: String) -> String {
     }
 }
 
-fn observed_slices(facts: &Facts<'_>, failures: &[Failure]) -> Vec<ObservedSlice> {
+fn observed_slices(previous: &GatewayNodeStatus, facts: &Facts<'_>, failures: &[Failure]) -> Vec<ObservedSlice> {
     let failed: BTreeSet<&ForwardRef> = failures.iter().map(|failure| &failure.forward).collect();
     let known = |name: &str| {
         let verified = facts.verified.filter(|verified| verified.node == facts.intents.node)?;
@@ -141,7 +141,18 @@ fn observed_slices(facts: &Facts<'_>, failures: &[Failure]) -> Vec<ObservedSlice
                 .map(|uid| uid.chars().take(UID_PREFIX).collect())
                 .collect();
             let state = if known(name) == Some(slice) { SliceState::Programmed } else { SliceState::Pending };
-            ObservedSlice { name: name.clone(), hash: slice.hash.clone(), state, failed: uids.into_iter().collect() }
+            let before = || previous.observed_slices.iter().find(|before| before.name == *name);
+            ObservedSlice {
+                name: name.clone(),
+                generation: facts
+                    .knowledge
+                    .generation(name)
+                    .or_else(|| before().map(|before| before.generation))
+                    .unwrap_or_default(),
+                hash: slice.hash.clone(),
+                state,
+                failed: uids.into_iter().collect(),
+            }
         })
         .collect();
     observed.truncate(1024);

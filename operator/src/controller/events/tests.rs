@@ -1,1 +1,38 @@
 //! Tests.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use sallyport_api::Reason;
+use sallyport_api::condition::upsert;
+
+use super::*;
+
+fn conditions(accepted: Reason, programmed: Reason, message: &str) -> Vec<Condition> {
+    let (mut list, now) = (Vec::new(), Time(jiff::Timestamp::UNIX_EPOCH));
+    upsert(&mut list, ConditionType::Accepted, accepted, message, None, now.clone());
+    upsert(&mut list, ConditionType::Programmed, programmed, message, None, now.clone());
+    upsert(&mut list, ConditionType::Ready, programmed, message, None, now);
+    list
+}
+
+#[test]
+fn what_is_new_is_told_once_and_waiting_is_no_news() {
+    use Reason::{Accepted, AgentUnreachable, Drifted, NodeFailed, Pending, PortConflict, Verified};
+    let nothing: [&str; 0] = [];
+    for (before, after, told) in [
+        (None, (Accepted, Pending), &["Normal Accepted"][..]),
+        (None, (Accepted, Verified), &["Normal Accepted", "Normal Verified"]),
+        (None, (PortConflict, PortConflict), &["Warning PortConflict"]),
+        (Some((Accepted, Pending)), (Accepted, Verified), &["Normal Verified"]),
+        (Some((Accepted, Verified)), (Accepted, Verified), &nothing),
+        (Some((Accepted, Verified)), (Accepted, Pending), &nothing),
+        (Some((Accepted, Verified)), (Accepted, AgentUnreachable), &["Warning AgentUnreachable"]),
+        (Some((Accepted, NodeFailed)), (Accepted, Drifted), &["Warning Drifted"]),
+        (Some((PortConflict, PortConflict)), (Accepted, Verified), &["Normal Accepted", "Normal Verified"]),
+    ] {
+        let old = before.map_or_else(Vec::new, |(accepted, programmed)| conditions(accepted, programmed, "old words"));
+        let events = transitions(&old, &conditions(after.0, after.1, "new words"));
+        let said: Vec<String> = events.iter().map(|event| format!("{:?} {}", event.type_, event.reason)).collect();
+        assert_eq!(said, told, "{before:?} -> {after:?}");
+        assert!(events.iter().all(|event| event.note.as_deref() == Some("new words")));
+    }
+}

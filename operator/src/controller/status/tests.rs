@@ -1,1 +1,310 @@
 //! Tests.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use jiff::Timestamp;
+use sallyport_api::gateway_node::SliceState;
+use serde_json::json;
+
+use super::*;
+use crate::fixture::{Scene, forward, synced, uid};
+
+fn at(seconds: i64) -> Time {
+    Time(Timestamp::from_second(seconds).unwrap())
+}
+
+/// The status of the forward `name`, given its old one, while these agents are silent.
+fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardStatus, now: i64) -> PortForwardStatus {
+    let desired = scene.decide();
+    let key = ForwardRef { namespace: "apps".into(), name: name.into() };
+    let entry = scene.world.forwards.entry("apps", name).unwrap();
+    let uid = uid(name);
+    let subject = Subject {
+        key: &key,
+        uid: &uid,
+        generation: entry.meta().generation,
+        spec: entry.object().map(|object| &object.spec),
+        unreadable: entry.problem(),
+        verdict: desired.verdicts.get(&key),
+    };
+    let gateways: Vec<Gateway<'_>> = scene
+        .world
+        .gateways
+        .objects()
+        .map(|object| {
+            let name = object.metadata.name.as_deref().unwrap();
+            Gateway { name, object, silent: silent.contains(&name) }
+        })
+        .collect();
+    forward_status(&subject, &gateways, &scene.history, old, &at(now))
+}
+
+fn fresh(scene: &mut Scene, name: &str, silent: &[&str]) -> PortForwardStatus {
+    status_of(scene, name, silent, &PortForwardStatus::default(), 1)
+}
+
+/// The reasons of Accepted, Programmed and Ready.
+fn reasons(status: &PortForwardStatus) -> String {
+    let all: Vec<&str> = status.conditions.iter().map(|condition| condition.reason.as_str()).collect();
+    all.join(" ")
+}
+
+fn message(status: &PortForwardStatus, about: ConditionType) -> &str {
+    &status.conditions.iter().find(|condition| condition.type_ == about.as_str()).unwrap().message
+}
+
+fn counts(status: &PortForwardStatus) -> [i32; 4] {
+    let NodeCounts { desired, programmed, failed, unreachable } = status.nodes.unwrap();
+    [desired, programmed, failed, unreachable]
+}
+
+/// A scene with two gateways where gw2 reports this about the forward `a`.
+fn with_report(change: impl FnOnce(&mut GatewayNodeStatus)) -> Scene {
+    let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
+    let mut report = scene.done("gw2");
+    change(&mut report);
+    scene.report("gw2", report);
+    scene
+}
+
+fn fails(report: &mut GatewayNodeStatus, reason: &str) {
+    report.observed_slices[0].failed = vec![uid("a")[..13].to_owned()];
+    report.failures = serde_json::from_value(
+        json!([{ "ref": { "namespace": "apps", "name": "a" }, "reason": reason, "message": "look here" }]),
+    )
+    .unwrap();
+}
+
+#[test]
+fn programmed_is_true_only_when_every_gateway_read_it_back() {
+    type Change = fn(&mut GatewayNodeStatus);
+    let cases: [(&str, Change, &str, [i32; 4]); 8] = [
+        ("read back", |_| (), "Accepted Verified Ready", [2, 2, 0, 0]),
+        ("on its way", |r| r.observed_slices[0].state = SliceState::Pending, "Accepted Pending Pending", [2, 1, 0, 0]),
+        ("another form", |r| r.observed_slices[0].hash = "v1:0".into(), "Accepted Pending Pending", [2, 1, 0, 0]),
+        ("not seen", |r| r.observed_slices.clear(), "Accepted Pending Pending", [2, 1, 0, 0]),
+        ("failed", |r| fails(r, "NoListenAddress"), "Accepted NoListenAddress NoListenAddress", [2, 1, 1, 0]),
+        ("failed for a new reason", |r| fails(r, "Novel"), "Accepted NodeFailed NodeFailed", [2, 1, 1, 0]),
+        (
+            "failed among many",
+            |r| {
+                fails(r, "x");
+                r.failures.clear();
+            },
+            "Accepted NodeFailed NodeFailed",
+            [2, 1, 1, 0],
+        ),
+        ("agent is starting", |r| r.state = None, "Accepted Verified Ready", [2, 1, 0, 0]),
+    ];
+    for (case, change, expected, numbers) in cases {
+        let mut scene = with_report(change);
+        let status = fresh(&mut scene, "a", &[]);
+        assert_eq!(reasons(&status), expected, "{case}");
+        assert_eq!(counts(&status), numbers, "{case}");
+    }
+}
+
+#[test]
+fn a_gateway_that_cannot_write_rules_fails_what_it_does_not_carry_and_only_that() {
+    let trouble = |reason: &str| {
+        let condition = serde_json::from_value(synced("False", reason, "somebody else", 1)).unwrap();
+        move |report: &mut GatewayNodeStatus| report.conditions = vec![condition]
+    };
+    let mut carried = with_report(trouble("Drifted"));
+    assert_eq!(reasons(&fresh(&mut carried, "a", &[])), "Accepted Verified Ready");
+    for (reason, expected) in
+        [("Drifted", "Drifted"), ("SliceMissing", "Pending"), ("UnsupportedIntent", "UnsupportedIntent")]
+    {
+        let mut scene = with_report(|report| {
+            trouble(reason)(report);
+            report.observed_slices[0].state = SliceState::Pending;
+        });
+        let status = fresh(&mut scene, "a", &[]);
+        assert_eq!(reasons(&status), format!("Accepted {expected} {expected}"));
+    }
+}
+
+#[test]
+fn a_silent_agent_is_unknown_whatever_it_said_last() {
+    let mut scene = with_report(|_| ());
+    let status = fresh(&mut scene, "a", &["gw2"]);
+    assert_eq!(reasons(&status), "Accepted AgentUnreachable AgentUnreachable");
+    assert_eq!(counts(&status), [2, 1, 0, 1]);
+    assert!(message(&status, ConditionType::Programmed).contains("gw2"));
+    assert_eq!(status.conditions[1].status, "Unknown");
+}
+
+#[test]
+fn a_pool_without_gateways_says_so() {
+    let mut scene = Scene::with_nodes(&[]);
+    scene.see(forward("a", 3306));
+    assert_eq!(reasons(&fresh(&mut scene, "a", &[])), "Accepted NoGatewayNodes NoGatewayNodes");
+}
+
+#[test]
+fn a_pool_whose_only_agent_has_never_reported_is_waited_for() {
+    let mut scene = Scene::with_nodes(&["gw1"]);
+    scene.see(forward("a", 3306));
+    scene.pass();
+    let status = fresh(&mut scene, "a", &[]);
+    assert_eq!(reasons(&status), "Accepted Pending Pending");
+    assert_eq!(message(&status, ConditionType::Programmed), "waiting for the agent on gw1 to start");
+    assert_eq!(status.applied_hash, None);
+}
+
+#[test]
+fn a_refused_forward_gives_the_reason_everywhere() {
+    let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
+    scene.see(forward("b", 3306));
+    let status = fresh(&mut scene, "b", &[]);
+    assert_eq!(reasons(&status), "PortConflict PortConflict PortConflict");
+    assert_eq!((&status.hash, status.addresses.len(), status.source_addresses.len()), (&None, 0, 0));
+    assert_eq!(message(&status, ConditionType::Programmed), "not accepted, so no gateway carries it");
+
+    let mut refused = scene.forward("a");
+    refused["spec"]["ports"][0]["port"] = 22.into();
+    scene.see(refused);
+    scene.pass();
+    let status = fresh(&mut scene, "a", &[]);
+    assert_eq!(reasons(&status), "ReservedPort ReservedPort ReservedPort");
+    assert!(status.applied_hash.is_some(), "the kernel still has it");
+    assert!(message(&status, ConditionType::Programmed).contains("taken off"));
+    scene.obey("gw1");
+    assert_eq!(fresh(&mut scene, "a", &[]).applied_hash, None);
+}
+
+#[test]
+fn an_unreadable_edit_is_told_while_the_form_before_it_holds() {
+    let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
+    let mut future = scene.forward("a");
+    future["spec"]["sources"] = json!("from the future");
+    scene.see(future);
+    let status = fresh(&mut scene, "a", &[]);
+    assert_eq!(reasons(&status), "UnsupportedValue Verified UnsupportedValue");
+    assert!(status.hash.is_some() && status.hash == status.applied_hash);
+}
+
+#[test]
+fn a_forward_on_its_way_out_says_what_it_waits_for() {
+    let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
+    let before = fresh(&mut scene, "a", &[]);
+    scene.delete_forward("a");
+    scene.pass();
+    for (silent, reason) in [(&[][..], "Pending"), (&["gw1"][..], "AgentUnreachable")] {
+        let status = status_of(&mut scene, "a", silent, &before, 2);
+        assert_eq!(reasons(&status), format!("Accepted {reason} {reason}"));
+    }
+}
+
+#[test]
+fn an_edit_of_a_neighbour_and_a_joining_node_change_nothing() {
+    let mut scene = Scene::settled(&["gw1"], &[("a", 3306), ("b", 3307)]);
+    let before = fresh(&mut scene, "a", &[]);
+    let mut edited = scene.forward("b");
+    edited["spec"]["ports"][0]["port"] = 3308.into();
+    edited["metadata"]["generation"] = 2.into();
+    scene.see(edited);
+    scene.pass();
+    assert_eq!(status_of(&mut scene, "a", &[], &before, 9), before, "before the agent has seen it");
+    assert_eq!(reasons(&fresh(&mut scene, "b", &[])), "Accepted Pending Pending");
+    scene.obey("gw1");
+    assert_eq!(status_of(&mut scene, "a", &[], &before, 9), before);
+
+    scene.see(crate::fixture::node("gw2", "default"));
+    scene.pass();
+    let joining = status_of(&mut scene, "a", &[], &before, 9);
+    assert_eq!(reasons(&joining), "Accepted Verified Ready");
+    assert_eq!(joining.conditions[1].last_transition_time, at(1));
+    assert!(message(&joining, ConditionType::Programmed).ends_with("gw2 is starting"));
+}
+
+#[test]
+fn unchanged_input_gives_an_equal_status() {
+    let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
+    for silent in [&[][..], &["gw1"]] {
+        let before = fresh(&mut scene, "a", silent);
+        assert_eq!(status_of(&mut scene, "a", silent, &before, 99), before);
+    }
+}
+
+#[test]
+fn the_applied_hash_is_that_of_all_kernels_or_as_it_was() {
+    let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
+    let before = fresh(&mut scene, "a", &[]);
+    assert_eq!(before.applied_hash, before.hash);
+    let mut edited = scene.forward("a");
+    edited["spec"]["ports"][0]["port"] = 3308.into();
+    scene.see(edited);
+    scene.pass();
+    for (obeys, new) in [("gw1", false), ("gw2", true)] {
+        let status = status_of(&mut scene, "a", &[], &before, 2);
+        assert_ne!(status.hash, before.hash);
+        assert_eq!(status.applied_hash, before.hash, "before {obeys}");
+        scene.obey(obeys);
+        let status = status_of(&mut scene, "a", &[], &before, 2);
+        assert_eq!(status.applied_hash == status.hash, new, "after {obeys}");
+    }
+}
+
+#[test]
+fn addresses_are_of_the_families_that_the_targets_have() {
+    let scene = Scene::settled(&["gw1"], &[("a", 3306)]);
+    let mut gateway = serde_json::to_value(scene.gateway("gw1")).unwrap();
+    gateway["spec"]["addresses"] = json!(["fd00::1", "10.30.1.78", "10.30.1.70"]);
+    gateway["status"]["sourceAddresses"] = json!([{ "value": "fd00::2" }, { "value": "10.30.1.78" }]);
+    let gateway: GatewayNode = serde_json::from_value(gateway).unwrap();
+    let gateways = [Gateway { name: "gw1", object: &gateway, silent: false }];
+    let list = |all: Vec<AddressValue>| all.iter().map(|a| a.value.to_string()).collect::<Vec<_>>().join(" ");
+    for (targets, chosen, mode, listen, leave) in [
+        (&["10.1.1.1"][..], &[][..], "Masquerade", "10.30.1.70 10.30.1.78", "10.30.1.78"),
+        (&["10.1.1.1"], &["10.30.1.70"], "Masquerade", "10.30.1.70", "10.30.1.78"),
+        (&["fd00::9"], &[], "Masquerade", "fd00::1", "fd00::2"),
+        (&["10.1.1.1", "fd00::9"], &[], "Masquerade", "10.30.1.70 10.30.1.78 fd00::1", "10.30.1.78 fd00::2"),
+        (&["10.1.1.1"], &[], "Preserve", "10.30.1.70 10.30.1.78", ""),
+    ] {
+        let mut object = forward("a", 1);
+        object["spec"]["targets"] = targets.iter().map(|ip| json!({ "name": "t", "ip": ip })).collect();
+        object["spec"]["addresses"] = json!(chosen);
+        object["spec"]["sourceNAT"] = json!({ "mode": mode });
+        let spec: PortForwardSpec = serde_json::from_value(object["spec"].clone()).unwrap();
+        assert_eq!(list(listening(&spec, &gateways)), listen, "{targets:?} {chosen:?}");
+        assert_eq!(list(leaving_from(&spec, &gateways)), leave, "{targets:?} {mode}");
+    }
+}
+
+#[test]
+fn summaries_are_short_and_exact() {
+    let v4 = json!(["10.1.1.1"]);
+    for (ports, targets, said, to) in [
+        (json!([{ "port": 80 }]), v4.clone(), "80/TCP", "10.1.1.1:80"),
+        (json!([{ "port": 80, "targetPort": 8080 }]), json!(["fd00::1"]), "80/TCP", "[fd00::1]:8080"),
+        (json!([{ "port": 80, "endPort": 89, "protocol": "UDP" }]), v4.clone(), "80-89/UDP", "10.1.1.1:80-89"),
+        (json!([{ "port": 80, "endPort": 89, "targetPort": 180 }]), v4, "80-89/TCP", "10.1.1.1:180-189"),
+        (json!([{ "port": 80 }, { "port": 443 }]), json!(["fd00::1"]), "80/TCP,443/TCP", "fd00::1"),
+        (
+            json!([{ "port": 1 }, { "port": 2 }, { "port": 3 }, { "port": 4 }]),
+            json!(["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"]),
+            "1/TCP,2/TCP,3/TCP and 1 more",
+            "10.0.0.1,10.0.0.2,10.0.0.3 and 2 more",
+        ),
+    ] {
+        let mut object = forward("a", 1);
+        object["spec"]["ports"] = ports;
+        object["spec"]["ports"].as_array_mut().unwrap().iter_mut().for_each(|port| port["name"] = "p".into());
+        object["spec"]["targets"] =
+            targets.as_array().unwrap().iter().map(|ip| json!({ "name": "t", "ip": ip })).collect();
+        let spec = serde_json::from_value(object["spec"].clone()).unwrap();
+        let counts = NodeCounts { desired: 3, programmed: 2, ..NodeCounts::default() };
+        let summary = summary(&spec, &counts, Some("v1:0123456789abcdef"));
+        assert_eq!((summary.ports.as_str(), summary.targets.as_str()), (said, to));
+        assert_eq!((summary.nodes.as_str(), summary.hash.as_str()), ("2/3", "01234567"));
+    }
+}
+
+#[test]
+fn many_names_are_counted_and_long_texts_cut() {
+    assert_eq!(names(&["a", "b", "c"]), "a, b, c");
+    assert_eq!(names(&["a", "b", "c", "d", "e"]), "a, b, c and 2 more");
+    assert_eq!(shorten("äöü".into(), 3), "äöü");
+    assert_eq!(shorten("äöüß".into(), 3), "äö…");
+}

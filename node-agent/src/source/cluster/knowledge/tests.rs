@@ -14,7 +14,7 @@ fn one(name: &str, port: u16) -> SliceForward {
 
 fn slice(forwards: &[SliceForward]) -> Decoded {
     let entries = forwards.iter().cloned().map(Entry::Understood).collect();
-    Decoded { pool: "default".to_owned(), hash: slice_hash(forwards), forwards: entries }
+    Decoded { generation: 1, pool: "default".to_owned(), hash: slice_hash(forwards), forwards: entries }
 }
 
 fn list(slices: &[(&str, &[SliceForward])]) -> BTreeMap<String, Result<Decoded, String>> {
@@ -196,6 +196,7 @@ fn a_forward_that_is_not_understood_keeps_its_previous_version_if_it_had_one() {
         Entry::Unsupported(Unsupported { uid: uid.to_owned(), forward, message: "newer".to_owned() })
     };
     let content = Decoded {
+        generation: 2,
         pool: "default".to_owned(),
         hash: "v1:new".to_owned(),
         forwards: vec![

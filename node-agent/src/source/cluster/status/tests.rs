@@ -24,7 +24,7 @@ fn scene(change: impl Fn(&mut serde_json::Value)) -> Scene {
     let mut knowledge = Knowledge::new("gw1");
     knowledge.node_is(Ok(wanted.node.clone()));
     knowledge.node_is_listed();
-    knowledge.slices_are("default", [("s0".to_owned(), decode(spec))].into());
+    knowledge.slices_are("default", [("s0".to_owned(), decode(spec, 4))].into());
     let intents = knowledge.intents().unwrap();
     Scene { knowledge, intents }
 }
@@ -88,6 +88,7 @@ fn a_verified_pass_is_told_in_full() {
     let slice = &scene.intents.slices["s0"];
     let expected = ObservedSlice {
         name: "s0".to_owned(),
+        generation: 4,
         hash: slice.hash.clone(),
         state: SliceState::Programmed,
         failed: Vec::new(),
