@@ -1,4 +1,4 @@
-//! The agents of both gateways are killed, again and again, and no connection notices.
+//! The agents of both gateways are killed, one of them twice, and no connection notices.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use sallyport_e2e::cluster::{Cluster, Gateway, NAMESPACE, PODS};
 use sallyport_e2e::wait;
 
 /// How long the load goes on.
-const LOAD: Duration = Duration::from_secs(40);
+const LOAD: Duration = Duration::from_mins(1);
 
 #[test]
 fn no_connection_is_lost_and_no_rule_changes() -> Result<()> {
     scene(|cluster| {
         let rules = cluster.our_rules()?;
         let mut load = cluster.load(LOAD.as_secs())?;
-        for gateway in cluster.gateways.iter().chain(&cluster.gateways) {
+        for gateway in cluster.gateways.iter().chain(cluster.gateways.first()) {
             let deaths = restarts(cluster, gateway)?;
             kill_agent(cluster, gateway)?;
             ensure!(cluster.our_rules()? == rules, "the death of {}'s agent changed rules", gateway.name);

@@ -65,6 +65,8 @@ impl Cluster {
         let helm = Helm::v4()?;
         let release = self.kubectl("get secret --all-namespaces --selector owner=helm,name=sallyport --output name")?;
         if !release.is_empty() {
+            // A test may have deleted a definition, without which no operator can say what is left.
+            self.kubectl("apply --server-side --force-conflicts --filename crds")?;
             self.admin.check(&helm.uninstall())?;
         }
         self.kubectl("delete namespace payments --ignore-not-found --timeout 60s")?;

@@ -48,3 +48,6 @@ pub fn pool_status(
     status.source_addresses = first(sources.map(|address| address.value));
     status
 }
+
+#[cfg(test)]
+mod tests;

@@ -148,3 +148,6 @@ fn is_progress(old: &PortForwardStatus, new: &PortForwardStatus) -> bool {
     let same = word(old, ConditionType::Accepted) == word(new, ConditionType::Accepted);
     pending(old) && pending(new) && same && old.hash == new.hash && old.observed_generation == new.observed_generation
 }
+
+#[cfg(test)]
+mod tests;

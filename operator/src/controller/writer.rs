@@ -151,3 +151,6 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

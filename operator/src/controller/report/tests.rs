@@ -1,0 +1,110 @@
+//! Tests.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use serde_json::json;
+
+use super::*;
+use crate::fixture::{Scene, forward};
+
+struct Desk {
+    scene: Scene,
+    reporter: Reporter,
+    metrics: Metrics,
+}
+
+impl Desk {
+    fn new(scene: Scene) -> Self {
+        let metrics = Metrics::new(&mut Registry::default());
+        Self { scene, reporter: Reporter::default(), metrics }
+    }
+
+    /// The statuses of forwards that are to be written now; the API server takes them.
+    fn told(&mut self) -> Vec<String> {
+        let desired = self.scene.decide();
+        let vital = Vital::default();
+        let Scene { world, history, .. } = &self.scene;
+        let writes = self.reporter.writes(world, history, &vital, &desired, &self.metrics);
+        let reports = writes.into_iter().filter_map(|write| match write {
+            Write::ForwardStatus(report) => Some(report),
+            _ => None,
+        });
+        let reports: Vec<_> = reports.collect();
+        let said = reports.iter().map(|report| {
+            let nodes = report.status.nodes.unwrap();
+            let (_, reason) = word(&report.status, ConditionType::Programmed);
+            format!("{} {reason} {}/{}", report.key.name, nodes.programmed, nodes.desired)
+        });
+        let said = said.collect();
+        for report in reports {
+            let mut object = self.scene.forward(&report.key.name);
+            object["status"] = json!(report.status);
+            self.scene.see(object);
+        }
+        said
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn mere_progress_is_told_once_a_second_and_an_end_at_once() {
+    let mut desk = Desk::new(Scene::settled(&["gw1", "gw2", "gw3"], &[]));
+    desk.scene.see(forward("a", 3306));
+    desk.scene.pass();
+    desk.scene.pass();
+    assert_eq!(desk.told(), ["a Pending 0/3"]);
+    desk.scene.obey("gw1");
+    assert!(desk.told().is_empty(), "that is mere progress");
+    let due = desk.reporter.next_look().unwrap();
+    tokio::time::advance(due - Instant::now()).await;
+    assert_eq!(desk.told(), ["a Pending 1/3"]);
+    desk.scene.obey("gw2");
+    assert!(desk.told().is_empty());
+    desk.scene.obey("gw3");
+    assert_eq!(desk.told(), ["a Verified 3/3"]);
+    assert!(desk.told().is_empty(), "what is settled is not written again");
+    assert_eq!(desk.reporter.next_look(), None);
+}
+
+#[tokio::test]
+async fn a_forward_that_cannot_be_read_is_told_once_for_each_form() {
+    let mut desk = Desk::new(Scene::settled(&["gw1"], &[]));
+    let mut broken = forward("a", 3306);
+    broken["spec"]["ports"] = json!("all");
+    desk.scene.see(broken.clone());
+    let tell = |desk: &mut Desk| {
+        let desired = desk.scene.decide();
+        let Scene { world, history, .. } = &desk.scene;
+        let writes = desk.reporter.writes(world, history, &Vital::default(), &desired, &desk.metrics);
+        let mut statuses = writes.into_iter().filter_map(|write| match write {
+            Write::ForwardStatus(report) => Some(report),
+            _ => None,
+        });
+        statuses.next()
+    };
+    let report = tell(&mut desk).unwrap();
+    assert_eq!(word(&report.status, ConditionType::Accepted).1, "UnsupportedValue");
+    assert!(report.status.conditions[0].message.contains("spec.ports"), "{:?}", report.status.conditions);
+    assert!(tell(&mut desk).is_some(), "what was not written has to be written");
+    desk.scene.world.told.insert(report.uid, report.status);
+    assert!(tell(&mut desk).is_none());
+    broken["spec"]["ports"] = json!(7);
+    desk.scene.see(broken);
+    assert!(tell(&mut desk).is_some());
+}
+
+#[tokio::test]
+async fn forwards_are_counted_by_pool_and_verdict() {
+    let mut desk = Desk::new(Scene::settled(&["gw1"], &[("a", 3306)]));
+    desk.scene.see(forward("b", 3306));
+    let desired = desk.scene.decide();
+    let Scene { world, history, .. } = &desk.scene;
+    let writes = desk.reporter.writes(world, history, &Vital::default(), &desired, &desk.metrics);
+    let status = writes.iter().find_map(|write| match write {
+        Write::PoolStatus(name, status) if name == "default" => Some(Arc::new((**status).clone())),
+        _ => None,
+    });
+    assert_eq!(status.unwrap().forwards, Some(ForwardCounts { accepted: 1, refused: 1 }));
+}
