@@ -40,9 +40,11 @@ fn the_first_thing_that_is_amiss_is_told() {
     let mut report = waiting.done("gw2");
     report.conditions = vec![serde_json::from_value(synced("False", "NodeFailed", "no iptables", 1)).unwrap()];
     waiting.report("gw2", report);
-    let cases: [(&Scene, &[&str], &[Problem], &str, &str, i32); 4] = [
+    type Case<'a> = (&'a Scene, &'a [&'a str], &'a [Problem], &'a str, &'a str, i32);
+    let empty = Scene::with_nodes(&[]);
+    let cases: [Case<'_>; 4] = [
         (&settled, &[], std::slice::from_ref(&problem), "UnsupportedValue", "spec.grants[0]", 2),
-        (&Scene::with_nodes(&[]), &[], &[], "NoGatewayNodes", "label one", 0),
+        (&empty, &[], &[], "NoGatewayNodes", "label one", 0),
         (&settled, &["gw1"], &[], "AgentUnreachable", "gw1", 1),
         (&waiting, &[], &[], "Pending", "gw2: no iptables", 1),
     ];
