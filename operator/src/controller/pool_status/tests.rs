@@ -7,6 +7,9 @@ use jiff::Timestamp;
 use super::*;
 use crate::fixture::{Scene, synced};
 
+/// A scene, silent agents, problems of the pool; reason, words of the message, nodes that are ready.
+type Case<'a> = (&'a Scene, &'a [&'a str], &'a [Problem], &'a str, &'a str, i32);
+
 fn told(scene: &Scene, silent: &[&str], problems: &[Problem]) -> (String, String, PoolNodeCounts) {
     let gateways: Vec<Gateway<'_>> = scene
         .world
@@ -40,7 +43,6 @@ fn the_first_thing_that_is_amiss_is_told() {
     let mut report = waiting.done("gw2");
     report.conditions = vec![serde_json::from_value(synced("False", "NodeFailed", "no iptables", 1)).unwrap()];
     waiting.report("gw2", report);
-    type Case<'a> = (&'a Scene, &'a [&'a str], &'a [Problem], &'a str, &'a str, i32);
     let empty = Scene::with_nodes(&[]);
     let cases: [Case<'_>; 4] = [
         (&settled, &[], std::slice::from_ref(&problem), "UnsupportedValue", "spec.grants[0]", 2),
