@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::cel::MergeStrategy;
 use kube::{CustomResource, KubeSchema};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::forward_slice::ForwardRef;
 use crate::gateway_pool::{FirewallBackend, IpForward, ReservedPort};
-use crate::names::{MAX_ADDRESSES, MAX_NAME, MAX_SLICE_FORWARDS, NAME_PATTERN};
+use crate::names::{MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_NAME, MAX_SLICE_FORWARDS, NAME_PATTERN};
 use crate::port_forward::AddressValue;
 
 /// All that an agent needs to know about its node and pool, apart from the forwards.
@@ -79,6 +80,11 @@ pub struct GatewayNodeSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_ADDRESSES))]
     pub addresses: Vec<IpAddr>,
+    /// Blocks of listen addresses: each address on the node's interfaces inside one of them counts, whether Kubernetes
+    /// knows it or not.
+    #[serde(default, rename = "listenCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", length(max = MAX_ADDRESSES), inner(length(max = MAX_CIDR_TEXT)))]
+    pub listen_cidrs: Vec<IpNet>,
     /// What the agent does about the kernel's `ip_forward` switch: `Manage` or `Require`.
     #[serde(default)]
     pub ip_forward: IpForward,
@@ -141,6 +147,10 @@ pub struct GatewayNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub format_version: Option<i32>,
+    /// Addresses of this node that forwards listen on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ADDRESSES))]
+    pub addresses: Vec<AddressValue>,
     /// Addresses of this node that masqueraded connections leave from, towards all targets taken together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_ADDRESSES))]

@@ -6,9 +6,10 @@
 cd "$here/../.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 target=$(rustc --version --verbose | sed -n 's/^host: //p')
-# Static programs, in a folder of their own: other builds keep what they have. Optimised, but not across crates, which
-# would take minutes more.
-CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 RUSTFLAGS='-C target-feature=+crt-static' \
+# Static programs, in a folder of their own: other builds keep what they have. Optimised a little: more of it would take
+# minutes more, and these images are for trying out.
+export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+RUSTFLAGS='-C target-feature=+crt-static' \
   cargo build --quiet --release --target "$target" --target-dir target/images \
   --package sallyport-operator --package sallyport-node-agent
 programs=target/images/$target/release

@@ -3,6 +3,7 @@
 //! The only place where the kernel is changed. Nothing here knows where the intents came from or when to look again.
 
 use std::error::Error as StdError;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sallyport_api::gateway_pool::IpForward;
@@ -70,6 +71,8 @@ pub struct Report {
     pub ended: usize,
     /// Families whose forwarding was turned on.
     pub forwarding: Vec<Family>,
+    /// The listen addresses that are really on this host.
+    pub listen: Vec<IpAddr>,
 }
 
 /// Keeps one kernel equal to intents.
@@ -101,7 +104,8 @@ impl<E: Engine> Converger<E> {
     ) -> Result<Report, Error> {
         let forwards = intents.forwards();
         let compiled = compile(&intents.node, &forwards, local);
-        let mut report = Report { failures: compiled.failures.clone(), ..Report::default() };
+        let (failures, listen) = (compiled.failures.clone(), compiled.listen.clone());
+        let mut report = Report { failures, listen, ..Report::default() };
 
         let mut written = Vec::new();
         for attempt in 0.. {

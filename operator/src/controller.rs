@@ -21,6 +21,7 @@ pub mod status;
 pub mod vital;
 pub mod writer;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, CustomResourceExt as _};
 use sallyport_api::names::{AGENT_NAME, FINALIZER, OPERATOR_NAME};
-use sallyport_api::{GatewayNodeStatus, PortForward};
+use sallyport_api::{GatewayNodeStatus, GatewayPool, NodeState, PortForward};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use crate::controller::apply::writes;
@@ -80,6 +81,7 @@ pub struct Controller {
     pulse: Pulse,
     vital: Vital,
     writer: Writer,
+    leadership: Arc<Leadership>,
     reporter: Reporter,
     metrics: Arc<Metrics>,
     readiness: Readiness,
@@ -87,8 +89,12 @@ pub struct Controller {
     settled: Option<i64>,
     /// Whether to pass again at the next beat.
     again: bool,
-    /// Why forwards that are on their way out are kept, as last told.
-    keeping: Option<String>,
+    /// Why objects that are deleted are kept, as last told.
+    keeping: BTreeMap<&'static str, String>,
+    /// Pools that went with their definition and have not come back.
+    lost_pools: BTreeSet<String>,
+    /// The pool that each gateway was last seen in.
+    pools_of_nodes: BTreeMap<String, String>,
     /// What an uninstallation waits for, as last told.
     left: Vec<String>,
 }
@@ -109,9 +115,10 @@ impl Controller {
             writer: Writer::new(
                 client.clone(),
                 Events::start(client.clone(), identity),
-                leadership,
+                Arc::clone(&leadership),
                 Arc::clone(&metrics),
             ),
+            leadership,
             reporter: Reporter::default(),
             client,
             namespace: namespace.to_owned(),
@@ -124,7 +131,9 @@ impl Controller {
             readiness,
             settled: None,
             again: false,
-            keeping: None,
+            keeping: BTreeMap::new(),
+            lost_pools: BTreeSet::new(),
+            pools_of_nodes: BTreeMap::new(),
             left: Vec::new(),
         }
     }
@@ -148,7 +157,7 @@ impl Controller {
                 _ = beat.tick() => {
                     due |= self.look_at_the_clock() | std::mem::take(&mut self.again) | !self.world.missing().is_empty();
                 }
-                () = until(again) => due = true,
+                () = until(again), if !due => due = true,
                 () = tokio::time::sleep_until(rest), if due => {
                     let begun = Instant::now();
                     self.take_what_has_come();
@@ -188,10 +197,21 @@ impl Controller {
         *self.readiness.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
             (!known).then(|| format!("waiting for {}", missing.join("; ")));
         if !known {
+            if matches!(self.aim, Aim::Uninstall { .. }) && self.left != missing {
+                tracing::info!(
+                    "waiting for {}; if a definition is missing, `helm upgrade` restores it",
+                    missing.join("; ")
+                );
+                self.left = missing;
+            }
             return false;
         }
         let uninstall = matches!(self.aim, Aim::Uninstall { .. });
-        let purpose = Purpose { keep_deleted: !uninstall && self.keep_deleted().await, uninstall };
+        let purpose = Purpose {
+            keep_deleted: !uninstall && self.keep_deleted().await,
+            keep_pools: !uninstall && self.keep_pools().await,
+            uninstall,
+        };
         let begun = Instant::now();
         self.look_at_the_clock();
         self.update_history();
@@ -206,6 +226,10 @@ impl Controller {
 
     fn update_history(&mut self) {
         let nothing = GatewayNodeStatus::default();
+        for gateway in self.world.gateways.objects() {
+            let name = gateway.metadata.name.clone().unwrap_or_default();
+            self.pools_of_nodes.insert(name, gateway.spec.pool.clone());
+        }
         let carriers: Vec<Carrier<'_>> = self
             .world
             .gateways
@@ -218,6 +242,17 @@ impl Controller {
                 Carrier { pool: &gateway.spec.pool, status, dead: empty || self.vital.dead.contains(name) }
             })
             .collect();
+        // Whose configuration has vanished goes on with what it had.
+        let orphans = self.world.nodes.objects().filter_map(|node| {
+            let name = node
+                .metadata
+                .name
+                .as_deref()
+                .filter(|name| has_label(node) && self.world.gateways.get(name).is_none())?;
+            let pool = self.pools_of_nodes.get(name)?;
+            Some(Carrier { pool, status: &nothing, dead: false })
+        });
+        let carriers: Vec<Carrier<'_>> = carriers.into_iter().chain(orphans).collect();
         self.history.update(self.world.slices.objects(), &carriers);
     }
 
@@ -231,22 +266,50 @@ impl Controller {
         if !going {
             return false;
         }
+        let trouble = self.definition_is_going(PortForward::crd_name()).await;
+        self.keep("forwards", trouble)
+    }
+
+    /// Nor does deleting the definition of `GatewayPool`: a pool that went with it stays as it was until it is back.
+    async fn keep_pools(&mut self) -> bool {
+        let carried = self.history.slices().map(|(_, slice)| slice.pool.as_str());
+        let serving = self.world.gateways.objects().filter(|gateway| gateway.spec.state == NodeState::Active);
+        let serving = serving.map(|gateway| gateway.spec.pool.as_str());
+        let missing = |pool: &&str| self.world.pools.entry("", pool).is_none();
+        let gone: BTreeSet<String> = carried.chain(serving).filter(missing).map(str::to_owned).collect();
+        self.lost_pools.retain(|pool| gone.contains(pool));
+        if gone.is_empty() || gone == self.lost_pools {
+            return !gone.is_empty();
+        }
+        let trouble = self.definition_is_going(GatewayPool::crd_name()).await;
+        if self.keep("pools", trouble) {
+            self.lost_pools = gone;
+        }
+        !self.lost_pools.is_empty()
+    }
+
+    /// Why it is not certain that a definition is there to stay; `None` if it is.
+    async fn definition_is_going(&self, name: &str) -> Option<String> {
         let api = Api::<CustomResourceDefinition>::all(self.client.clone());
-        let trouble = match timeout(PATIENCE, api.get_metadata(PortForward::crd_name())).await {
-            Ok(Ok(definition)) if definition.metadata.deletion_timestamp.is_none() => {
-                self.keeping = None;
-                return false;
-            }
-            Ok(Ok(_)) => {
-                "the definition of PortForward is being deleted; all rules stay. To take them off, uninstall the chart"
-                    .to_owned()
-            }
-            Ok(Err(error)) => format!("cannot tell why forwards are being deleted, so they stay: {error}"),
-            Err(_) => "cannot tell why forwards are being deleted, so they stay: no answer in time".to_owned(),
+        match timeout(PATIENCE, api.get_metadata(name)).await {
+            Ok(Ok(definition)) if definition.metadata.deletion_timestamp.is_none() => None,
+            Ok(Ok(_)) => Some(format!("the definition {name} is being deleted")),
+            Ok(Err(error)) => Some(format!("cannot read the definition {name}: {error}")),
+            Err(_) => Some(format!("cannot read the definition {name}: no answer in time")),
+        }
+    }
+
+    /// Tells, once, that deleted objects are kept, and looks again at the next beat.
+    fn keep(&mut self, what: &'static str, trouble: Option<String>) -> bool {
+        let Some(trouble) = trouble else {
+            self.keeping.remove(what);
+            return false;
         };
-        if self.keeping.as_ref() != Some(&trouble) {
-            tracing::warn!("{trouble}");
-            self.keeping = Some(trouble);
+        if self.keeping.get(what) != Some(&trouble) {
+            tracing::warn!(
+                "{trouble}: all rules and {what} stay as they are. To take the rules off, uninstall the chart"
+            );
+            self.keeping.insert(what, trouble);
         }
         self.again = true;
         true
@@ -254,6 +317,9 @@ impl Controller {
 
     /// Keeps the `DaemonSet` as it shall be; an uninstallation deletes it once every node is clean.
     async fn settle_daemon_set(&mut self, desired: &Desired) {
+        if !self.leadership.is_valid() {
+            return;
+        }
         let api = Api::<DaemonSet>::namespaced(self.client.clone(), &self.namespace);
         let existing = self.world.daemon_sets.entry(&self.namespace, AGENT_NAME).and_then(|entry| entry.object());
         let Aim::Serve(wanted) = &self.aim else {

@@ -172,6 +172,7 @@ impl Scene {
             "state": if active { "Active" } else { "Cleaned" },
             "observedSlices": slices,
             "conditions": [synced("True", "Synced", "all slices", generation)],
+            "addresses": gateway.spec.addresses.iter().map(|ip| json!({ "value": ip })).collect::<Vec<_>>(),
             "sourceAddresses": [{ "value": "10.30.1.78" }],
         }))
         .unwrap()
@@ -221,7 +222,7 @@ impl Scene {
 
     fn serve(&mut self, write: Write) -> String {
         match write {
-            Write::Slice(name, spec) => {
+            Write::Slice(name, _, spec) => {
                 let names: Vec<String> = spec.forwards.iter().map(|forward| forward.r#ref.name.clone()).collect();
                 let old = self.world.slices.get(&name).and_then(|old| old.metadata.generation);
                 self.see(json!({ "kind": "ForwardSlice", "apiVersion": "sallyport.dev/v1alpha1",

@@ -37,7 +37,9 @@ pub async fn run(
     tokio::spawn(admin.serve(Arc::new(registry), move || {
         asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }));
-    Box::pin(lead(replica, Aim::Serve(Box::new(daemon_set(&replica.namespace, agent))), pool, metrics, readiness)).await
+    let aim = Aim::Serve(Box::new(daemon_set(&replica.namespace, agent)));
+    Box::pin(lead(replica, aim, pool, metrics, readiness)).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Takes everything of ours off the cluster, and returns when it is gone; with `force` it waits for no silent agent.
@@ -45,8 +47,20 @@ pub async fn uninstall(replica: &ReplicaArgs, force: bool) -> anyhow::Result<Exi
     stop_operator(&client().await?, &replica.namespace).await?;
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
     let outcome = Box::pin(lead(replica, Aim::Uninstall { force }, None, metrics, Readiness::default())).await?;
+    if outcome == Outcome::Stopped {
+        bail!("stopped before everything was taken off; run it again");
+    }
     delete_leases(&client().await?, &replica.namespace).await?;
-    Ok(outcome)
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How leading ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// An uninstallation has left nothing.
+    Finished,
+    /// A signal came.
+    Stopped,
 }
 
 async fn lead(
@@ -55,14 +69,14 @@ async fn lead(
     pool: Option<GatewayPool>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<Outcome> {
     let mut shutdown = Shutdown::new().context("failed to listen for signals")?;
     let client = client().await?;
     let leases = Api::namespaced(client.clone(), &replica.namespace);
     let leadership = Arc::new(Leadership::new(leases, OPERATOR_NAME, &replica.identity));
     tokio::select! {
         () = leadership.acquire() => {}
-        () = shutdown.requested() => return Ok(ExitCode::SUCCESS),
+        () = shutdown.requested() => return Ok(Outcome::Stopped),
     }
     tracing::info!(identity = replica.identity, "leading");
     metrics.leads(true);
@@ -85,12 +99,12 @@ async fn lead(
     let outcome = tokio::select! {
         () = leading => {
             tracing::info!("nothing of Sallyport is left on the gateways");
-            Ok(ExitCode::SUCCESS)
+            Ok(Outcome::Finished)
         }
         () = leadership.keep() => Err(anyhow::anyhow!("the lease was lost; another replica leads now")),
         () = shutdown.requested() => {
             tracing::info!("stopping; the gateways go on as they are");
-            Ok(ExitCode::SUCCESS)
+            Ok(Outcome::Stopped)
         }
     };
     leadership.release().await;

@@ -9,7 +9,7 @@ use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::intent::Intent;
 
 use crate::claim::{Claim, ClaimTable};
-use crate::decide::{Forward, Observed};
+use crate::decide::{Forward, Leaving};
 use crate::pool::Grant;
 use crate::validate::Problem;
 
@@ -38,21 +38,48 @@ impl Contender<'_> {
     }
 }
 
+/// What the nodes of one pool may still carry, by port.
+pub struct Lingering<'a> {
+    by_port: BTreeMap<u16, Vec<(Claim, &'a str)>>,
+    /// Ports in the longest range, less one.
+    longest: u16,
+}
+
+impl<'a> Lingering<'a> {
+    /// Of `pool`.
+    pub fn of(pool: &str, leaving: &'a [Leaving]) -> Self {
+        let mut lingering = Self { by_port: BTreeMap::new(), longest: 0 };
+        for gone in leaving.iter().filter(|gone| gone.pool == pool) {
+            for claim in Claim::of(&gone.intent) {
+                let (first, last) = claim.ports();
+                lingering.longest = lingering.longest.max(last - first);
+                lingering.by_port.entry(first).or_default().push((claim, gone.uid.as_str()));
+            }
+        }
+        lingering
+    }
+
+    /// A claim of somebody other than `uid` that overlaps `claim`.
+    fn conflict(&self, claim: &Claim, uid: &str) -> Option<Claim> {
+        let (first, last) = claim.ports();
+        let near = self.by_port.range(first.saturating_sub(self.longest)..=last).flat_map(|(_, claims)| claims);
+        near.filter(|(_, owner)| *owner != uid).map(|(held, _)| *held).find(|held| held.overlaps(claim))
+    }
+}
+
 /// Why a contender cannot have yet what nobody holds any more: some node may still carry the former holder.
-pub fn waits(contender: &Contender<'_>, pool: &str, observed: &Observed<'_>) -> Option<Problem> {
+pub fn waits(contender: &Contender<'_>, unknown: bool, lingering: &Lingering<'_>) -> Option<Problem> {
     let held = |claim: &Claim| contender.held.iter().any(|held| claim.is_within(held));
     let new: Vec<&Claim> = contender.claims.iter().filter(|claim| !held(claim)).collect();
     let claim = new.first()?;
-    if observed.unknown.contains(pool) {
+    if unknown {
         return Some(Problem {
             field: "spec.ports".into(),
             reason: Reason::Pending,
             message: format!("{claim} is given once every gateway has reported what it carries"),
         });
     }
-    let others = observed.leaving.iter().filter(|gone| gone.pool == pool && gone.uid != contender.forward.uid);
-    let claim =
-        others.flat_map(|gone| Claim::of(&gone.intent)).find(|gone| new.iter().any(|claim| claim.overlaps(gone)))?;
+    let claim = new.iter().find_map(|claim| lingering.conflict(claim, &contender.forward.uid))?;
     Some(Problem {
         field: "spec.ports".into(),
         reason: Reason::PortConflict,

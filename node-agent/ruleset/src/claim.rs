@@ -48,6 +48,11 @@ impl Claim {
             .collect()
     }
 
+    /// The first and the last port.
+    pub(crate) fn ports(&self) -> (u16, u16) {
+        (self.first, self.last)
+    }
+
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.family == other.family
             && self.protocol == other.protocol

@@ -67,8 +67,8 @@ pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[Loca
     let mut local = local.to_vec();
     local.sort_unstable();
     let local = local.as_slice();
-    compiled.listen =
-        node.addresses.iter().copied().filter(|ip| local.iter().any(|own| own.global && own.ip == *ip)).collect();
+    let wanted = |ip: &IpAddr| node.addresses.contains(ip) || node.listen_cidrs.iter().any(|net| net.contains(ip));
+    compiled.listen = local.iter().filter(|own| own.global).map(|own| own.ip).filter(wanted).collect();
     compiled.listen.sort_unstable();
     compiled.listen.dedup();
 

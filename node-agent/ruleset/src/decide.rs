@@ -18,7 +18,7 @@ use sallyport_api::gateway_pool::GatewayPoolSpec;
 use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::PortForwardSpec;
 
-use crate::arbitrate::{Contender, arbitrate, waits};
+use crate::arbitrate::{Contender, Lingering, arbitrate, waits};
 use crate::claim::Claim;
 use crate::digest;
 use crate::pool::{Labels, Pool, validate_pool};
@@ -146,7 +146,8 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
     let mut accepted: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
     for (name, mut contenders) in contenders {
         contenders.sort_by(|a, b| a.rank().cmp(&b.rank()));
-        let waiting: Vec<_> = contenders.iter().map(|contender| waits(contender, name, observed)).collect();
+        let (unknown, lingering) = (observed.unknown.contains(name), Lingering::of(name, observed.leaving));
+        let waiting: Vec<_> = contenders.iter().map(|contender| waits(contender, unknown, &lingering)).collect();
         let outcome = arbitrate(&contenders, &waiting, &pools[name].1.grants);
         let here = accepted.entry(name.to_owned()).or_default();
         for (contender, refusal) in contenders.into_iter().zip(outcome) {
@@ -201,6 +202,7 @@ fn assign_nodes(nodes: &[Node], pools: &BTreeMap<String, (i64, Pool, GatewayPool
                 pool: (*owner).clone(),
                 state: NodeState::Active,
                 addresses: pool.listen_addresses(&node.addresses),
+                listen_cidrs: pool.listen_cidrs(),
                 ip_forward: spec.ip_forward,
                 backend: spec.firewall.backend,
                 reserved_ports: spec.reserved_ports.clone(),

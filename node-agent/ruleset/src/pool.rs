@@ -152,6 +152,16 @@ impl Pool {
         chosen.into_iter().collect()
     }
 
+    /// Blocks in which every address of a node is one that the pool listens on.
+    #[must_use]
+    pub fn listen_cidrs(&self) -> Vec<IpNet> {
+        let blocks = self.listen.iter().filter_map(|listen| match listen {
+            Listen::NodeAddresses => None,
+            Listen::Within(net) => Some(*net),
+        });
+        blocks.collect()
+    }
+
     /// Checks what the pool itself forbids whoever asks.
     #[must_use]
     pub fn check(&self, intent: &Intent) -> Vec<Problem> {

@@ -354,11 +354,8 @@ impl Source for Cluster {
                 }
                 self.drifted = false;
             }
-            // What somebody else changed is not in the kernel as it was read back.
-            Err(_) if matches!(outcome, Outcome::Failed { reason: sallyport_api::Reason::Drifted, .. }) => {
-                self.verified = None;
-            }
-            Err(_) => {}
+            // How far it came is not known, so neither is what the kernel holds.
+            Err(_) => self.verified = None,
         }
         self.outcome = Some(outcome);
         self.report();

@@ -104,6 +104,7 @@ pub fn decide_here(
         pool: DEFAULT_POOL.to_owned(),
         state: NodeState::Active,
         addresses: Vec::new(),
+        listen_cidrs: Vec::new(),
         ip_forward: IpForward::default(),
         backend: FirewallBackend::default(),
         reserved_ports: Vec::new(),

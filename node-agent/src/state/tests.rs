@@ -12,6 +12,7 @@ fn intents(pool: &str) -> Intents {
         pool: pool.to_owned(),
         state: NodeState::Active,
         addresses: vec!["10.30.1.78".parse().unwrap()],
+        listen_cidrs: Vec::new(),
         ip_forward: IpForward::default(),
         backend: FirewallBackend::default(),
         reserved_ports: Vec::new(),

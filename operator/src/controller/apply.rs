@@ -7,7 +7,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
-use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Client, Resource};
 use sallyport_api::forward_slice::{ForwardRef, ForwardSlice, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
@@ -24,8 +24,8 @@ use crate::controller::observe::World;
 /// One request that changes one object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
-    /// Creates or changes a slice.
-    Slice(String, ForwardSliceSpec),
+    /// Creates a slice, or changes the one that is at this resource version.
+    Slice(String, Option<String>, ForwardSliceSpec),
     /// Deletes a slice that every node has emptied.
     DeleteSlice(String),
     /// Creates or changes the configuration of a node, which this uid of a Node owns.
@@ -72,7 +72,7 @@ impl Write {
     /// What it changes.
     pub fn subject(&self) -> Subject {
         match self {
-            Self::Slice(name, _) | Self::DeleteSlice(name) => Subject("forwardslices", name.clone()),
+            Self::Slice(name, ..) | Self::DeleteSlice(name) => Subject("forwardslices", name.clone()),
             Self::Gateway(name, ..) | Self::DeleteGateway(name) => Subject("gatewaynodes", name.clone()),
             Self::Label(name, _) => Subject("nodes", name.clone()),
             Self::Finalizers(key, ..) => Subject("portforwards", key.to_string()),
@@ -101,13 +101,19 @@ impl Write {
         let apply = PatchParams::apply(OPERATOR_NAME).force();
         let merge = PatchParams { field_manager: Some(OPERATOR_NAME.into()), ..PatchParams::default() };
         match self {
-            Self::Slice(name, spec) => {
+            Self::Slice(name, revision, spec) => {
                 let labels = BTreeMap::from([(POOL_LABEL.to_owned(), spec.pool.clone())]);
                 let mut slice = ForwardSlice::new(&name, spec);
                 slice.metadata.labels = Some(labels);
-                let new = Api::<DeserializeGuard<ForwardSlice>>::all(client)
-                    .patch(&name, &apply, &Patch::Apply(&slice))
-                    .await?;
+                let api = Api::<DeserializeGuard<ForwardSlice>>::all(client.clone());
+                // Whoever led before may still have a write under way: what it was decided upon must be what is there.
+                let new = if revision.is_some() {
+                    slice.metadata.resource_version = revision;
+                    api.patch(&name, &apply, &Patch::Apply(&slice)).await?
+                } else {
+                    let params = PostParams { field_manager: Some(OPERATOR_NAME.into()), ..PostParams::default() };
+                    DeserializeGuard(Ok(Api::<ForwardSlice>::all(client).create(&params, &slice).await?))
+                };
                 Ok(Box::new(|world| world.slices.wrote(new)))
             }
             Self::DeleteSlice(name) => {
@@ -200,10 +206,12 @@ pub fn writes(world: &World, desired: &Desired) -> Vec<Write> {
     }
     slice_writes(world, desired, &mut writes);
     for (name, spec) in &desired.gateways {
-        let Some(uid) = world.nodes.get(name).and_then(|node| node.metadata.uid.clone()) else { continue };
         if desired.done_gateways.contains(name) {
             writes.push(Write::DeleteGateway(name.clone()));
-        } else if world.gateways.get(name).is_none_or(|gateway| gateway.spec != *spec) {
+            continue;
+        }
+        let Some(uid) = world.nodes.get(name).and_then(|node| node.metadata.uid.clone()) else { continue };
+        if world.gateways.get(name).is_none_or(|gateway| gateway.spec != *spec) {
             writes.push(Write::Gateway(name.clone(), uid, spec.clone()));
         }
     }
@@ -237,7 +245,7 @@ fn slice_writes(world: &World, desired: &Desired, writes: &mut Vec<Write>) {
             continue;
         }
         let Some(now) = current.get(name.as_str()) else {
-            writes.push(Write::Slice(name.clone(), spec.clone()));
+            writes.push(Write::Slice(name.clone(), None, spec.clone()));
             continue;
         };
         // A forward that moves is in its new slice before it leaves the old one, so that no node ever misses it.
@@ -245,7 +253,8 @@ fn slice_writes(world: &World, desired: &Desired, writes: &mut Vec<Write>) {
             homes.get(forward.uid.as_str()).is_some_and(|home| home != name && !has(home, &forward.uid))
         });
         if *now != spec && !moving {
-            writes.push(Write::Slice(name.clone(), spec.clone()));
+            let revision = world.slices.get(name).and_then(|slice| slice.metadata.resource_version.clone());
+            writes.push(Write::Slice(name.clone(), revision, spec.clone()));
         }
     }
 }

@@ -67,6 +67,8 @@ struct Slice {
     pool: String,
     /// Oldest first; the last is the newest. Never empty.
     forms: Vec<Form>,
+    /// Whether every live node reported the last one.
+    settled: bool,
     /// The newest form, whole: when the object vanishes, this still says who holds what.
     newest: Arc<ForwardSlice>,
 }
@@ -99,23 +101,22 @@ impl History {
         });
         self.unknown.clear();
         for (name, slice) in &mut self.slices {
-            let mut oldest = slice.forms.len() - 1;
+            let newest = slice.forms.len() - 1;
+            let mut oldest = newest;
+            slice.settled = true;
             for carrier in carriers.iter().filter(|carrier| carrier.pool == slice.pool && !carrier.dead) {
-                match carrier.status.observed_slices.iter().find(|observed| observed.name == *name) {
-                    Some(observed) => {
-                        // Not yet read back: it may still be at any form up to this one.
-                        let at = slice.forms.iter().rposition(|form| form.is(observed));
-                        match at {
-                            Some(at) if observed.state == SliceState::Programmed => oldest = oldest.min(at),
-                            Some(_) => oldest = 0,
-                            None => {
-                                oldest = 0;
-                                self.unknown.insert(slice.pool.clone());
-                            }
-                        }
-                    }
-                    None => oldest = 0,
+                let observed = carrier.status.observed_slices.iter().find(|observed| observed.name == *name);
+                let at = observed.map(|observed| {
+                    let at = slice.forms.iter().rposition(|form| form.is(observed));
+                    // Not yet read back: it may still be at any form up to this one.
+                    (at, observed.state == SliceState::Programmed)
+                });
+                if let Some((None, _)) = at {
+                    self.unknown.insert(slice.pool.clone());
                 }
+                let at = if let Some((Some(at), true)) = at { Some(at) } else { None };
+                slice.settled &= at == Some(newest);
+                oldest = oldest.min(at.unwrap_or_default());
             }
             slice.forms.drain(..oldest);
         }
@@ -143,6 +144,7 @@ impl History {
         let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice {
             pool: spec.pool.clone(),
             forms: Vec::new(),
+            settled: false,
             newest: Arc::clone(object),
         });
         slice.newest = Arc::clone(object);
@@ -202,16 +204,31 @@ impl History {
         leaving
     }
 
-    /// Whether a live node of `pool` may carry the forward in any form.
-    pub fn may_be_carried(&self, pool: &str, uid: &str) -> bool {
-        self.unknown.contains(pool)
-            || self.lost.contains(pool)
+    /// Everything that a live node may carry: what is leaving, and what is in the slices.
+    pub fn carried(&self) -> Vec<Leaving> {
+        let mut carried = self.leaving();
+        for slice in self.slices.values() {
+            let newest = slice.forms.last().into_iter().flat_map(|form| &form.forwards);
+            carried.extend(newest.map(|(uid, carried)| Leaving {
+                pool: slice.pool.clone(),
+                uid: uid.to_string(),
+                intent: Arc::clone(&carried.intent),
+            }));
+        }
+        carried
+    }
+
+    /// Whether a live node may carry the forward in any form. What a node of any pool does that is not known may be that:
+    /// a forward may have asked for another pool before.
+    pub fn may_be_carried(&self, uid: &str) -> bool {
+        !self.unknown.is_empty()
+            || !self.lost.is_empty()
             || self.slices.values().flat_map(|slice| &slice.forms).any(|form| form.forwards.contains_key(uid))
     }
 
-    /// Whether some live node may be at another form of the slice than the newest.
-    pub fn has_old_forms(&self, slice: &str) -> bool {
-        self.slices.get(slice).is_some_and(|slice| slice.forms.len() > 1)
+    /// Whether every live node has read back the newest form of the slice.
+    pub fn is_on_every_node(&self, slice: &str) -> bool {
+        self.slices.get(slice).is_some_and(|slice| slice.settled)
     }
 
     /// The pool and the newest form of a forward that is in a slice.

@@ -10,12 +10,10 @@ use k8s_openapi::api::core::v1::Node;
 use sallyport_api::Intent;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
-use sallyport_api::gateway_node::GatewayNodeSpec;
+use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
 use sallyport_api::names::FINALIZER;
-use sallyport_api::port_forward::{ForwardPort, PortForward, PortForwardSpec, Source, SourceNat, Sources, Target};
-use sallyport_ruleset::decide::{
-    Forward, Leaving, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts,
-};
+use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source, SourceNat, Sources, Target};
+use sallyport_ruleset::decide::{Forward, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts};
 use sallyport_ruleset::digest::slice_hash;
 use sallyport_ruleset::validate::Problem;
 
@@ -45,8 +43,6 @@ pub struct Desired {
     pub to_hold: BTreeSet<ForwardRef>,
     /// Forwards on their way out that no live node carries any more.
     pub to_release: BTreeSet<ForwardRef>,
-    /// What has left the slices but maybe not every node.
-    pub leaving: Vec<Leaving>,
 }
 
 /// What a decision is made for.
@@ -54,6 +50,8 @@ pub struct Desired {
 pub struct Purpose {
     /// Forwards that are on their way out stay as they are: nobody asked for that, their kind is deleted as a whole.
     pub keep_deleted: bool,
+    /// Pools that are not there any more stay as they were, for the same reason.
+    pub keep_pools: bool,
     /// No node shall carry anything, and nothing of ours shall be left but what users wrote.
     pub uninstall: bool,
 }
@@ -62,7 +60,7 @@ pub struct Purpose {
 pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose: Purpose) -> Desired {
     let held: BTreeMap<String, ForwardSliceSpec> =
         history.slices().map(|(name, spec)| (name.to_owned(), spec.clone())).collect();
-    let mut desired = Desired { leaving: history.leaving(), ..Desired::default() };
+    let mut desired = Desired::default();
     let forwards = forwards(world, &held, purpose, &mut desired.verdicts);
     let pools: Vec<PoolObject> = world
         .pools
@@ -89,7 +87,8 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
         namespaces: &namespaces,
         nodes: &nodes,
         slices: &held,
-        leaving: &desired.leaving,
+        // A successor waits for those too that leave by this very decision.
+        leaving: &history.carried(),
         unknown: history.unknown(),
         forbidden: &world.forbidden(),
     });
@@ -97,7 +96,7 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
     desired.pools = decision.pools;
     desired.slices = decision.slices;
     for (name, slice) in &held {
-        if let Some(problem) = unreadable_pool(world, &slice.pool) {
+        if let Some(problem) = frozen_pool(world, &slice.pool, purpose) {
             desired.pools.insert(slice.pool.clone(), vec![problem]);
             desired.slices.insert(name.clone(), slice.clone());
         }
@@ -106,15 +105,15 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
     for (name, slice) in &held {
         desired.slices.entry(name.clone()).or_insert_with(|| {
             let hash = slice_hash(&[]);
-            if slice.hash == hash && !history.has_old_forms(name) {
+            if slice.hash == hash && history.is_on_every_node(name) {
                 desired.done_slices.insert(name.clone());
             }
             ForwardSliceSpec { pool: slice.pool.clone(), hash, forwards: Vec::new() }
         });
     }
-    empty_what_is_lost(world, &held, &mut desired);
+    empty_what_is_lost(world, &held, dead, &mut desired);
     release(world, history, purpose, &mut desired);
-    gateways(world, decision.nodes, &mut desired);
+    gateways(world, decision.nodes, purpose, &mut desired);
     if purpose.uninstall {
         // Their rules are out of reach; when they come back, `sallyport-node-agent cleanup` removes them.
         desired.done_gateways.extend(desired.gateways.keys().filter(|name| dead.contains(*name)).cloned());
@@ -154,7 +153,7 @@ fn forwards(
             };
             Arc::new(spec_of(pool, intent))
         };
-        if let Some(problem) = unreadable_pool(world, &spec.pool) {
+        if let Some(problem) = frozen_pool(world, &spec.pool, purpose) {
             let held = held.values().flat_map(|slice| &slice.forwards).find(|forward| forward.uid == uid);
             let verdict = match held {
                 Some(forward) => Verdict::Accepted(forward.hash.clone()),
@@ -231,10 +230,19 @@ fn spec_of(pool: &str, intent: &Intent) -> PortForwardSpec {
     }
 }
 
-/// The problem of a pool that cannot be read; its slices and its nodes stay as they are.
-pub fn unreadable_pool(world: &World, pool: &str) -> Option<Problem> {
-    let entry = world.pools.entry("", pool)?;
-    entry.object().is_none().then(|| unreadable(entry.problem().unwrap_or_default()))
+/// Why the slices and nodes of a pool stay as they are: it cannot be read, or its definition was deleted.
+pub fn frozen_pool(world: &World, pool: &str, purpose: Purpose) -> Option<Problem> {
+    match world.pools.entry("", pool) {
+        _ if purpose.uninstall => None,
+        Some(entry) if entry.object().is_some() => None,
+        Some(entry) => Some(unreadable(entry.problem().unwrap_or_default())),
+        None if purpose.keep_pools => Some(Problem {
+            field: "spec.pool".into(),
+            reason: Reason::PoolNotFound,
+            message: format!("pool {pool} went with the definition of GatewayPool; apply both again"),
+        }),
+        None => None,
+    }
 }
 
 /// A forward enters a slice only once it has our finalizer, so that it cannot vanish while a node carries it.
@@ -268,9 +276,15 @@ pub fn finalizers<K: kube::Resource<DynamicType = ()>>(entry: &cache::Entry<K>) 
 }
 
 /// A slice that vanished while nobody led is carried until it comes back: it does, with what is still wanted or empty.
-fn empty_what_is_lost(world: &World, held: &BTreeMap<String, ForwardSliceSpec>, desired: &mut Desired) {
+fn empty_what_is_lost(
+    world: &World,
+    held: &BTreeMap<String, ForwardSliceSpec>,
+    dead: &BTreeSet<String>,
+    desired: &mut Desired,
+) {
     let hash = slice_hash(&[]);
-    for gateway in world.gateways.objects() {
+    let live = |gateway: &&Arc<GatewayNode>| !dead.contains(gateway.metadata.name.as_deref().unwrap_or_default());
+    for gateway in world.gateways.objects().filter(live) {
         let observed = gateway.status.iter().flat_map(|status| &status.observed_slices);
         for lost in observed.filter(|observed| observed.hash != hash && !held.contains_key(&observed.name)) {
             desired.slices.entry(lost.name.clone()).or_insert_with(|| ForwardSliceSpec {
@@ -289,8 +303,7 @@ fn release(world: &World, history: &History, purpose: Purpose, desired: &mut Des
         if !going || !finalizers(entry).contains(&FINALIZER.to_owned()) {
             continue;
         }
-        let pool = entry.object().map(|object: &Arc<PortForward>| object.spec.pool.as_str()).unwrap_or_default();
-        if !history.may_be_carried(pool, &uid_of(entry)) {
+        if !history.may_be_carried(&uid_of(entry)) {
             desired.to_release.insert(ForwardRef { namespace: namespace.clone(), name: name.clone() });
         }
     }

@@ -8,18 +8,18 @@ use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec, NodeState, Obser
 use sallyport_api::gateway_pool::{FirewallBackend, IpForward};
 use sallyport_api::names::{AGENT_LABEL, DEFAULT_POOL};
 
-use crate::controller::decide::{Desired, unreadable_pool};
+use crate::controller::decide::{Desired, Purpose, frozen_pool};
 use crate::controller::observe::World;
 
 /// A node joins: configuration, then label. It leaves: retired, cleaned, label gone, configuration gone.
-pub fn gateways(world: &World, decided: BTreeMap<String, GatewayNodeSpec>, desired: &mut Desired) {
+pub fn gateways(world: &World, decided: BTreeMap<String, GatewayNodeSpec>, purpose: Purpose, desired: &mut Desired) {
     let retired = |spec: &GatewayNodeSpec| GatewayNodeSpec { state: NodeState::Retired, ..spec.clone() };
     for gateway in world.gateways.objects() {
         let name = gateway.metadata.name.clone().unwrap_or_default();
         let spec = &gateway.spec;
-        let clean = spec.state == NodeState::Retired && is_clean(gateway);
+        let clean = is_clean(gateway);
         let wanted = match decided.get(&name) {
-            _ if unreadable_pool(world, &spec.pool).is_some() => spec.clone(),
+            _ if frozen_pool(world, &spec.pool, purpose).is_some() => spec.clone(),
             Some(wanted) if wanted.pool == spec.pool || clean => wanted.clone(),
             None if clean => {
                 let label_is_gone = world.nodes.get(&name).is_none_or(|node| !has_label(node));
@@ -52,6 +52,7 @@ pub fn gateways(world: &World, decided: BTreeMap<String, GatewayNodeSpec>, desir
                 pool: DEFAULT_POOL.to_owned(),
                 state: NodeState::Retired,
                 addresses: Vec::new(),
+                listen_cidrs: Vec::new(),
                 ip_forward: IpForward::default(),
                 backend: FirewallBackend::default(),
                 reserved_ports: Vec::new(),
@@ -67,7 +68,8 @@ pub fn has_label(node: &Node) -> bool {
 
 /// Whether the agent reported that nothing of ours is left, in answer to the present configuration.
 pub fn is_clean(gateway: &GatewayNode) -> bool {
-    gateway.status.as_ref().is_some_and(|status| {
+    let retired = gateway.spec.state == NodeState::Retired;
+    gateway.status.as_ref().filter(|_| retired).is_some_and(|status| {
         status.state == Some(ObservedNodeState::Cleaned)
             && status.conditions.iter().any(|condition| condition.observed_generation == gateway.metadata.generation)
     })

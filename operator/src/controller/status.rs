@@ -90,7 +90,10 @@ fn progress<'a>(
             progress.starting.push(gateway.name);
             continue;
         };
-        let carries = history.carries(report, subject.uid);
+        // A report about an older configuration says nothing about this one.
+        let current =
+            gateway.synced().is_some_and(|synced| synced.observed_generation == gateway.object.metadata.generation);
+        let carries = if current { history.carries(report, subject.uid) } else { Carries::Unknown };
         if carries != Carries::Unknown {
             let hash = if let Carries::Hash(hash) = &carries { Some(hash.to_string()) } else { None };
             progress.hashes.insert(hash);
@@ -266,7 +269,11 @@ fn families(spec: &PortForwardSpec) -> BTreeSet<Family> {
 fn listening(spec: &PortForwardSpec, gateways: &[Gateway<'_>]) -> Vec<AddressValue> {
     let families = families(spec);
     let chosen: BTreeSet<IpAddr> = spec.addresses.iter().filter_map(|ip| IpAddr::from_str(ip).ok()).collect();
-    let all = gateways.iter().flat_map(|gateway| &gateway.object.spec.addresses).copied();
+    // Only the agent knows which addresses of a block its host has; until it has spoken, those that Kubernetes knows.
+    let all = gateways.iter().flat_map(|gateway| match gateway.report() {
+        Some(report) => report.addresses.iter().map(|address| address.value).collect(),
+        None => gateway.object.spec.addresses.clone(),
+    });
     first(all.filter(|ip| families.contains(&Family::of(*ip)) && (chosen.is_empty() || chosen.contains(ip))))
 }
 

@@ -23,6 +23,9 @@ const AT_ONCE: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Wait after the first failure of a write; it doubles with each.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
+const SECOND: Duration = Duration::from_secs(1);
+/// Writes of one object within a second; more of them wait, and are one by then.
+const PACE: u32 = 10;
 /// Longest wait after a failure.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -45,6 +48,8 @@ pub struct Writer {
     under_way: FuturesUnordered<BoxFuture<'static, Sent>>,
     busy: BTreeSet<Subject>,
     failed: BTreeMap<Subject, Failed>,
+    /// Since when, and how often, each object was written.
+    pace: BTreeMap<Subject, (Instant, u32)>,
     /// Whether a write was left out because its object was busy.
     left_out: bool,
 }
@@ -59,8 +64,8 @@ struct Failed {
 impl Writer {
     /// Has nothing to write.
     pub fn new(client: Client, events: Events, leadership: Arc<Leadership>, metrics: Arc<Metrics>) -> Self {
-        let (waiting, under_way, busy, failed) = Default::default();
-        Self { client, events, leadership, metrics, waiting, under_way, busy, failed, left_out: false }
+        let (waiting, under_way, busy, failed, pace) = Default::default();
+        Self { client, events, leadership, metrics, waiting, under_way, busy, failed, pace, left_out: false }
     }
 
     /// Replaces what waits, first come first.
@@ -69,6 +74,7 @@ impl Writer {
         self.failed.retain(|subject, _| subjects.contains(subject));
         self.waiting = writes.into();
         self.left_out = false;
+        self.pace.retain(|_, (since, _)| since.elapsed() < SECOND);
         self.start();
     }
 
@@ -79,7 +85,11 @@ impl Writer {
 
     /// When the next failed write may be tried again.
     pub fn next_try(&self) -> Option<Instant> {
-        self.failed.values().map(|failed| failed.until).min()
+        if !self.leadership.is_valid() || self.busy.len() >= AT_ONCE {
+            return None;
+        }
+        let paced = self.pace.values().filter(|(_, times)| *times >= PACE).map(|(since, _)| *since + SECOND);
+        self.failed.values().map(|failed| failed.until).chain(paced).min()
     }
 
     /// The next answer, and whether it is a reason to decide again; pending while nothing is under way. Cancel-safe.
@@ -129,10 +139,18 @@ impl Writer {
             if not_yet {
                 continue;
             }
+            let pace = self.pace.entry(subject.clone()).or_insert_with(|| (Instant::now(), 0));
+            if pace.0.elapsed() >= SECOND {
+                *pace = (Instant::now(), 0);
+            }
+            if pace.1 >= PACE {
+                continue;
+            }
             if self.busy.contains(&subject) {
                 self.left_out = true;
                 continue;
             }
+            pace.1 += 1;
             self.busy.insert(subject.clone());
             self.metrics.wrote(write.resource());
             let client = self.client.clone();
@@ -140,7 +158,7 @@ impl Writer {
                 let answer = match timeout(PATIENCE, write.clone().send(client)).await {
                     Ok(Ok(answer)) => Ok(answer),
                     Ok(Err(kube::Error::Api(status))) => {
-                        let outdated = status.is_conflict() || status.is_not_found();
+                        let outdated = status.is_conflict() || status.is_already_exists() || status.is_not_found();
                         Err(Trouble { why: status.message.clone(), outdated })
                     }
                     Ok(Err(error)) => Err(Trouble { why: error.to_string(), outdated: false }),

@@ -10,7 +10,7 @@ use sallyport_api::gateway_node::{
     Drift, ForwardFailure, GatewayNodeStatus, NodeState, ObservedNodeState, ObservedSlice, SliceState,
 };
 use sallyport_api::gateway_pool::FirewallBackend;
-use sallyport_api::names::UID_PREFIX;
+use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
 use sallyport_api::port_forward::AddressValue;
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::digest::FORMAT;
@@ -91,7 +91,12 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
     let state = if retired { ObservedNodeState::Cleaned } else { ObservedNodeState::Active };
     let failures = failures(facts, failed);
     let mut status = GatewayNodeStatus {
-        state: if report.is_some() { Some(state) } else { previous.state },
+        // A node that is active again is not clean any more, even if its first pass failed: it may have written rules.
+        state: if report.is_some() {
+            Some(state)
+        } else {
+            previous.state.filter(|before| retired || *before == ObservedNodeState::Active)
+        },
         observed_slices: observed_slices(previous, facts, failed),
         failures_total: i32::try_from(failures.len()).unwrap_or(i32::MAX),
         failures: failures.into_values().take(LISTED).collect(),
@@ -100,6 +105,10 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
         backend: facts.backend,
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         format_version: FORMAT.trim_start_matches('v').parse().ok(),
+        addresses: match report {
+            Some(report) => report.listen.iter().take(MAX_ADDRESSES).map(|ip| AddressValue { value: *ip }).collect(),
+            None => previous.addresses.clone(),
+        },
         source_addresses: facts.source_addresses.iter().map(|ip| AddressValue { value: *ip }).collect(),
         last_drift: facts.last_drift.cloned().or_else(|| previous.last_drift.clone()),
     };

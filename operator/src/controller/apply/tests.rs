@@ -90,11 +90,11 @@ fn a_forward_that_moves_is_in_its_new_slice_first() {
     desired.slices = BTreeMap::from([("default-0000".to_owned(), of(one)), ("default-0001".to_owned(), of(other))]);
     let slices = |scene: &Scene| writes(&scene.world, &desired);
     let first = slices(&scene);
-    let [Write::Slice(name, spec)] = first.as_slice() else { panic!("{first:?}") };
+    let [Write::Slice(name, _, spec)] = first.as_slice() else { panic!("{first:?}") };
     assert_eq!(name, "default-0001");
     scene.see(json!({ "kind": "ForwardSlice", "apiVersion": "sallyport.dev/v1alpha1", "metadata": { "name": name }, "spec": spec }));
     let then = slices(&scene);
-    let [Write::Slice(name, _)] = then.as_slice() else { panic!("{then:?}") };
+    let [Write::Slice(name, ..)] = then.as_slice() else { panic!("{then:?}") };
     assert_eq!(name, "default-0000", "and only then it leaves the old one");
 }
 

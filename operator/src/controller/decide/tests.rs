@@ -73,7 +73,7 @@ fn a_deleted_forward_is_released_only_when_no_node_carries_it() {
     scene.obey("gw1");
     let desired = scene.decide();
     assert!(desired.to_release.is_empty(), "gw2 has not read it back");
-    assert_eq!(desired.leaving.len(), 1);
+    assert_eq!(scene.history.leaving().len(), 1);
     scene.obey("gw2");
     assert_eq!(scene.pass(), ["release a"]);
 }
@@ -148,7 +148,7 @@ fn what_is_carried_asks_for_itself() {
         json!([{ "name": "x", "ip": "10.30.1.79", "weight": 3 }, { "name": "y", "ip": "10.30.1.77", "weight": 0 }]);
     for mode in ["Masquerade", "Preserve"] {
         rich["spec"]["sourceNAT"] = json!({ "mode": mode });
-        let object: PortForward = serde_json::from_value(rich.clone()).unwrap();
+        let object: sallyport_api::PortForward = serde_json::from_value(rich.clone()).unwrap();
         let intent = sallyport_ruleset::validate::validate(&object.spec).unwrap();
         assert_eq!(sallyport_ruleset::validate::validate(&spec_of("default", &intent)).unwrap(), intent, "{mode}");
     }
@@ -229,4 +229,43 @@ fn an_uninstallation_gives_up_on_dead_nodes() {
     let desired = scene.decide();
     assert_eq!(desired.done_gateways, BTreeSet::from(["gw2".to_owned()]));
     assert_eq!(desired.labelled, BTreeSet::from(["gw1".to_owned()]));
+}
+
+#[test]
+fn a_successor_that_is_held_already_waits_for_the_former_holder_too() {
+    let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306), ("b", 3307)]);
+    let mut edited = scene.forward("b");
+    edited["spec"]["ports"][0]["port"] = 3306.into();
+    edited["metadata"]["generation"] = 2.into();
+    scene.see(edited);
+    scene.settle();
+    scene.delete_forward("a");
+    // It has the finalizer from before, so only the nodes can tell when its time has come.
+    assert_eq!(scene.pass(), ["slice default-0000 []"]);
+    scene.obey("gw1");
+    assert_eq!(scene.pass(), [""; 0]);
+    scene.obey("gw2");
+    assert_eq!(scene.pass(), ["slice default-0000 [b]", "release a"]);
+}
+
+#[test]
+fn a_pool_that_went_with_its_definition_stays_as_it_was() {
+    let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
+    scene.world.pools.deleted("default");
+    scene.purpose.keep_pools = true;
+    assert_eq!(scene.pass(), [""; 0]);
+    scene.purpose.keep_pools = false;
+    assert!(!scene.pass().is_empty(), "a pool that an admin deleted is gone");
+}
+
+#[test]
+fn a_dead_node_makes_no_slice_come_and_go() {
+    let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
+    scene.dead.insert("gw2".into());
+    scene.delete_forward("a");
+    for _ in 0..4 {
+        scene.pass();
+        scene.obey("gw1");
+    }
+    assert_eq!(scene.pass(), [""; 0]);
 }

@@ -250,7 +250,9 @@ fn the_applied_hash_is_that_of_all_kernels_or_as_it_was() {
 fn addresses_are_of_the_families_that_the_targets_have() {
     let scene = Scene::settled(&["gw1"], &[("a", 3306)]);
     let mut gateway = serde_json::to_value(scene.gateway("gw1")).unwrap();
-    gateway["spec"]["addresses"] = json!(["fd00::1", "10.30.1.78", "10.30.1.70"]);
+    gateway["spec"]["addresses"] = json!(["10.30.1.99"]);
+    gateway["status"]["addresses"] =
+        json!([{ "value": "fd00::1" }, { "value": "10.30.1.78" }, { "value": "10.30.1.70" }]);
     gateway["status"]["sourceAddresses"] = json!([{ "value": "fd00::2" }, { "value": "10.30.1.78" }]);
     let gateway: GatewayNode = serde_json::from_value(gateway).unwrap();
     let gateways = [Gateway { name: "gw1", object: &gateway, silent: false }];

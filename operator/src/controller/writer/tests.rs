@@ -11,7 +11,11 @@ use super::*;
 use crate::fixture::{Requests, api_server, respond};
 
 fn slice(name: &str, hash: &str) -> Write {
-    Write::Slice(name.into(), ForwardSliceSpec { pool: "default".into(), hash: hash.into(), forwards: Vec::new() })
+    Write::Slice(
+        name.into(),
+        Some("1".into()),
+        ForwardSliceSpec { pool: "default".into(), hash: hash.into(), forwards: Vec::new() },
+    )
 }
 
 fn lease() -> Value {
