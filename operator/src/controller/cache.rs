@@ -107,7 +107,10 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
 
     /// Takes in what the watch says; whether anything is different now.
     pub fn feed(&mut self, event: Event<DeserializeGuard<K>>) -> bool {
-        self.trouble = None;
+        // A list begins before anything has been heard.
+        if !matches!(event, Event::Init) {
+            self.trouble = None;
+        }
         match event {
             Event::Init => {
                 self.listing = Some(BTreeMap::new());

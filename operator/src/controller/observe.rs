@@ -55,6 +55,8 @@ pub struct World {
     pub service_ranges: Cache<ServiceCIDR>,
     /// What was last written about forwards whose newest form, status included, cannot be read, by uid.
     pub told: BTreeMap<String, PortForwardStatus>,
+    /// Whether all this is for an uninstallation.
+    pub uninstalling: bool,
 }
 
 /// Something that was seen: takes itself into the world, and says whether it may matter to a decision.
@@ -124,22 +126,37 @@ where
     watcher(api, config)
         // A list begins with an event that needs no answer, so only a while without trouble makes it patient again.
         .backoff(ResetTimerBackoff::new(Patience::default(), Duration::from_mins(1)))
-        .map(move |event| -> Change { Box::new(move |world| take(cache(world), event)) })
+        .map(move |event| -> Change {
+            Box::new(move |world| {
+                let optional =
+                    K::plural(&()) == "servicecidrs" || (world.uninstalling && K::plural(&()) != "gatewaynodes");
+                take(cache(world), event, optional)
+            })
+        })
         .boxed()
 }
 
-fn take<K>(cache: &mut Cache<K>, event: Result<watcher::Event<DeserializeGuard<K>>, watcher::Error>) -> bool
+/// `optional` for a kind that the cluster may not have: Kubernetes before 1.33 has no other way to ask for the range of
+/// Services, and an uninstallation can do without the kinds that somebody has deleted already, but for the one by
+/// which agents are told to clean up.
+fn take<K>(
+    cache: &mut Cache<K>,
+    event: Result<watcher::Event<DeserializeGuard<K>>, watcher::Error>,
+    optional: bool,
+) -> bool
 where
     K: Resource<DynamicType = ()> + Clone,
 {
     let kind = K::plural(&());
     match event {
         Ok(event) => cache.feed(event),
-        // Kubernetes before 1.33 has no such kind, and no other way to ask for the range.
-        Err(error) if kind == "servicecidrs" && is_missing(&error) => cache.does_not_exist(),
+        Err(error) if optional && is_missing(&error) => cache.does_not_exist(),
         Err(error) => {
-            tracing::warn!(kind = %kind, error = %error, "cannot watch; what is known of it may be old");
-            cache.failed(error.to_string());
+            let error = error.to_string();
+            if cache.trouble() != Some(&error) {
+                tracing::warn!(kind = %kind, error, "cannot watch; what is known of it may be old");
+            }
+            cache.failed(error);
             false
         }
     }

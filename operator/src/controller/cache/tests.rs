@@ -151,5 +151,7 @@ fn trouble_lasts_until_the_watch_works_again_and_forgets_nothing() {
     assert_eq!(cache.trouble(), Some("forbidden"));
     assert!(cache.is_complete() && text(&cache).is_some());
     cache.feed(Event::Init);
+    assert_eq!(cache.trouble(), Some("forbidden"), "a list begins before anything is heard");
+    cache.feed(Event::InitDone);
     assert_eq!(cache.trouble(), None);
 }
