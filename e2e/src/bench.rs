@@ -3,6 +3,7 @@
 
 mod apply;
 mod footprint;
+mod kind;
 mod latency;
 mod live;
 mod many;
@@ -28,6 +29,7 @@ const MEASUREMENTS: &[(&str, Measurement)] = &[
     ("first-byte", live::saved_to_first_byte),
     ("footprint", footprint::measure),
     ("scale", scale::measure),
+    ("kind-latency", kind::measure),
 ];
 
 /// Measures everything, or `only` what is named, prints the table, and says whether every goal was met.

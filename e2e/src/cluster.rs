@@ -8,7 +8,9 @@ mod release;
 pub mod scene;
 pub mod script;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -61,6 +63,16 @@ pub struct Gateway {
 }
 
 impl Cluster {
+    /// Whether the cluster runs, or was left halfway.
+    pub fn is_up() -> Result<bool> {
+        let inspect = Command::new("docker").args(["inspect", "sallyport-control-plane"]).output();
+        match inspect {
+            Ok(output) => Ok(output.status.success()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).context("run docker"),
+        }
+    }
+
     /// Makes the cluster, or uses the one that runs, and makes the hosts anew. What it needs besides is built first,
     /// which takes many minutes once.
     pub fn up() -> Result<Self> {
@@ -73,9 +85,9 @@ impl Cluster {
             "admin",
             &[
                 "env",
+                &format!("--chdir={}", program::repository()?.display()),
                 &format!("KUBECONFIG={}", kubeconfig.display()),
                 &format!("PATH={}:{path}", tools.display()),
-                &format!("--chdir={}", program::repository()?.display()),
             ],
         );
         let gateways = ["sallyport-worker", "sallyport-worker2"];

@@ -215,7 +215,8 @@ fn targets(feature: &str) -> Result<Totals> {
     for package in targets::packages(program::repository()?, feature)? {
         let mut args = vec!["test".to_owned(), "--no-fail-fast".to_owned()];
         args.extend(package.cargo_arguments());
-        // Two at a time: they mostly wait, and more would bend their timings.
+        // Two at a time: they mostly wait, and more would bend their timings. In a cluster there is one test a file, so
+        // that they have it one after another.
         args.extend(["--", "--test-threads=2"].map(str::to_owned));
         totals.add(tests(&args)?);
     }

@@ -7,13 +7,11 @@ use sallyport_e2e::cluster::{Cluster, Helm};
 use sallyport_e2e::demo::proofs::Kernels;
 
 #[test]
-fn nodes_are_as_before_with_helm_4() -> Result<()> {
-    bare(|cluster| installed_and_uninstalled(cluster, &Helm::v4()?))
-}
-
-#[test]
-fn nodes_are_as_before_with_helm_3() -> Result<()> {
-    bare(|cluster| installed_and_uninstalled(cluster, &Helm::v3()?))
+fn nodes_are_as_before_with_helm_4_and_with_helm_3() -> Result<()> {
+    for helm in [Helm::v4()?, Helm::v3()?] {
+        bare(|cluster| installed_and_uninstalled(cluster, &helm))?;
+    }
+    Ok(())
 }
 
 fn installed_and_uninstalled(cluster: &Cluster, helm: &Helm) -> Result<()> {
