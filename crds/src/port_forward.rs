@@ -311,6 +311,7 @@ pub struct NodeCounts {
 #[serde(rename_all = "camelCase")]
 pub struct AddressValue {
     /// The IP address.
+    #[x_kube(validation = is_ip())]
     pub value: IpAddr,
 }
 

@@ -1,5 +1,5 @@
-//! How soon an applied forward carries packets in a real cluster, beside a `NodePort` Service of the same target through
-//! kube-proxy. The clock starts when the API server has answered the write.
+//! How soon an applied forward carries packets in a real cluster, beside a `NodePort` Service of the same target
+//! through kube-proxy. The clock starts when the API server has answered the write.
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const SECOND: Duration = Duration::from_secs(1);
 /// Writes of one object within a second; more of them wait, and are one by then.
-const PACE: u32 = 10;
+const PACE: u32 = 20;
 /// Longest wait after a failure.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
