@@ -16,6 +16,7 @@ rootfs() { # NAME PACKAGES
   [ "$(docker image inspect --format '{{.Config.Labels.key}}' "$image" 2>/dev/null)" = "$wanted" ] && return
   if [ ! -f "$file" ]; then
     need mmdebstrap mmdebstrap
+    rm -f "$cache/$1"-*.tar
     mmdebstrap --quiet --variant=minbase --include="$2" --aptopt='APT::Install-Recommends "false"' \
       --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
       --dpkgopt='path-exclude=/usr/share/locale/*' --format=tar "$debian" - > "$file.unfinished"

@@ -31,6 +31,9 @@ fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
 
 /// Brings up `lo` and the pair `v0`-`v1` with their link-local addresses.
 fn interfaces() {
+    // A new namespace copies the settings of the machine's own, and that one may well forward.
+    put("ipv4/ip_forward", "0");
+    put("ipv6/conf/all/forwarding", "0");
     // Without duplicate address detection the addresses work at once.
     put("ipv6/conf/default/accept_dad", "0");
     put("ipv6/conf/default/dad_transmits", "0");
