@@ -5,6 +5,8 @@
 
 cd "$here/../.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+# `cargo run` sets these for the program that runs this script, and build scripts would start all over when they change.
+unset $(compgen -e CARGO_PKG_; compgen -e CARGO_MANIFEST_)
 target=$(rustc --version --verbose | sed -n 's/^host: //p')
 # Static programs, in a folder of their own: other builds keep what they have. Optimised a little: more of it would take
 # minutes more, and these images are for trying out.
