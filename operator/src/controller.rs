@@ -70,6 +70,13 @@ pub enum Aim {
     },
 }
 
+/// Why a definition may not be there to stay.
+struct Going {
+    /// Whether it goes, or that could not be asked.
+    certain: bool,
+    why: String,
+}
+
 /// The loop, with all that it knows.
 pub struct Controller {
     client: Client,
@@ -267,7 +274,7 @@ impl Controller {
             return false;
         }
         let trouble = self.definition_is_going(PortForward::crd_name()).await;
-        self.keep("forwards", trouble)
+        self.keep("forwards", trouble.map(|trouble| trouble.why))
     }
 
     /// Nor does deleting the definition of `GatewayPool`: a pool that went with it stays as it was until it is back.
@@ -282,21 +289,26 @@ impl Controller {
             return !gone.is_empty();
         }
         let trouble = self.definition_is_going(GatewayPool::crd_name()).await;
-        if self.keep("pools", trouble) {
+        // What could not be asked is asked again; only a definition that goes takes its pools along for good.
+        if trouble.as_ref().is_some_and(|trouble| trouble.certain) {
             self.lost_pools = gone;
         }
-        !self.lost_pools.is_empty()
+        self.keep("pools", trouble.map(|trouble| trouble.why)) || !self.lost_pools.is_empty()
     }
 
     /// Why it is not certain that a definition is there to stay; `None` if it is.
-    async fn definition_is_going(&self, name: &str) -> Option<String> {
+    async fn definition_is_going(&self, name: &str) -> Option<Going> {
         let api = Api::<CustomResourceDefinition>::all(self.client.clone());
-        match timeout(PATIENCE, api.get_metadata(name)).await {
-            Ok(Ok(definition)) if definition.metadata.deletion_timestamp.is_none() => None,
-            Ok(Ok(_)) => Some(format!("the definition {name} is being deleted")),
-            Ok(Err(error)) => Some(format!("cannot read the definition {name}: {error}")),
-            Err(_) => Some(format!("cannot read the definition {name}: no answer in time")),
-        }
+        let (certain, why) = match timeout(PATIENCE, api.get_metadata(name)).await {
+            Ok(Ok(definition)) if definition.metadata.deletion_timestamp.is_none() => return None,
+            Ok(Ok(_)) => (true, format!("the definition {name} is being deleted")),
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => {
+                (true, format!("the definition {name} is gone"))
+            }
+            Ok(Err(error)) => (false, format!("cannot read the definition {name}: {error}")),
+            Err(_) => (false, format!("cannot read the definition {name}: no answer in time")),
+        };
+        Some(Going { certain, why })
     }
 
     /// Tells, once, that deleted objects are kept, and looks again at the next beat.
