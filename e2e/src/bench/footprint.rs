@@ -63,7 +63,7 @@ pub fn memory_mib(pid: u32, field: &str) -> Result<f64> {
 }
 
 /// The share of one core that a process takes for so long.
-fn processor_share(pid: u32, span: Duration) -> Result<f64> {
+pub fn processor_share(pid: u32, span: Duration) -> Result<f64> {
     let (before, start) = (processor_ticks(pid)?, Instant::now());
     std::thread::sleep(span);
     let ticks = processor_ticks(pid)? - before;

@@ -29,6 +29,11 @@ impl Table {
         self.add(what, ours, String::new(), String::new(), Some((goal, met)));
     }
 
+    /// Adds what is only worth knowing.
+    pub fn note(&mut self, what: &str, ours: String) {
+        self.add(what, ours, String::new(), String::new(), None);
+    }
+
     fn add(&mut self, what: &str, ours: String, beside: String, ratio: String, goal: Option<(&str, bool)>) {
         let row = Row {
             what: what.to_owned(),

@@ -10,7 +10,7 @@ use super::api::Api;
 use super::kubectl::Terminal;
 use super::kubelet::{Kubelets, Node};
 use super::operator::{Operator, Setting};
-use super::server::{Server, end_of};
+use super::server::{PREFIX, Server, end_of};
 use crate::article::{APP1, APP2, DB1, GW1, socket};
 use crate::lab::{Family, Host, Lab, Process, Variant};
 use crate::traffic::{self, Protocol};
@@ -102,7 +102,7 @@ impl Scene {
         let (app1, app2, db1) = (host("app1", APP1)?, host("app2", APP2)?, host("db1", DB1)?);
         let (gw1, gw2) = (host("gw1", GW1)?, host("gw2", GW2)?);
         for (number, gateway) in [(3, &gw1), (4, &gw2)] {
-            let address = format!("{}/28", server.nth_address(number));
+            let address = format!("{}/{PREFIX}", server.nth_address(number));
             lab.connect(gateway, "manage", server.network(), &[&address])?;
         }
         let firewall = format!(

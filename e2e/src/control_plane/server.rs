@@ -24,6 +24,9 @@ use crate::wait;
 /// The API server's port.
 pub const PORT: u16 = 6443;
 
+/// Bits of the prefix of the network that it is reached by.
+pub const PREFIX: u8 = 27;
+
 /// Services get addresses from here.
 pub const SERVICES: &str = "10.96.0.0/16";
 
@@ -50,17 +53,17 @@ pub struct Server {
 impl Server {
     /// Starts everything and waits until it is ready.
     pub fn start(lab: &mut Lab) -> Result<Self> {
-        // Sixteen addresses of the block for benchmarks of networks (RFC 2544), which nobody else routes. This
-        // machine gets one of them, so parallel runs must not have the same sixteen.
-        let number = std::process::id().wrapping_mul(8).wrapping_add(MADE.fetch_add(1, Ordering::Relaxed)) % 8192;
-        let base = u32::from(Ipv4Addr::new(198, 18, 0, 0)) + number * 16;
+        // Some addresses of the block for benchmarks of networks (RFC 2544), which nobody else routes. This machine gets
+        // one of them, so parallel runs must not have the same ones.
+        let number = std::process::id().wrapping_mul(8).wrapping_add(MADE.fetch_add(1, Ordering::Relaxed)) % 4096;
+        let base = u32::from(Ipv4Addr::new(198, 18, 0, 0)) + (number << (32 - PREFIX));
         let host = lab.host("api")?;
         let network = lab.network("manage")?;
         let folder = lab::folder()?;
         let admin_token = format!("admin-{}-{number}", std::process::id());
         let mut server = Self { host, network, base, folder, admin_token, processes: BTreeMap::new() };
-        lab.connect(&server.host, "eth0", &server.network, &[&format!("{}/28", server.address())])?;
-        lab.connect_machine(&server.network, &format!("{}/28", server.nth_address(2)))?;
+        lab.connect(&server.host, "eth0", &server.network, &[&format!("{}/{PREFIX}", server.address())])?;
+        lab.connect_machine(&server.network, &format!("{}/{PREFIX}", server.nth_address(2)))?;
 
         pki::write(server.folder.path(), &[Ipv4Addr::LOCALHOST, server.address()])?;
         let users = format!("{},admin,admin,system:masters\n", server.admin_token);
@@ -79,7 +82,7 @@ impl Server {
         self.nth_address(1)
     }
 
-    /// An address of its network: 1 is the API server's, 2 this machine's, 3 to 14 are free.
+    /// An address of its network: 1 is the API server's, 2 this machine's, 3 to 30 are free.
     #[must_use]
     pub fn nth_address(&self, number: u32) -> Ipv4Addr {
         Ipv4Addr::from(self.base + number)

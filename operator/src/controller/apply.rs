@@ -201,9 +201,6 @@ fn owner_of(node: &str, uid: String) -> OwnerReference {
 /// The writes of what the agents act upon, in the order in which they should start.
 pub fn writes(world: &World, desired: &Desired) -> Vec<Write> {
     let mut writes = Vec::new();
-    for key in &desired.to_hold {
-        writes.extend(finalizer_write(world, key, true));
-    }
     slice_writes(world, desired, &mut writes);
     for (name, spec) in &desired.gateways {
         if desired.done_gateways.contains(name) {
@@ -222,10 +219,29 @@ pub fn writes(world: &World, desired: &Desired) -> Vec<Write> {
             writes.push(Write::Label(name, wanted));
         }
     }
-    for key in &desired.to_release {
-        writes.extend(finalizer_write(world, key, false));
+    for (key, held) in in_turn(holds(desired).collect(), |(key, _)| key) {
+        writes.extend(finalizer_write(world, key, held));
     }
     writes
+}
+
+/// Forwards whose finalizer has to come or to go.
+fn holds(desired: &Desired) -> impl Iterator<Item = (&ForwardRef, bool)> {
+    let hold = desired.to_hold.iter().map(|key| (key, true));
+    hold.chain(desired.to_release.iter().map(|key| (key, false)))
+}
+
+/// Lets namespaces take turns: one with thousands of forwards must not hold up the others.
+pub fn in_turn<T>(items: Vec<T>, key: impl Fn(&T) -> &ForwardRef) -> Vec<T> {
+    let mut turns: BTreeMap<String, usize> = BTreeMap::new();
+    let mut ranked = Vec::with_capacity(items.len());
+    for item in items {
+        let turn = turns.entry(key(&item).namespace.clone()).or_default();
+        *turn += 1;
+        ranked.push((*turn, item));
+    }
+    ranked.sort_by_key(|(turn, _)| *turn);
+    ranked.into_iter().map(|(_, item)| item).collect()
 }
 
 fn slice_writes(world: &World, desired: &Desired, writes: &mut Vec<Write>) {

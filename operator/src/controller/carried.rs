@@ -237,25 +237,36 @@ impl History {
         Some((&slice.pool, slice.forms.last()?.forwards.get(uid)?))
     }
 
-    /// What the node does for the forward, by its last report.
-    pub fn carries(&self, status: &GatewayNodeStatus, uid: &str) -> Carries {
-        let Some(home) = self.homes.get(uid) else { return Carries::Nothing };
-        let Some(observed) = status.observed_slices.iter().find(|observed| observed.name == *home) else {
+    /// The forward in all forms of its slice; `None` for one that no live node can carry.
+    pub fn find<'a>(&'a self, uid: &'a str) -> Option<Whereabouts<'a>> {
+        let home = self.homes.get(uid)?;
+        let forms = self.slices.get(home).map_or(&[][..], |slice| &slice.forms);
+        Some(Whereabouts { uid, home, forms })
+    }
+}
+
+/// A forward in all forms of its slice.
+#[derive(Clone, Copy, Debug)]
+pub struct Whereabouts<'a> {
+    uid: &'a str,
+    home: &'a str,
+    forms: &'a [Form],
+}
+
+impl Whereabouts<'_> {
+    /// What a node does for it, by the node's last report.
+    pub fn on(&self, status: &GatewayNodeStatus) -> Carries {
+        let Some(observed) = status.observed_slices.iter().find(|observed| observed.name == self.home) else {
             return Carries::Nothing;
         };
-        self.carries_by(home, observed, uid)
-    }
-
-    fn carries_by(&self, slice: &str, observed: &ObservedSlice, uid: &str) -> Carries {
         if observed.state == SliceState::Pending {
             return Carries::Unknown;
         }
-        let forms = self.slices.get(slice).map_or(&[][..], |slice| &slice.forms);
-        let Some(form) = forms.iter().rfind(|form| form.is(observed)) else { return Carries::Unknown };
-        let prefix: String = uid.chars().take(UID_PREFIX).collect();
-        match form.forwards.get(uid) {
+        let Some(form) = self.forms.iter().rfind(|form| form.is(observed)) else { return Carries::Unknown };
+        let failed = || observed.failed.iter().any(|prefix| self.uid.chars().take(UID_PREFIX).eq(prefix.chars()));
+        match form.forwards.get(self.uid) {
             None => Carries::Nothing,
-            Some(_) if observed.failed.contains(&prefix) => Carries::Failed,
+            Some(_) if failed() => Carries::Failed,
             Some(carried) => Carries::Hash(Arc::clone(&carried.hash)),
         }
     }

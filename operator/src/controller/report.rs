@@ -1,4 +1,4 @@
-//! Which statuses to write: those that differ, and mere progress not more than once a second.
+//! Which statuses to write: those that differ, and what is only on its way after a moment or once a second.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use sallyport_api::{ConditionType, ForwardRef, Reason};
 use sallyport_ruleset::decide::Verdict;
 use tokio::time::Instant;
 
-use crate::controller::apply::{ForwardReport, Write};
+use crate::controller::apply::{ForwardReport, Write, in_turn};
 use crate::controller::cache::Entry;
 use crate::controller::carried::History;
 use crate::controller::decide::Desired;
@@ -24,11 +24,13 @@ use crate::metrics::Metrics;
 
 /// Time between two reports that differ only in how many nodes are done.
 const PROGRESS: Duration = Duration::from_secs(1);
+/// Time before it is told that a forward is on its way. Most have arrived by then, and one report will do.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
 /// Remembers what was reported when.
 #[derive(Debug, Default)]
 pub struct Reporter {
-    /// Forwards that are on their way into the kernels, and when that was last written.
+    /// Forwards that are on their way into the kernels, and when that was last written, or first seen.
     progress: BTreeMap<ForwardRef, Instant>,
     next_look: Option<Instant>,
 }
@@ -50,7 +52,7 @@ impl Reporter {
     ) -> Vec<Write> {
         let now = Time(Timestamp::now());
         let gateways = by_pool(world, vital);
-        let mut writes = Vec::new();
+        let mut reports = Vec::new();
         let mut counts: BTreeMap<&str, ForwardCounts> = BTreeMap::new();
         let mut ready: BTreeMap<String, i64> =
             ["True", "False", "Unknown"].into_iter().map(|status| (status.to_owned(), 0)).collect();
@@ -89,23 +91,23 @@ impl Reporter {
             if new == old {
                 continue;
             }
-            if is_progress(&old, &new) {
+            if let Some(wait) = may_wait(&old, &new) {
                 let since = self.progress.get(&key).copied().unwrap_or_else(Instant::now);
                 waiting.insert(key.clone(), since);
-                let due = since + PROGRESS;
+                let due = since + wait;
                 if due > Instant::now() {
                     self.next_look = Some(self.next_look.map_or(due, |next| next.min(due)));
                     continue;
                 }
                 waiting.insert(key.clone(), Instant::now());
             }
-            let report = ForwardReport { key, uid, status: new, before: old.conditions };
-            writes.push(Write::ForwardStatus(Box::new(report)));
+            reports.push(ForwardReport { key, uid, status: new, before: old.conditions });
         }
         self.progress = waiting;
         for (status, number) in &ready {
             metrics.forwards(status, *number);
         }
+        let mut writes = Vec::new();
         for pool in world.pools.objects() {
             let name = pool.metadata.name.clone().unwrap_or_default();
             let problems = desired.pools.get(&name).map(Vec::as_slice).unwrap_or_default();
@@ -117,6 +119,8 @@ impl Reporter {
                 writes.push(Write::PoolStatus(name, Box::new(new)));
             }
         }
+        let reports = in_turn(reports, |report| &report.key);
+        writes.extend(reports.into_iter().map(|report| Write::ForwardStatus(Box::new(report))));
         writes
     }
 }
@@ -142,11 +146,21 @@ fn word(status: &PortForwardStatus, about: ConditionType) -> (String, String) {
         .unwrap_or_default()
 }
 
-/// Whether both say that the gateways are on their way, and differ only in how far they are.
-fn is_progress(old: &PortForwardStatus, new: &PortForwardStatus) -> bool {
+/// How long it can wait to be told that an accepted form is on its way, or how far it is; `None` for anything else.
+///
+/// The status before it speaks of another generation or says the same, so meanwhile it claims nothing that is not so.
+fn may_wait(old: &PortForwardStatus, new: &PortForwardStatus) -> Option<Duration> {
     let pending = |status: &PortForwardStatus| word(status, ConditionType::Programmed).1 == Reason::Pending.as_str();
-    let same = word(old, ConditionType::Accepted) == word(new, ConditionType::Accepted);
-    pending(old) && pending(new) && same && old.hash == new.hash && old.observed_generation == new.observed_generation
+    if !pending(new) || word(new, ConditionType::Accepted).0 != "True" {
+        return None;
+    }
+    if old.observed_generation != new.observed_generation {
+        Some(ON_ITS_WAY)
+    } else if pending(old) {
+        Some(PROGRESS)
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::str::FromStr as _;
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use sallyport_api::condition::upsert;
@@ -74,7 +75,7 @@ struct Progress<'a> {
     /// The first thing that failed.
     failure: Option<(Reason, String)>,
     /// The hashes that the kernels were read back with; `None` for one without.
-    hashes: BTreeSet<Option<String>>,
+    hashes: BTreeSet<Option<Arc<str>>>,
 }
 
 fn progress<'a>(
@@ -85,6 +86,7 @@ fn progress<'a>(
 ) -> Progress<'a> {
     let mut progress = Progress::default();
     progress.counts.desired = count(gateways.len());
+    let forward = history.find(subject.uid);
     for gateway in gateways {
         let Some(report) = gateway.report() else {
             progress.starting.push(gateway.name);
@@ -93,10 +95,15 @@ fn progress<'a>(
         // A report about an older configuration says nothing about this one.
         let current =
             gateway.synced().is_some_and(|synced| synced.observed_generation == gateway.object.metadata.generation);
-        let carries = if current { history.carries(report, subject.uid) } else { Carries::Unknown };
-        if carries != Carries::Unknown {
-            let hash = if let Carries::Hash(hash) = &carries { Some(hash.to_string()) } else { None };
-            progress.hashes.insert(hash);
+        let carries = match &forward {
+            _ if !current => Carries::Unknown,
+            None => Carries::Nothing,
+            Some(forward) => forward.on(report),
+        };
+        match &carries {
+            Carries::Unknown => {}
+            Carries::Hash(hash) => drop(progress.hashes.insert(Some(Arc::clone(hash)))),
+            Carries::Nothing | Carries::Failed => drop(progress.hashes.insert(None)),
         }
         if gateway.silent {
             progress.silent.push(gateway.name);
@@ -191,7 +198,7 @@ pub fn forward_status(
     status.hash = want.map(str::to_owned);
     let mut hashes = progress.hashes.into_iter();
     if let (Some(same), None) = (hashes.next(), hashes.next()) {
-        status.applied_hash = same;
+        status.applied_hash = same.map(|hash| hash.to_string());
     }
     status.nodes = Some(progress.counts);
     (status.addresses, status.source_addresses) = match subject.spec.filter(|_| want.is_some()) {

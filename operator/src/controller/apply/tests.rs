@@ -166,3 +166,13 @@ async fn a_status_is_for_the_object_of_this_uid_only() {
     assert_eq!(body["metadata"], json!({ "uid": "u" }));
     assert!(body.get("spec").is_none());
 }
+
+#[test]
+fn namespaces_take_turns() {
+    let keys = ["a/1", "a/2", "a/3", "b/1", "c/1", "c/2"].map(|text| {
+        let (namespace, name) = text.split_once('/').unwrap();
+        ForwardRef { namespace: namespace.into(), name: name.into() }
+    });
+    let order: Vec<String> = in_turn(keys.to_vec(), |key| key).iter().map(ToString::to_string).collect();
+    assert_eq!(order, ["a/1", "b/1", "c/1", "a/2", "c/2", "a/3"]);
+}

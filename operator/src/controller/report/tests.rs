@@ -48,17 +48,25 @@ impl Desk {
     }
 }
 
+/// Lets the time pass that the desk waits for.
+async fn wait(desk: &Desk) -> Duration {
+    let rest = desk.reporter.next_look().unwrap() - Instant::now();
+    tokio::time::advance(rest).await;
+    rest
+}
+
 #[tokio::test(start_paused = true)]
 async fn mere_progress_is_told_once_a_second_and_an_end_at_once() {
     let mut desk = Desk::new(Scene::settled(&["gw1", "gw2", "gw3"], &[]));
     desk.scene.see(forward("a", 3306));
     desk.scene.pass();
     desk.scene.pass();
+    assert!(desk.told().is_empty(), "it may arrive in a moment");
+    assert_eq!(wait(&desk).await, ON_ITS_WAY);
     assert_eq!(desk.told(), ["a Pending 0/3"]);
     desk.scene.obey("gw1");
     assert!(desk.told().is_empty(), "that is mere progress");
-    let due = desk.reporter.next_look().unwrap();
-    tokio::time::advance(due - Instant::now()).await;
+    wait(&desk).await;
     assert_eq!(desk.told(), ["a Pending 1/3"]);
     desk.scene.obey("gw2");
     assert!(desk.told().is_empty());
@@ -66,6 +74,39 @@ async fn mere_progress_is_told_once_a_second_and_an_end_at_once() {
     assert_eq!(desk.told(), ["a Verified 3/3"]);
     assert!(desk.told().is_empty(), "what is settled is not written again");
     assert_eq!(desk.reporter.next_look(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrives_in_a_moment_is_told_once() {
+    let mut desk = Desk::new(Scene::settled(&["gw1"], &[]));
+    desk.scene.see(forward("a", 3306));
+    desk.scene.pass();
+    desk.scene.pass();
+    assert!(desk.told().is_empty());
+    desk.scene.obey("gw1");
+    assert_eq!(desk.told(), ["a Verified 1/1"]);
+
+    let mut edited = desk.scene.forward("a");
+    edited["metadata"]["generation"] = json!(2);
+    edited["spec"]["ports"][0]["port"] = json!(3307);
+    desk.scene.see(edited);
+    desk.scene.pass();
+    assert!(desk.told().is_empty(), "its status still speaks of generation 1");
+    desk.scene.obey("gw1");
+    assert_eq!(desk.told(), ["a Verified 1/1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_or_refused_is_told_at_once() {
+    let mut desk = Desk::new(Scene::settled(&["gw1"], &[("a", 3306)]));
+    assert_eq!(desk.told(), ["a Verified 1/1"]);
+    // The node says nothing of the slice any more: nothing else is new.
+    let mut status = desk.scene.done("gw1");
+    status.observed_slices[0].state = sallyport_api::gateway_node::SliceState::Pending;
+    desk.scene.report("gw1", status);
+    assert_eq!(desk.told(), ["a Pending 0/1"]);
+    desk.scene.see(forward("b", 3306));
+    assert_eq!(desk.told(), ["b PortConflict 0/1"]);
 }
 
 #[tokio::test]
