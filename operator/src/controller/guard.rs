@@ -9,7 +9,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// An object, or what could be read of it.
+/// An object without its `managedFields`, or what could be read of it.
 ///
 /// Like `kube::core::DeserializeGuard`, but an error names the field.
 #[derive(Clone, Debug)]
@@ -26,7 +26,11 @@ pub struct InvalidObject {
 
 impl<'de, K: DeserializeOwned> Deserialize<'de> for DeserializeGuard<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
+        let mut value = Value::deserialize(deserializer)?;
+        // Who wrote which field is nothing to us, and more than all the rest of a small object.
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("managedFields");
+        }
         let error = match serde_path_to_error::deserialize::<_, K>(&value) {
             Ok(object) => return Ok(Self(Ok(object))),
             Err(error) => error,
@@ -91,6 +95,15 @@ mod tests {
         let invalid = read.unwrap_err();
         assert!(invalid.error.starts_with("spec.ports[0].port: "), "{}", invalid.error);
         assert_eq!(invalid.metadata.resource_version.as_deref(), Some("7"));
+    }
+
+    #[test]
+    fn who_wrote_which_field_is_not_kept() {
+        let object = json!({ "metadata": { "name": "gw1", "managedFields": [{ "manager": "kubectl" }] } });
+        let DeserializeGuard(read): DeserializeGuard<k8s_openapi::api::core::v1::Node> =
+            serde_json::from_value(object).unwrap();
+        let metadata = read.unwrap().metadata;
+        assert_eq!((metadata.name.as_deref(), metadata.managed_fields), (Some("gw1"), None));
     }
 
     #[test]

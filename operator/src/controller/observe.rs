@@ -148,8 +148,10 @@ where
     K: Resource<DynamicType = ()> + Clone,
 {
     let kind = K::plural(&());
+    // Signs of life come all the time; whether one stays away is looked at by the clock.
+    let unasked = kind == "leases" && cache.is_complete();
     match event {
-        Ok(event) => cache.feed(event),
+        Ok(event) => cache.feed(event) && !unasked,
         Err(error) if optional && is_missing(&error) => cache.does_not_exist(),
         Err(error) => {
             let error = error.to_string();
@@ -184,5 +186,30 @@ impl Iterator for Patience {
 impl Backoff for Patience {
     fn reset(&mut self) {
         self.0 = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    use super::*;
+    use crate::fixture::guard;
+
+    #[test]
+    fn a_sign_of_life_is_no_reason_to_decide_but_the_first_list_is() {
+        let lease = |revision: &str| guard(json!({ "metadata": { "name": "gw1", "resourceVersion": revision } }));
+        let mut leases = Cache::<Lease>::default();
+        let mut see = |event| take(&mut leases, Ok(event), false);
+        assert!(!see(Event::Init) && !see(Event::InitApply(lease("1"))));
+        assert!(see(Event::InitDone), "now that is known, too");
+        assert!(!see(Event::Apply(lease("2"))));
+
+        let mut nodes = Cache::<Node>::default();
+        let mut see = |event| take(&mut nodes, Ok(event), false);
+        assert!(see(Event::InitDone) && see(Event::Apply(guard(json!({ "metadata": { "name": "gw1" } })))));
     }
 }
