@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::forward_slice::ForwardRef;
 use crate::gateway_pool::{FirewallBackend, IpForward, ReservedPort};
-use crate::names::{MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_NAME, MAX_SLICE_FORWARDS, NAME_PATTERN};
+use crate::names::{MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_DRAINING, MAX_NAME, MAX_SLICE_FORWARDS, NAME_PATTERN};
 use crate::port_forward::AddressValue;
 
 /// All that an agent needs to know about its node and pool, apart from the forwards.
@@ -127,6 +127,12 @@ pub struct GatewayNodeStatus {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub failures_total: i32,
+    /// The forwards with open connections to targets that take no new ones: removed, or of weight 0. At most 100, those
+    /// with the most connections. Counted every few seconds while there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_DRAINING))]
+    #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Map(vec!["uid".into()])))]
+    pub draining: Vec<DrainingForward>,
     /// Digest of all our rules as the kernel returned them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
@@ -197,6 +203,18 @@ pub enum SliceState {
     Pending,
     /// Read back from the kernel, except for the forwards listed in `failed`.
     Programmed,
+}
+
+/// A forward with connections that are left to end by themselves.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainingForward {
+    /// First 13 characters of the forward's uid.
+    #[schemars(length(max = 36))]
+    pub uid: String,
+    /// How many they are on this node.
+    #[schemars(range(min = 1))]
+    pub connections: i32,
 }
 
 /// A forward that a node cannot carry.

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_PORTS, MAX_SOURCES, MAX_TARGETS};
-use crate::port_forward::{Protocol, SourceNatMode};
+use crate::port_forward::{OnTargetRemoved, Protocol, SourceNatMode};
 
 /// A forward that was accepted, defaulted and typed.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,9 @@ pub struct Intent {
     /// Whose address the targets see.
     #[serde(default, skip_serializing_if = "is_default")]
     pub source_nat: SourceNatMode,
+    /// What becomes of open TCP connections to a removed target.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_target_removed: OnTargetRemoved,
 }
 
 /// One listened port or range of an intent.

@@ -30,6 +30,6 @@ pub use gateway_pool::{
 };
 pub use intent::{Intent, IntentPort, IntentTarget};
 pub use port_forward::{
-    ForwardPort, PortForward, PortForwardSpec, PortForwardStatus, Protocol, Source, SourceNat, SourceNatMode, Sources,
-    Target,
+    ForwardPort, Lifecycle, OnTargetRemoved, PortForward, PortForwardSpec, PortForwardStatus, Protocol, Source,
+    SourceNat, SourceNatMode, Sources, Target,
 };

@@ -24,7 +24,7 @@ pub const OPERATOR_NAME: &str = "sallyport-operator";
 pub const AGENT_LEASE_PREFIX: &str = "sallyport-agent-";
 /// Seconds after which an agent whose `Lease` was not renewed counts as silent. Renewed four times as often.
 pub const AGENT_LEASE_SECONDS: i32 = 40;
-/// Characters of a uid that stand for it in `failed` of an observed slice.
+/// Characters of a uid that stand for it in the status of a `GatewayNode`.
 pub const UID_PREFIX: usize = 13;
 
 /// Every iptables chain of ours starts so; no other chain is ever changed, apart from our jumps in the built-in ones.
@@ -55,6 +55,8 @@ pub const MAX_SHIFTED_RANGE: usize = 256;
 pub const MAX_RULES_PER_FORWARD: usize = 1024;
 /// Forwards in one slice.
 pub const MAX_SLICE_FORWARDS: usize = 200;
+/// Forwards in `draining` of one node.
+pub const MAX_DRAINING: usize = 100;
 /// Bytes of one slice, as JSON.
 pub const MAX_SLICE_BYTES: usize = 256 * 1024;
 /// What every name in a spec must look like: an RFC 1123 label. Its length is bounded beside the pattern.

@@ -115,6 +115,9 @@ pub struct PortForwardSpec {
     /// Whose address the targets see.
     #[serde(default, rename = "sourceNAT")]
     pub source_nat: SourceNat,
+    /// What becomes of open connections when the forward changes.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
 }
 
 fn default_pool() -> String {
@@ -248,6 +251,27 @@ impl fmt::Display for SourceNatMode {
     }
 }
 
+/// What becomes of open connections when a forward changes.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Lifecycle {
+    /// What becomes of the open TCP connections to a target that is taken out of `targets`. `Drain`, the default: they go
+    /// on until they end by themselves. `Sever`: they are ended. UDP flows leave a removed target at once in both cases. A
+    /// target of weight 0 keeps all its connections in both cases.
+    #[serde(default)]
+    pub on_target_removed: OnTargetRemoved,
+}
+
+/// What becomes of the open TCP connections to a removed target.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OnTargetRemoved {
+    /// They go on until they end by themselves.
+    #[default]
+    Drain,
+    /// They are ended.
+    Sever,
+}
+
 /// What became of a `PortForward`. Written by the operator only.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -280,7 +304,7 @@ pub struct PortForwardStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_ADDRESSES))]
     pub source_addresses: Vec<AddressValue>,
-    /// How many targets there are.
+    /// How many targets there are, and how many connections are left to those on their way out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<TargetCounts>,
     /// The same in short strings, for the columns of `kubectl get`.
@@ -322,6 +346,16 @@ pub struct TargetCounts {
     /// Targets in the intent.
     #[schemars(range(min = 0))]
     pub total: i32,
+    /// Open connections, over all gateway nodes, to targets that take no new ones: those that were removed, and those of
+    /// weight 0. Counted every few seconds while there are any; absent when there are none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub draining: i32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// What the columns of `kubectl get` show, since a column cannot compute.

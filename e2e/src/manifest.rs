@@ -87,6 +87,8 @@ pub struct Forward {
     pub addresses: Vec<String>,
     /// `Masquerade` or `Preserve`.
     pub source_nat: &'static str,
+    /// `Drain` or `Sever`.
+    pub on_target_removed: &'static str,
 }
 
 impl Forward {
@@ -104,6 +106,7 @@ impl Forward {
             targets: vec![(target.to_owned(), 1)],
             addresses: Vec::new(),
             source_nat: "Masquerade",
+            on_target_removed: "Drain",
         }
     }
 
@@ -138,13 +141,19 @@ impl Forward {
              \x20 ports: [ {{ {port} }} ]\n\
              \x20 sources: {{ allow: [{allow}], deny: [{deny}] }}\n\
              \x20 targets: [ {targets} ]\n\
-             \x20 sourceNAT: {{ mode: {mode} }}\n",
+             \x20 sourceNAT: {{ mode: {mode} }}\n\
+             {lifecycle}",
             name = self.name,
             addresses = self.addresses.iter().map(|ip| format!("'{ip}'")).collect::<Vec<_>>().join(", "),
             allow = cidrs(&self.allow),
             deny = cidrs(&self.deny),
             targets = targets.join(", "),
             mode = self.source_nat,
+            lifecycle = match self.on_target_removed {
+                // The default, so it is left to the program.
+                "Drain" => String::new(),
+                other => format!("\x20 lifecycle: {{ onTargetRemoved: {other} }}\n"),
+            },
         )
     }
 }

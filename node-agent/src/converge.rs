@@ -4,6 +4,7 @@
 
 use std::error::Error as StdError;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sallyport_api::gateway_pool::IpForward;
@@ -17,6 +18,7 @@ use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::plan::{Batch, plan};
 
+use crate::connections::{Connections, Draining};
 use crate::state::{Host, Intents, StateDir};
 use crate::sysctl::{self, Sysctl};
 
@@ -82,8 +84,7 @@ pub struct Converger<E> {
     /// `None` where no kernel is involved.
     sysctl: Option<Sysctl>,
     installed: Option<InstalledRuleset>,
-    /// Whether connections were looked at since the rules last changed.
-    settled: bool,
+    connections: Connections,
     /// Whether what was absent before us has been noted.
     remembered: bool,
     moves: Vec<Instant>,
@@ -92,13 +93,20 @@ pub struct Converger<E> {
 impl<E: Engine> Converger<E> {
     /// Knows nothing of the kernel yet.
     pub fn new(engine: E, sysctl: Option<Sysctl>) -> Self {
-        Self { engine, sysctl, installed: None, settled: false, remembered: false, moves: Vec::new() }
+        Self {
+            engine,
+            sysctl,
+            installed: None,
+            connections: Connections::default(),
+            remembered: false,
+            moves: Vec::new(),
+        }
     }
 
     /// Makes the kernel equal to `intents` and reads it back.
     pub async fn converge(
         &mut self,
-        intents: &Intents,
+        intents: &Rc<Intents>,
         local: &[LocalAddress],
         state: &StateDir,
     ) -> Result<Report, Error> {
@@ -122,16 +130,17 @@ impl<E: Engine> Converger<E> {
             self.remember_absent(state)?;
             // Whatever comes of it, what was observed is no longer known to be true.
             self.installed = None;
-            self.settled = false;
+            self.connections.unsettle();
             self.engine.apply(&batch).await?;
         }
         report.digest = self.installed.as_ref().map(InstalledRuleset::digest).unwrap_or_default();
         report.changed = written.into_iter().next();
 
-        let allowed = Allowed::new(&compiled, &forwards);
-        if !self.settled {
-            report.ended = self.end_connections(&allowed)?;
-            self.settled = true;
+        // An intent may say something else about connections while its rules stay as they are.
+        if !self.connections.is_settled(intents, &compiled.failures) {
+            let allowed = Allowed::new(&compiled, &forwards);
+            let conntrack = self.engine.conntrack()?;
+            report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &compiled.failures)?;
         }
         // Last, so that trouble with it keeps no rule and no connection alive that has to go.
         report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, &compiled, state)?;
@@ -183,6 +192,20 @@ impl<E: Engine> Converger<E> {
             }
         }
         Ok(false)
+    }
+
+    /// The connections that are left to end by themselves.
+    pub fn draining(&self) -> &Draining {
+        self.connections.draining()
+    }
+
+    /// Counts them again when it is time to; whether it did.
+    pub fn recount(&mut self) -> Result<bool, Error> {
+        let due = self.connections.is_recount_due();
+        if due && let Some(conntrack) = self.engine.conntrack()? {
+            self.connections.recount(&conntrack)?;
+        }
+        Ok(due)
     }
 
     /// What the kernel holds: known from the last look if nothing moved since.
@@ -276,21 +299,6 @@ impl<E: Engine> Converger<E> {
         }
         self.remembered = true;
         Ok(())
-    }
-
-    /// Ends our connections that are not allowed any more, and UDP flows that began before the rules they should go by.
-    fn end_connections(&self, allowed: &Allowed<'_>) -> Result<usize, Error> {
-        let Some(conntrack) = self.engine.conntrack()? else { return Ok(0) };
-        let mut doomed = conntrack.ours(MARK_OURS, MARK_OURS)?;
-        doomed.retain(|flow| allowed.forbids(flow));
-        if allowed.any_udp() {
-            doomed.extend(conntrack.udp()?.into_iter().filter(|flow| allowed.bypasses(flow)));
-        }
-        let mut ended = 0;
-        for flow in &doomed {
-            ended += usize::from(conntrack.delete(flow)?);
-        }
-        Ok(ended)
     }
 }
 

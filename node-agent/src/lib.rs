@@ -9,6 +9,7 @@ pub mod addresses;
 pub mod args;
 pub mod backend;
 pub mod cleanup;
+pub mod connections;
 pub mod converge;
 pub mod manifest;
 pub mod masquerade;

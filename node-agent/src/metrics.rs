@@ -24,6 +24,7 @@ pub struct Metrics {
     drift_repaired: Counter,
     forwards: Gauge,
     failures: Gauge,
+    draining: Gauge,
     verified: Gauge<i64, AtomicI64>,
     not_ready: Arc<Mutex<Option<String>>>,
 }
@@ -67,6 +68,11 @@ impl Metrics {
         *self.not_ready.lock().unwrap_or_else(PoisonError::into_inner) = not_ready;
     }
 
+    /// Takes in how many connections are left to end by themselves.
+    pub fn draining(&self, connections: usize) {
+        self.draining.set(i64::try_from(connections).unwrap_or(i64::MAX));
+    }
+
     fn ready(&self) -> Result<(), String> {
         self.not_ready.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
@@ -82,6 +88,11 @@ impl Metrics {
         registry.register("passes", "Passes over the kernel, by result", self.passes.clone());
         registry.register("forwards_programmed", "Forwards that the kernel was read back with", self.forwards.clone());
         registry.register("forwards_failed", "Forwards that this node cannot carry", self.failures.clone());
+        registry.register(
+            "connections_draining",
+            "Open connections to targets that take no new ones: removed, or of weight 0",
+            self.draining.clone(),
+        );
         registry.register(
             "last_verified_timestamp_seconds",
             "When the kernel was last read back equal after a pass",
@@ -109,6 +120,8 @@ mod tests {
         metrics.passed(&wanted, true, &Ok(Report { changed: Some("nat".to_owned()), ..Report::default() }));
         assert_eq!(metrics.ready(), Ok(()));
 
+        metrics.draining(7);
+
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &metrics.registry()).unwrap();
         for line in [
@@ -117,6 +130,7 @@ mod tests {
             "sallyport_agent_drift_repaired_total 1",
             "sallyport_agent_forwards_programmed 1",
             "sallyport_agent_forwards_failed 0",
+            "sallyport_agent_connections_draining 7",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

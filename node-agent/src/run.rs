@@ -23,6 +23,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::args::{HostArgs, RunArgs};
 use crate::backend::{self, Backend};
+use crate::connections::Draining;
 use crate::converge::{Converger, Error, Report, chain_of};
 use crate::metrics::Metrics;
 use crate::source::cluster::Cluster;
@@ -101,6 +102,7 @@ struct Agent<'a, S, E> {
     /// The other variant of iptables, in which an earlier run may have left rules.
     abandoned: Option<Variant>,
     failures: Vec<Failure>,
+    draining: Draining,
     retry: Retry,
     /// What the last pass could not do, told when it changes.
     error: Option<String>,
@@ -123,6 +125,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             metrics,
             abandoned: None,
             failures: Vec::new(),
+            draining: Draining::new(),
             retry,
             error: None,
         }
@@ -177,13 +180,32 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             return;
         }
         match self.converger.moved().await {
-            Ok(false) => {}
+            Ok(false) => match self.converger.recount() {
+                Ok(false) => {}
+                Ok(true) => self.tell_draining(),
+                Err(error) => tracing::debug!(error = chain_of(&error), "cannot count connections"),
+            },
             Ok(true) => self.pass(intents, "drift").await,
             Err(error) => {
                 tracing::warn!(error = chain_of(&error), "cannot look for drift");
                 self.retry.later();
             }
         }
+    }
+
+    /// Hands on how many connections are left to end by themselves, and logs when the first is and the last was.
+    fn tell_draining(&mut self) {
+        let draining = self.converger.draining();
+        let (before, connections): (usize, usize) = (self.draining.values().sum(), draining.values().sum());
+        match (before, connections) {
+            (0, 0) => {}
+            (0, _) => tracing::info!(connections, "open connections go on to targets that take no new ones"),
+            (_, 0) => tracing::info!("the last connection to a target that takes no new ones has ended"),
+            _ => {}
+        }
+        self.metrics.draining(connections);
+        self.source.draining(draining);
+        self.draining.clone_from(draining);
     }
 
     async fn once(&mut self, intents: Option<&Rc<Intents>>) -> bool {
@@ -210,6 +232,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     async fn pass(&mut self, intents: &Rc<Intents>, cause: &'static str) {
         let outcome = self.try_pass(intents).await;
         let drift = cause == "drift";
+        self.tell_draining();
         self.source.passed(&Pass { intents, drift, outcome: outcome.as_ref(), backend: self.backend });
         self.metrics.passed(intents, drift, &outcome);
         match outcome {

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_ruleset::compile::Failure;
 
+use crate::connections::Draining;
 use crate::converge::{Error, Report};
 use crate::source::host::ThisHost;
 use crate::state::Intents;
@@ -51,6 +52,9 @@ pub trait Source {
     fn locate(&self, failure: &Failure) -> String {
         describe(failure)
     }
+
+    /// Hears how many connections are left to end by themselves: with every pass, and when they were counted again.
+    fn draining(&mut self, _draining: &Draining) {}
 
     /// Hears of a pass that has ended.
     fn passed(&mut self, _pass: &Pass<'_>) {}

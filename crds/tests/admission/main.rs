@@ -133,6 +133,7 @@ fn full_forward() -> Value {
                 { "name": "db2", "ip": "fd00::79", "weight": 0 },
             ],
             "sourceNAT": { "mode": "Preserve" },
+            "lifecycle": { "onTargetRemoved": "Sever" },
         },
     })
 }

@@ -49,6 +49,7 @@ fn numbers_and_words_out_of_bounds_are_refused() {
             ["-1 is less than the minimum of 0", { "/spec/targets/0/weight": -1 }],
             ["1001 is greater than the maximum of 1000", { "/spec/targets/0/weight": 1001 }],
             ["\"None\" is not one of", { "/spec/sourceNAT": { "mode": "None" } }],
+            ["\"Keep\" is not one of", { "/spec/lifecycle": { "onTargetRemoved": "Keep" } }],
         ]),
     );
     assert_accepted(
@@ -59,6 +60,7 @@ fn numbers_and_words_out_of_bounds_are_refused() {
             { "/spec/targets/0/weight": 0 },
             { "/spec/targets/0/weight": 1000 },
             { "/spec/sourceNAT": {} },
+            { "/spec/lifecycle": {} },
         ]),
     );
 }

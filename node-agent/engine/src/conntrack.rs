@@ -8,8 +8,8 @@ use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, Nla, parse_u16_be, parse_u32_be,
 };
 use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, ProtoTuple, Protocol, Status,
-    Tuple as TupleAttribute,
+    ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,
+    Status, Tuple as TupleAttribute,
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -27,6 +27,10 @@ const CTA_TUPLE_ZONE: u16 = 3;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 /// "The protocol number of the tuple must be equal" (`net/netfilter/nf_internals.h`).
 const FILTER_PROTOCOL: u32 = 1 << 3;
+
+// include/uapi/linux/netfilter/nf_conntrack_tcp.h
+const TIME_WAIT: u8 = 7;
+const CLOSE: u8 = 8;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -158,7 +162,7 @@ fn tuple_attributes(protocol: u8, tuple: &Tuple) -> Vec<TupleAttribute> {
 /// A TCP or UDP entry as a flow, `None` for every other protocol.
 fn decode(attributes: &[ConntrackAttribute]) -> Result<Option<Flow>, DecodeError> {
     let (mut original, mut reply, mut id) = (None, None, None);
-    let (mut mark, mut zone, mut dnat) = (0, 0, false);
+    let (mut mark, mut zone, mut dnat, mut is_over) = (0, 0, false, false);
     for attribute in attributes {
         match attribute {
             ConntrackAttribute::CtaTupleOrig(parts) => {
@@ -172,6 +176,7 @@ fn decode(attributes: &[ConntrackAttribute]) -> Result<Option<Flow>, DecodeError
             ConntrackAttribute::CtaTupleReply(parts) => reply = decode_tuple(parts)?,
             ConntrackAttribute::CtaStatus(status) => dnat = status.contains(Status::DstNat),
             ConntrackAttribute::CtaMark(value) => mark = *value,
+            ConntrackAttribute::CtaProtoInfo(infos) => is_over = infos.iter().any(is_closed),
             ConntrackAttribute::Other(nla) if nla.kind() == CTA_ID => {
                 id = Some(parse_u32_be(&value(nla))?);
             }
@@ -183,10 +188,15 @@ fn decode(attributes: &[ConntrackAttribute]) -> Result<Option<Flow>, DecodeError
     }
     match (original, reply, id) {
         (Some((protocol, original)), Some((_, reply)), Some(id)) => {
-            Ok(Some(Flow { protocol, original, reply, mark, dnat, id, zone }))
+            Ok(Some(Flow { protocol, original, reply, mark, dnat, id, zone, is_over }))
         }
         _ => Err(DecodeError::from("entry without tuples or id")),
     }
+}
+
+fn is_closed(info: &ProtoInfo) -> bool {
+    let ProtoInfo::TCP(parts) = info else { return false };
+    parts.iter().any(|part| matches!(part, ProtoInfoTCP::State(TIME_WAIT | CLOSE)))
 }
 
 /// Protocol and endpoints of one direction, `None` when it is neither TCP nor UDP.

@@ -42,7 +42,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
              --dst-nat 10.30.2.20:3307 --src-nat 10.30.1.78:41000",
         );
         insert(
-            "-p tcp --state ESTABLISHED -u SEEN_REPLY -m 0x1000 -w 9 \
+            "-p tcp --state TIME_WAIT -u SEEN_REPLY -m 0x1000 -w 9 \
              -s 2001:db8::10 -d 2001:db8:1::78 --sport 40001 --dport 3306 \
              -r 2001:db8:1::78 -q 2001:db8::10 --reply-port-src 3306 --reply-port-dst 40001",
         );
@@ -69,6 +69,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
                 dnat: true,
                 id: ours[0].id,
                 zone: 0,
+                is_over: false,
             },
             Flow {
                 protocol: 6,
@@ -78,6 +79,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
                 dnat: false,
                 id: ours[1].id,
                 zone: 9,
+                is_over: true,
             },
             Flow {
                 protocol: 17,
@@ -87,6 +89,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
                 dnat: true,
                 id: ours[2].id,
                 zone: 0,
+                is_over: false,
             },
             Flow {
                 protocol: 17,
@@ -96,6 +99,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
                 dnat: true,
                 id: ours[3].id,
                 zone: 0,
+                is_over: false,
             },
         ];
         assert_eq!(ours, expected);

@@ -65,7 +65,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use sallyport_api::intent::{IntentPort, IntentTarget};
-    use sallyport_api::{Protocol, SourceNatMode};
+    use sallyport_api::{OnTargetRemoved, Protocol, SourceNatMode};
 
     use super::*;
 
@@ -77,6 +77,7 @@ mod tests {
             deny: Vec::new(),
             targets: vec![IntentTarget { ip: "10.30.1.79".parse().unwrap(), weight: 1 }],
             source_nat: SourceNatMode::Masquerade,
+            on_target_removed: OnTargetRemoved::Drain,
         }
     }
 
@@ -93,7 +94,7 @@ mod tests {
 
     #[test]
     fn every_field_of_an_intent_is_in_its_hash() {
-        let changes: [fn(&mut Intent); 8] = [
+        let changes: [fn(&mut Intent); 9] = [
             |intent| intent.addresses.push("10.30.1.78".parse().unwrap()),
             |intent| intent.ports[0].port = 3305,
             |intent| intent.ports[0].end_port = 3307,
@@ -102,6 +103,7 @@ mod tests {
             |intent| intent.deny.push("10.30.1.81/32".parse().unwrap()),
             |intent| intent.targets[0].weight = 2,
             |intent| intent.source_nat = SourceNatMode::Preserve,
+            |intent| intent.on_target_removed = OnTargetRemoved::Sever,
         ];
         let mut hashes: Vec<String> = changes
             .iter()

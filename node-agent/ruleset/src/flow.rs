@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use sallyport_api::Protocol;
 use sallyport_api::forward_slice::SliceForward;
-use sallyport_api::intent::{Intent, IntentPort};
+use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::MARK_OURS;
+use sallyport_api::{OnTargetRemoved, Protocol};
 
 use crate::compile::Compiled;
 
@@ -39,6 +39,8 @@ pub struct Flow {
     pub id: u32,
     /// Conntrack zone (`CTA_ZONE`), 0 unless somebody set one.
     pub zone: u16,
+    /// Whether it is a TCP connection that has ended and that the kernel only remembers (`TIME_WAIT`, `CLOSE`).
+    pub is_over: bool,
 }
 
 impl Flow {
@@ -96,15 +98,29 @@ impl<'a> Allowed<'a> {
         admitted.then_some((*range, *forward))
     }
 
-    /// Whether this flow, which is ours, has to end: its forward is gone or no longer admits the client, or it is UDP
-    /// and its target is gone. A TCP connection to a removed target is let finish.
+    /// Whether this flow, which is ours, has to end: its forward is gone or no longer admits the client, or its target is
+    /// gone. A TCP connection to a removed target is let finish unless its forward says `Sever`.
     #[must_use]
     pub fn forbids(&self, flow: &Flow) -> bool {
         if !flow.is_ours() {
             return false;
         }
         let Some((range, forward)) = self.find(flow) else { return true };
-        flow.protocol() == Some(Protocol::Udp) && !delivers(&forward.intent, range, flow)
+        let severed =
+            flow.protocol() == Some(Protocol::Udp) || forward.intent.on_target_removed == OnTargetRemoved::Sever;
+        severed && delivered_to(&forward.intent, range, flow).is_none()
+    }
+
+    /// The forward of this flow, if the flow is ours, may go on, and would not go where it goes if it began now: its
+    /// target was removed, or has weight 0.
+    #[must_use]
+    pub fn drains(&self, flow: &Flow) -> Option<&'a SliceForward> {
+        if !flow.is_ours() || flow.is_over || self.forbids(flow) {
+            return None;
+        }
+        let (range, forward) = self.find(flow)?;
+        let takes_new = delivered_to(&forward.intent, range, flow).is_some_and(|target| target.weight > 0);
+        (!takes_new).then_some(forward)
     }
 
     /// Whether any forward takes UDP.
@@ -125,10 +141,11 @@ fn admits(intent: &Intent, client: IpAddr) -> bool {
     intent.allow.iter().any(|net| net.contains(&client)) && !intent.deny.iter().any(|net| net.contains(&client))
 }
 
-fn delivers(intent: &Intent, range: IntentPort, flow: &Flow) -> bool {
+/// The target of the intent that a flow goes to, if it goes to the right port of one.
+fn delivered_to<'a>(intent: &'a Intent, range: IntentPort, flow: &Flow) -> Option<&'a IntentTarget> {
     let server = flow.reply.src;
     let offset = flow.original.dst.port() - range.port;
-    intent.targets.iter().any(|target| target.ip == server.ip()) && server.port() == range.target_port + offset
+    intent.targets.iter().find(|target| target.ip == server.ip() && server.port() == range.target_port + offset)
 }
 
 #[cfg(test)]

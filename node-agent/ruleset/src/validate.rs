@@ -72,7 +72,15 @@ pub fn validate(spec: &PortForwardSpec) -> Result<Intent, Vec<Problem>> {
     let deny = sources(&mut problems, "spec.sources.deny", &spec.sources.deny);
     let targets = targets(&mut problems, &spec.targets);
     if problems.0.is_empty() {
-        let intent = Intent { addresses, ports, allow, deny, targets, source_nat: spec.source_nat.mode };
+        let intent = Intent {
+            addresses,
+            ports,
+            allow,
+            deny,
+            targets,
+            source_nat: spec.source_nat.mode,
+            on_target_removed: spec.lifecycle.on_target_removed,
+        };
         families(&mut problems, &intent);
         denied_altogether(&mut problems, &intent);
         rule_count(&mut problems, &intent);

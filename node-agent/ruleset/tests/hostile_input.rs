@@ -10,7 +10,7 @@ use proptest::sample::Index;
 use regex::RegexSet;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
-use sallyport_api::port_forward::{Protocol, SourceNatMode};
+use sallyport_api::port_forward::{OnTargetRemoved, Protocol, SourceNatMode};
 use sallyport_ruleset::compile::{Compiled, compile};
 use sallyport_ruleset::decide::Verdict;
 use sallyport_ruleset::digest::{intent_hash, short_id};
@@ -162,6 +162,7 @@ proptest! {
                 weight: *weight,
             }).collect(),
             source_nat: if preserve { SourceNatMode::Preserve } else { SourceNatMode::Masquerade },
+            on_target_removed: OnTargetRemoved::default(),
         };
         let hash = if honest_hash { intent_hash(&intent) } else { "v1:0".into() };
         let scene = scene(&[], &LISTEN);

@@ -244,6 +244,7 @@ fn as_ours(connection: &Connection) -> Flow {
         dnat: true,
         id: 1,
         zone: 0,
+        is_over: false,
     }
 }
 

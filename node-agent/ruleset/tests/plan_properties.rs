@@ -275,6 +275,7 @@ proptest! {
             addresses: Vec::new(),
             pool: "default".into(),
             source_nat: sallyport_api::SourceNat::default(),
+            lifecycle: sallyport_api::Lifecycle::default(),
         };
         let mut specs: Vec<_> = (0..ports).map(|index| forward(index, "10.30.1.79")).collect();
         let mut hosts = hosts();

@@ -11,7 +11,7 @@ use proptest::sample::Index;
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
-use sallyport_api::port_forward::{PortForwardSpec, Protocol, SourceNatMode};
+use sallyport_api::port_forward::{OnTargetRemoved, PortForwardSpec, Protocol, SourceNatMode};
 use sallyport_ruleset::compile::compile;
 use sallyport_ruleset::decide::{Decision, Forward, Verdict};
 use sallyport_ruleset::digest::intent_hash;
@@ -249,6 +249,7 @@ fn bulky(number: usize, sources: u8) -> SliceForward {
         allow,
         targets: vec![IntentTarget { ip: [10, 30, 1, 79].into(), weight: 1 }],
         source_nat: SourceNatMode::Masquerade,
+        on_target_removed: OnTargetRemoved::default(),
     };
     SliceForward {
         uid: format!("uid-{number}"),

@@ -1,5 +1,7 @@
 //! A kernel of tests: holds what is applied, lets others meddle, and can refuse.
 
+use std::cell::Cell;
+
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::Place;
@@ -27,6 +29,8 @@ pub(crate) struct Kernel {
     pub(crate) before_apply: Option<Box<dyn Fn()>>,
     /// Fails the next that many readings, and changes.
     pub(crate) failures: (usize, usize),
+    /// Times that connections were looked at.
+    pub(crate) looked: Cell<usize>,
     /// Whether connections can be listed.
     pub(crate) blind: bool,
     /// What it says does not exist.
@@ -93,6 +97,7 @@ impl Engine for Kernel {
     }
 
     fn conntrack(&self) -> Result<Option<Conntrack>, Error> {
+        self.looked.update(|looked| looked + 1);
         if self.blind {
             refuse(&mut 1)?;
         }

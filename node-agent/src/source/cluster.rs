@@ -35,6 +35,7 @@ use sallyport_api::names::POOL_LABEL;
 use serde::Deserialize as _;
 use serde_json::Value;
 
+use crate::connections::Draining;
 use crate::converge::chain_of;
 use crate::masquerade;
 use crate::source::cluster::knowledge::Knowledge;
@@ -77,6 +78,7 @@ pub struct Cluster {
     backend: Option<FirewallBackend>,
     last_drift: Option<Drift>,
     routes: Option<Routes>,
+    draining: Draining,
     reported: Option<GatewayNodeStatus>,
     writer: StatusWriter,
     /// What the watches last failed with, told when it changes.
@@ -131,6 +133,7 @@ impl Cluster {
             backend: None,
             last_drift: None,
             routes: None,
+            draining: Draining::new(),
             reported: None,
             writer: StatusWriter::start(nodes, node.to_owned()),
             silent: None,
@@ -257,6 +260,7 @@ impl Cluster {
             outcome: &outcome,
             backend: self.backend,
             source_addresses: self.routes.as_ref().map_or(&[], |routes| &routes.sources),
+            draining: &self.draining,
             last_drift: self.last_drift.as_ref(),
             generation: self.generation,
             now: &now,
@@ -338,6 +342,11 @@ impl Source for Cluster {
         );
         problems.sort();
         problems
+    }
+
+    fn draining(&mut self, draining: &Draining) {
+        self.fresh |= self.draining != *draining;
+        self.draining.clone_from(draining);
     }
 
     fn passed(&mut self, pass: &Pass<'_>) {

@@ -12,7 +12,7 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
 use sallyport_api::names::FINALIZER;
-use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source, SourceNat, Sources, Target};
+use sallyport_api::port_forward::{ForwardPort, Lifecycle, PortForwardSpec, Source, SourceNat, Sources, Target};
 use sallyport_ruleset::decide::{Forward, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts};
 use sallyport_ruleset::digest::slice_hash;
 use sallyport_ruleset::validate::Problem;
@@ -227,6 +227,7 @@ fn spec_of(pool: &str, intent: &Intent) -> PortForwardSpec {
         sources: Sources { allow: cidrs(&intent.allow), deny: cidrs(&intent.deny) },
         targets: targets.collect(),
         source_nat: SourceNat { mode: intent.source_nat },
+        lifecycle: Lifecycle { on_target_removed: intent.on_target_removed },
     }
 }
 

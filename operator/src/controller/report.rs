@@ -22,7 +22,7 @@ use crate::controller::status::{Gateway, Subject, forward_status};
 use crate::controller::vital::Vital;
 use crate::metrics::Metrics;
 
-/// Time between two reports that differ only in how many nodes are done.
+/// Time between two reports that differ only in how many nodes are done, or how many connections drain.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// Time before it is told that a forward is on its way. Most have arrived by then, and one report will do.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
@@ -30,7 +30,7 @@ const ON_ITS_WAY: Duration = Duration::from_millis(500);
 /// Remembers what was reported when.
 #[derive(Debug, Default)]
 pub struct Reporter {
-    /// Forwards that are on their way into the kernels, and when that was last written, or first seen.
+    /// Forwards that are on their way, and when that was last written, or first seen.
     progress: BTreeMap<ForwardRef, Instant>,
     next_look: Option<Instant>,
 }
@@ -146,10 +146,15 @@ fn word(status: &PortForwardStatus, about: ConditionType) -> (String, String) {
         .unwrap_or_default()
 }
 
-/// How long it can wait to be told that an accepted form is on its way, or how far it is; `None` for anything else.
+/// How long it can wait to be told that an accepted form is on its way, how far it is, or how many connections are left
+/// to drain; `None` for anything else.
 ///
 /// The status before it speaks of another generation or says the same, so meanwhile it claims nothing that is not so.
 fn may_wait(old: &PortForwardStatus, new: &PortForwardStatus) -> Option<Duration> {
+    let total = |status: &PortForwardStatus| status.targets.map(|targets| targets.total);
+    if total(old) == total(new) && (PortForwardStatus { targets: new.targets, ..old.clone() }) == *new {
+        return Some(PROGRESS);
+    }
     let pending = |status: &PortForwardStatus| word(status, ConditionType::Programmed).1 == Reason::Pending.as_str();
     if !pending(new) || word(new, ConditionType::Accepted).0 != "True" {
         return None;

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use sallyport_api::condition::upsert;
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
-use sallyport_api::names::MAX_ADDRESSES;
+use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
 use sallyport_api::port_forward::{
     AddressValue, NodeCounts, PortForwardSpec, PortForwardStatus, Summary, TargetCounts,
 };
@@ -205,7 +205,8 @@ pub fn forward_status(
         Some(spec) => (listening(spec, gateways), leaving_from(spec, gateways)),
         None => (Vec::new(), Vec::new()),
     };
-    status.targets = subject.spec.map(|spec| TargetCounts { total: count(spec.targets.len()) });
+    let draining = draining(subject.uid, gateways);
+    status.targets = subject.spec.map(|spec| TargetCounts { total: count(spec.targets.len()), draining });
     status.summary = subject.spec.map(|spec| summary(spec, &progress.counts, want));
     status
 }
@@ -292,6 +293,13 @@ fn leaving_from(spec: &PortForwardSpec, gateways: &[Gateway<'_>]) -> Vec<Address
     let families = families(spec);
     let all = gateways.iter().filter_map(Gateway::report).flat_map(|report| &report.source_addresses);
     first(all.map(|address| address.value).filter(|ip| families.contains(&Family::of(*ip))))
+}
+
+/// Connections of a forward that are left to end by themselves, over all gateways.
+fn draining(uid: &str, gateways: &[Gateway<'_>]) -> i32 {
+    let prefix = uid.get(..UID_PREFIX).unwrap_or(uid);
+    let listed = gateways.iter().filter_map(Gateway::report).flat_map(|report| &report.draining);
+    listed.filter(|listed| listed.uid == prefix).fold(0, |sum: i32, listed| sum.saturating_add(listed.connections))
 }
 
 /// The first addresses, sorted, each once.

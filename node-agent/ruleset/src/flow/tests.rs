@@ -36,6 +36,7 @@ fn forward() -> SliceForward {
                 .map(|(text, weight)| IntentTarget { ip: ip(text), weight })
                 .into(),
             source_nat: sallyport_api::SourceNatMode::Masquerade,
+            on_target_removed: OnTargetRemoved::Drain,
         },
     }
 }
@@ -56,13 +57,15 @@ fn flow(protocol: u8, client: &str, listen: &str, server: &str) -> Flow {
         dnat: true,
         id: 7,
         zone: 0,
+        is_over: false,
     }
 }
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// What becomes of a flow of ours: its protocol, client, listen address and server, and what it is.
+/// What becomes of a flow of ours when its target's removal drains, and when it severs: its protocol, client, listen
+/// address and server, and what it is.
 const FATES: &str = "\
 kept   6   10.30.1.80   10.30.1.78:3306     10.30.1.79:3306     as declared
 kept   17  10.30.1.80   10.30.1.78:3306     10.30.1.79:3306     as declared
@@ -72,10 +75,13 @@ kept   17  10.30.1.80   10.30.1.78:8009     10.30.1.79:9009     last of a shifte
 ended  6   10.30.1.80   10.30.1.78:7999     10.30.1.79:8999     below the range
 ended  6   10.30.1.80   10.30.1.78:8010     10.30.1.79:9010     above the range
 ended  17  10.30.1.80   10.30.1.78:8001     10.30.1.79:9000     another port of the target
-kept   6   10.30.1.80   10.30.1.78:8001     10.30.1.79:9000     another port of the target, TCP
-kept   17  10.30.1.80   10.30.1.78:3306     10.30.1.81:3306     a target on its way out
+severs 6   10.30.1.80   10.30.1.78:8001     10.30.1.79:9000     another port of the target, TCP
+drains 17  10.30.1.80   10.30.1.78:3306     10.30.1.81:3306     a target of weight 0
+drains 6   10.30.1.80   10.30.1.78:3306     10.30.1.81:3306     a target of weight 0, TCP
 ended  17  10.30.1.80   10.30.1.78:3306     10.30.1.82:3306     a target that is gone
-kept   6   10.30.1.80   10.30.1.78:3306     10.30.1.82:3306     a target that is gone, TCP
+severs 6   10.30.1.80   10.30.1.78:3306     10.30.1.82:3306     a target that is gone, TCP
+severs 6   fd00:30::80  [fd00:30::78]:3306  [fd00:30::82]:3306  a target that is gone, TCP
+ended  17  fd00:30::80  [fd00:30::78]:3306  [fd00:30::82]:3306  a target that is gone
 ended  6   10.30.1.66   10.30.1.78:3306     10.30.1.79:3306     a denied client
 ended  6   10.30.2.0    10.30.1.78:3306     10.30.1.79:3306     a client beyond the block
 ended  6   10.30.1.80   10.30.1.77:3306     10.30.1.79:3306     another listen address
@@ -84,12 +90,23 @@ ended  132 10.30.1.80   10.30.1.78:3306     10.30.1.79:3306     another protocol
 
 #[test]
 fn a_flow_ends_with_what_allowed_it() {
-    let (compiled, forward) = (compiled(), forward());
-    let allowed = Allowed::new(&compiled, &[&forward]);
-    for row in FATES.lines() {
-        let words: Vec<&str> = row.split_whitespace().collect();
-        let flow = flow(words[1].parse().unwrap(), words[2], words[3], words[4]);
-        assert_eq!(allowed.forbids(&flow), words[0] == "ended", "{row}");
+    let compiled = compiled();
+    for on_target_removed in [OnTargetRemoved::Drain, OnTargetRemoved::Sever] {
+        let mut forward = forward();
+        forward.intent.on_target_removed = on_target_removed;
+        let allowed = Allowed::new(&compiled, &[&forward]);
+        for row in FATES.lines() {
+            let words: Vec<&str> = row.split_whitespace().collect();
+            let flow = flow(words[1].parse().unwrap(), words[2], words[3], words[4]);
+            let fate = match words[0] {
+                "severs" if on_target_removed == OnTargetRemoved::Sever => "ended",
+                "severs" => "drains",
+                other => other,
+            };
+            assert_eq!(allowed.forbids(&flow), fate == "ended", "{on_target_removed:?}: {row}");
+            let drained = allowed.drains(&flow).map(|forward| forward.uid.as_str());
+            assert_eq!(drained, (fate == "drains").then_some("uid"), "{on_target_removed:?}: {row}");
+        }
     }
 }
 
@@ -106,7 +123,7 @@ fn flows_of_others_are_left_alone() {
         Flow { dnat: false, ..ours },
     ];
     for other in others {
-        assert!(!allowed.forbids(&other), "{other:?}");
+        assert!(!allowed.forbids(&other) && allowed.drains(&other).is_none(), "{other:?}");
     }
     assert!(allowed.forbids(&Flow { mark: ours.mark | 0x4000, ..ours }), "foreign bits beside ours");
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::port_forward::{
-    ForwardPort, PortForwardSpec, Protocol, Source, SourceNat, SourceNatMode, Sources, Target,
+    ForwardPort, Lifecycle, PortForwardSpec, Protocol, Source, SourceNat, SourceNatMode, Sources, Target,
 };
 use sallyport_ruleset::decide::Forward;
 
@@ -112,6 +112,7 @@ pub fn spec() -> impl Strategy<Value = PortForwardSpec> {
                 source_nat: SourceNat {
                     mode: if preserve { SourceNatMode::Preserve } else { SourceNatMode::Masquerade },
                 },
+                lifecycle: Lifecycle::default(),
             }
         })
 }

@@ -7,14 +7,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::condition::{ConditionType, Reason, upsert};
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_node::{
-    Drift, ForwardFailure, GatewayNodeStatus, NodeState, ObservedNodeState, ObservedSlice, SliceState,
+    DrainingForward, Drift, ForwardFailure, GatewayNodeStatus, NodeState, ObservedNodeState, ObservedSlice, SliceState,
 };
 use sallyport_api::gateway_pool::FirewallBackend;
-use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
+use sallyport_api::names::{MAX_ADDRESSES, MAX_DRAINING, UID_PREFIX};
 use sallyport_api::port_forward::AddressValue;
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::digest::FORMAT;
 
+use crate::connections::Draining;
 use crate::converge::{Error, Report, chain_of};
 use crate::source::cluster::knowledge::Knowledge;
 use crate::state::Intents;
@@ -71,6 +72,8 @@ pub struct Facts<'a> {
     pub backend: Option<FirewallBackend>,
     /// What the targets see.
     pub source_addresses: &'a [IpAddr],
+    /// Connections that are left to end by themselves.
+    pub draining: &'a Draining,
     /// Somebody else's last change.
     pub last_drift: Option<&'a Drift>,
     /// Generation of the `GatewayNode` that all this is about.
@@ -100,6 +103,7 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
         observed_slices: observed_slices(previous, facts, failed),
         failures_total: i32::try_from(failures.len()).unwrap_or(i32::MAX),
         failures: failures.into_values().take(LISTED).collect(),
+        draining: draining(facts.draining),
         rules_digest: report.map(|report| report.digest.clone()),
         conditions: previous.conditions.clone(),
         backend: facts.backend,
@@ -166,6 +170,21 @@ fn observed_slices(previous: &GatewayNodeStatus, facts: &Facts<'_>, failures: &[
         .collect();
     observed.truncate(1024);
     observed
+}
+
+/// Those with the most connections, in the order of their uids.
+fn draining(by_uid: &Draining) -> Vec<DrainingForward> {
+    let mut by_prefix: BTreeMap<String, usize> = BTreeMap::new();
+    for (uid, connections) in by_uid {
+        *by_prefix.entry(uid.chars().take(UID_PREFIX).collect()).or_default() += connections;
+    }
+    let mut most: Vec<(String, usize)> = by_prefix.into_iter().collect();
+    most.sort_by_key(|(_, connections)| std::cmp::Reverse(*connections));
+    most.truncate(MAX_DRAINING);
+    most.sort();
+    let entry =
+        |(uid, connections)| DrainingForward { uid, connections: i32::try_from(connections).unwrap_or(i32::MAX) };
+    most.into_iter().map(entry).collect()
 }
 
 /// By forward, so in order and each once.

@@ -109,6 +109,24 @@ async fn what_is_lost_or_refused_is_told_at_once() {
     assert_eq!(desk.told(), ["b PortConflict 0/1"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn connections_that_drain_are_told_once_a_second() {
+    let mut desk = Desk::new(Scene::settled(&["gw1"], &[("a", 3306)]));
+    desk.told();
+    for connections in [3, 2, 0] {
+        let mut status = desk.scene.done("gw1");
+        let uid: String = desk.scene.forward("a")["metadata"]["uid"].as_str().unwrap().chars().take(13).collect();
+        let listed = json!([{ "uid": uid, "connections": connections }]);
+        status.draining = if connections == 0 { Vec::new() } else { serde_json::from_value(listed).unwrap() };
+        desk.scene.report("gw1", status);
+        assert!(desk.told().is_empty(), "{connections} at once");
+        tokio::time::advance(desk.reporter.next_look().unwrap() - Instant::now()).await;
+        assert_eq!(desk.told(), ["a Verified 1/1"]);
+        assert_eq!(desk.scene.forward("a")["status"]["targets"]["draining"].as_i64().unwrap_or_default(), connections);
+    }
+    assert_eq!((desk.told().len(), desk.reporter.next_look()), (0, None));
+}
+
 #[tokio::test]
 async fn a_forward_that_cannot_be_read_is_told_once_for_each_form() {
     let mut desk = Desk::new(Scene::settled(&["gw1"], &[]));

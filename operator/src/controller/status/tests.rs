@@ -310,3 +310,16 @@ fn many_names_are_counted_and_long_texts_cut() {
     assert_eq!(shorten("äöü".into(), 3), "äöü");
     assert_eq!(shorten("äöüß".into(), 3), "äö…");
 }
+
+#[test]
+fn draining_connections_are_summed_over_the_gateways() {
+    let mut scene = Scene::settled(&["gw1", "gw2", "gw3"], &[("a", 3306), ("b", 3307)]);
+    for (node, connections) in [("gw1", 3), ("gw2", 4)] {
+        let mut status = scene.done(node);
+        let prefix: String = uid("a").chars().take(UID_PREFIX).collect();
+        status.draining = vec![serde_json::from_value(json!({ "uid": prefix, "connections": connections })).unwrap()];
+        scene.report(node, status);
+    }
+    assert_eq!(fresh(&mut scene, "a", &[]).targets, Some(TargetCounts { total: 1, draining: 7 }));
+    assert_eq!(fresh(&mut scene, "b", &[]).targets, Some(TargetCounts { total: 1, draining: 0 }));
+}

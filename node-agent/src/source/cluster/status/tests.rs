@@ -15,6 +15,7 @@ use crate::source::cluster::slice::decode;
 struct Scene {
     knowledge: Knowledge,
     intents: Intents,
+    draining: Draining,
 }
 
 fn scene(change: impl Fn(&mut serde_json::Value)) -> Scene {
@@ -26,7 +27,7 @@ fn scene(change: impl Fn(&mut serde_json::Value)) -> Scene {
     knowledge.node_is_listed();
     knowledge.slices_are("default", [("s0".to_owned(), decode(spec, 4))].into());
     let intents = knowledge.intents().unwrap();
-    Scene { knowledge, intents }
+    Scene { knowledge, intents, draining: Draining::new() }
 }
 
 fn at(second: i64) -> Time {
@@ -44,6 +45,7 @@ impl Scene {
                 outcome,
                 backend: Some(FirewallBackend::IptablesNft),
                 source_addresses: &["10.30.1.78".parse().unwrap()],
+                draining: &self.draining,
                 last_drift: None,
                 generation: Some(7),
                 now: &at(1),
@@ -193,6 +195,19 @@ fn a_retired_node_is_cleaned_once_that_was_read_back() {
     let cleaned = scene.status(&trying, Some(&scene.intents), &verified());
     assert_eq!((cleaned.state, synced(&cleaned)), (Some(ObservedNodeState::Cleaned), is("True", "Synced")));
     assert_eq!((cleaned.observed_slices.len(), cleaned.failures_total), (0, 0));
+}
+
+#[test]
+fn forwards_with_the_most_draining_connections_are_listed_and_others_are_not() {
+    let mut scene = scene(|_| {});
+    assert_eq!(scene.good().draining, []);
+    for number in 0..150 {
+        scene.draining.insert(format!("{number:08}-0000-4000-8000-000000000000"), 1000 - number);
+    }
+    let listed = scene.good().draining;
+    assert_eq!(listed.len(), MAX_DRAINING);
+    assert_eq!(listed[0], DrainingForward { uid: "00000000-0000".to_owned(), connections: 1000 });
+    assert_eq!(listed[99], DrainingForward { uid: "00000099-0000".to_owned(), connections: 901 });
 }
 
 #[test]
