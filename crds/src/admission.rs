@@ -6,7 +6,7 @@
 
 use kube::core::cel::{Message, Rule};
 
-use crate::names::{MAX_RULES_PER_FORWARD, MAX_SHIFTED_RANGE};
+use crate::names::{MAX_LIFETIME_HOURS, MAX_RULES_PER_FORWARD, MAX_SHIFTED_RANGE};
 
 /// Blocks that no target may be in; IPv4-mapped IPv6 addresses are refused by `isIP` already.
 ///
@@ -57,6 +57,18 @@ pub(crate) fn shifted_range_is_short() -> Rule {
         ),
         "self.endPort - self.port + 1",
     ))
+}
+
+/// On a moment: one that every program can read. Whether it has passed is not for a rule: rules have no clock.
+pub(crate) fn is_moment() -> Rule {
+    Rule::new("self >= timestamp('1970-01-01T00:00:00Z') && self < timestamp('9999-01-01T00:00:00Z')")
+        .message("must be a moment from 1970 to 9998, such as 2026-01-31T18:00:00Z")
+}
+
+/// On the longest lifetime that a grant allows.
+pub(crate) fn lifetime_is_bounded() -> Rule {
+    Rule::new(format!("duration(self) >= duration('1s') && duration(self) <= duration('{MAX_LIFETIME_HOURS}h')"))
+        .message(format!("must be a duration from 1s to {MAX_LIFETIME_HOURS}h, such as 24h or 1h30m").as_str())
 }
 
 /// A message with a number for each `%d`.

@@ -62,6 +62,9 @@ pub enum Reason {
     ReservedPort,
     /// A target is an address that is always refused, such as loopback or link-local. Choose another target.
     InvalidTarget,
+    /// The moment in `spec.expiresAt` has passed, or the time that the grant allows. Set a later moment, or create the
+    /// forward anew, as the message says.
+    Expired,
     /// The namespace already has as many forwards as its grant allows. Delete one, or ask the pool's admin for more.
     QuotaExceeded,
     /// A value is out of its range or does not parse. Correct the field that the message names.
@@ -106,13 +109,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the condition types, the good one of each type first.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Accepted,
         Self::PoolNotFound,
         Self::NotGranted,
         Self::PortConflict,
         Self::ReservedPort,
         Self::InvalidTarget,
+        Self::Expired,
         Self::QuotaExceeded,
         Self::UnsupportedValue,
         Self::Verified,
@@ -143,6 +147,7 @@ impl Reason {
             Self::PortConflict => "PortConflict",
             Self::ReservedPort => "ReservedPort",
             Self::InvalidTarget => "InvalidTarget",
+            Self::Expired => "Expired",
             Self::QuotaExceeded => "QuotaExceeded",
             Self::UnsupportedValue => "UnsupportedValue",
             Self::Verified => "Verified",

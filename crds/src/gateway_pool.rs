@@ -9,8 +9,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::admission::{all_are_cidrs, end_port_not_below_port, is_cidr, pool_name_is_a_label, value_goes_with_cidr};
-use crate::names::{MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_NAME, NAME_PATTERN};
+use crate::admission::{
+    all_are_cidrs, end_port_not_below_port, is_cidr, lifetime_is_bounded, pool_name_is_a_label, value_goes_with_cidr,
+};
+use crate::names::{DURATION_PATTERN, MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_DURATION_TEXT, MAX_NAME, NAME_PATTERN};
 use crate::port_forward::{AddressValue, Protocol, SourceNatMode};
 
 /// Which nodes are gateways, where they listen, and what each namespace may ask of them.
@@ -185,6 +187,13 @@ pub struct Grant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub max_forwards: Option<i32>,
+    /// How long a forward may last under this grant, from when it was created: a duration such as `24h` or `1h30m`, from 1s
+    /// to 87600h. The forward expires then, also if its `expiresAt` says later or nothing. Of several grants that cover
+    /// a forward, the one counts that lets it last longest. Without `maxLifetime` there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_DURATION_TEXT), regex(pattern = DURATION_PATTERN))]
+    #[x_kube(validation = lifetime_is_bounded())]
+    pub max_lifetime: Option<String>,
 }
 
 fn default_source_nat_modes() -> Vec<SourceNatMode> {

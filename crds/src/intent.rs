@@ -40,6 +40,10 @@ pub struct Intent {
     /// What becomes of open TCP connections to a removed target.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_target_removed: OnTargetRemoved,
+    /// When it expires, in seconds since 1970; absent if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub expires_at: Option<i64>,
 }
 
 /// One listened port or range of an intent.

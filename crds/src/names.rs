@@ -63,6 +63,14 @@ pub const MAX_SLICE_BYTES: usize = 256 * 1024;
 pub const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 /// Characters of a name in a spec.
 pub const MAX_NAME: usize = 63;
+/// Characters of a moment as text, nanoseconds and offset included.
+pub const MAX_MOMENT_TEXT: usize = 35;
+/// What a duration in a spec must look like: what Gateway API takes (GEP-2257), but for milliseconds.
+pub const DURATION_PATTERN: &str = "^([0-9]{1,5}(h|m|s)){1,3}$";
+/// Characters of such a duration.
+pub const MAX_DURATION_TEXT: usize = 18;
+/// Longest lifetime that a grant can allow, in hours: ten years.
+pub const MAX_LIFETIME_HOURS: i64 = 87_600;
 /// Characters of an IP address as text (`INET6_ADDRSTRLEN` of POSIX, without its NUL).
 pub const MAX_IP_TEXT: usize = 45;
 /// Characters of a CIDR as text: an address, `/`, and up to three digits.

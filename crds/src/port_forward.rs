@@ -6,20 +6,20 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::cel::MergeStrategy;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::{
-    Family, addresses_have_targets, all_are_ips, end_port_not_below_port, is_cidr, is_ip, ports_do_not_overlap,
-    rules_are_bounded, shifted_range_is_short, sources_have_targets, target_is_allowed, target_range_within_ports,
-    targets_have_sources,
+    Family, addresses_have_targets, all_are_ips, end_port_not_below_port, is_cidr, is_ip, is_moment,
+    ports_do_not_overlap, rules_are_bounded, shifted_range_is_short, sources_have_targets, target_is_allowed,
+    target_range_within_ports, targets_have_sources,
 };
 use crate::names::{
-    DEFAULT_POOL, MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_IP_TEXT, MAX_NAME, MAX_PORTS, MAX_SOURCES, MAX_TARGETS, MAX_WEIGHT,
-    NAME_PATTERN,
+    DEFAULT_POOL, MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_IP_TEXT, MAX_MOMENT_TEXT, MAX_NAME, MAX_PORTS, MAX_SOURCES,
+    MAX_TARGETS, MAX_WEIGHT, NAME_PATTERN,
 };
 
 /// What is asked for: on which ports the gateways listen, who may connect, and where connections go.
@@ -77,6 +77,13 @@ use crate::names::{
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
         description = "Why it is ready, or not",
         priority = 1
+    ),
+    printcolumn(
+        name = "Expires",
+        type_ = "string",
+        json_path = ".status.expiresAt",
+        description = "When it is closed by itself",
+        priority = 1
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -118,6 +125,13 @@ pub struct PortForwardSpec {
     /// What becomes of open connections when the forward changes.
     #[serde(default)]
     pub lifecycle: Lifecycle,
+    /// When the forward expires, as RFC 3339, such as 2026-01-31T18:00:00Z: from then on it is closed and its connections
+    /// are ended, on time also while the API server is away. Without it the forward lasts until it is deleted,
+    /// or as long as `maxLifetime` of the grant allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_MOMENT_TEXT))]
+    #[x_kube(validation = is_moment())]
+    pub expires_at: Option<Time>,
 }
 
 fn default_pool() -> String {
@@ -293,6 +307,10 @@ pub struct PortForwardStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
     pub applied_hash: Option<String>,
+    /// When the forward expires, or did: the moment in `spec.expiresAt`, or the one that the grant's `maxLifetime` leads to,
+    /// whichever is earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
     /// How many gateway nodes carry this forward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodeCounts>,

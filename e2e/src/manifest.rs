@@ -89,6 +89,8 @@ pub struct Forward {
     pub source_nat: &'static str,
     /// `Drain` or `Sever`.
     pub on_target_removed: &'static str,
+    /// When it expires, as RFC 3339.
+    pub expires_at: Option<String>,
 }
 
 impl Forward {
@@ -107,6 +109,7 @@ impl Forward {
             addresses: Vec::new(),
             source_nat: "Masquerade",
             on_target_removed: "Drain",
+            expires_at: None,
         }
     }
 
@@ -142,7 +145,7 @@ impl Forward {
              \x20 sources: {{ allow: [{allow}], deny: [{deny}] }}\n\
              \x20 targets: [ {targets} ]\n\
              \x20 sourceNAT: {{ mode: {mode} }}\n\
-             {lifecycle}",
+             {lifecycle}{expiry}",
             name = self.name,
             addresses = self.addresses.iter().map(|ip| format!("'{ip}'")).collect::<Vec<_>>().join(", "),
             allow = cidrs(&self.allow),
@@ -154,6 +157,7 @@ impl Forward {
                 "Drain" => String::new(),
                 other => format!("\x20 lifecycle: {{ onTargetRemoved: {other} }}\n"),
             },
+            expiry = self.expires_at.as_ref().map(|at| format!("\x20 expiresAt: {at}\n")).unwrap_or_default(),
         )
     }
 }

@@ -103,15 +103,16 @@ impl<E: Engine> Converger<E> {
         }
     }
 
-    /// Makes the kernel equal to `intents` and reads it back.
+    /// Makes the kernel equal to `intents` as of `now`, in seconds since 1970, and reads it back.
     pub async fn converge(
         &mut self,
         intents: &Rc<Intents>,
         local: &[LocalAddress],
         state: &StateDir,
+        now: i64,
     ) -> Result<Report, Error> {
         let forwards = intents.forwards();
-        let compiled = compile(&intents.node, &forwards, local);
+        let compiled = compile(&intents.node, &forwards, local, now);
         let (failures, listen) = (compiled.failures.clone(), compiled.listen.clone());
         let mut report = Report { failures, listen, ..Report::default() };
 
@@ -153,9 +154,10 @@ impl<E: Engine> Converger<E> {
         &mut self,
         intents: &Intents,
         local: &[LocalAddress],
+        now: i64,
     ) -> Result<(Batch, Vec<Family>, usize, Vec<Failure>), Error> {
         let forwards = intents.forwards();
-        let compiled = compile(&intents.node, &forwards, local);
+        let compiled = compile(&intents.node, &forwards, local, now);
         let installed = self.observe().await?;
         let batch = plan(&compiled.ruleset, installed, false);
         let families = self.families_to_turn_on(intents.node.ip_forward, &compiled)?;

@@ -9,6 +9,7 @@ pub mod addresses;
 pub mod args;
 pub mod backend;
 pub mod cleanup;
+pub mod clock;
 pub mod connections;
 pub mod converge;
 pub mod manifest;

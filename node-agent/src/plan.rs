@@ -28,12 +28,12 @@ pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode>
     lines.extend(source.unreadable().map(str::to_owned));
     if let Some(intents) = &intents {
         let found = match backend::choose(args.backend, intents.node.backend).await? {
-            Backend::DryRun => preview(Converger::new(DryRun::default(), None), intents, &source).await?,
+            Backend::DryRun => preview(Converger::new(DryRun::default(), None), intents, &mut source).await?,
             Backend::Iptables(variant) => {
                 preview(
                     Converger::new(Iptables::new(variant), Some(Sysctl::mounted_at(&args.proc_sys))),
                     intents,
-                    &source,
+                    &mut source,
                 )
                 .await?
             }
@@ -46,9 +46,10 @@ pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode>
 async fn preview<E: Engine>(
     mut converger: Converger<E>,
     intents: &Intents,
-    source: &Manifests,
+    source: &mut Manifests,
 ) -> anyhow::Result<Vec<String>> {
-    let (batch, families, ended, failures) = converger.preview(intents, source.local()).await?;
+    let now = source.host().clock.now();
+    let (batch, families, ended, failures) = converger.preview(intents, source.local(), now).await?;
     let mut out = std::io::stdout().lock();
     print_batch(&mut out, &batch)?;
     for family in families {

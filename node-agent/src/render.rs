@@ -19,7 +19,7 @@ use crate::manifest::Identity;
 use crate::plan::{print_batch, report};
 use crate::source::describe;
 use crate::source::directory::Directory;
-use crate::source::local::decide_here;
+use crate::source::local::{Decided, decide_here};
 use crate::state::StateDir;
 
 /// Prints the rules. Exit code 1 when an object has problems.
@@ -29,14 +29,22 @@ pub fn render(manifests: &Path, addresses: &[IpAddr], audience: Audience) -> any
     let state = StateDir::read_only(Path::new("/nonexistent"));
     directory.look(&all, &state)?;
     let (objects, mut problems) = directory.objects();
-    let (intents, refused) =
-        decide_here(&objects, "render", addresses.to_vec(), &BTreeMap::new(), directory.broken_pool());
+    let now = jiff::Timestamp::now().as_second();
+    let Decided { intents, problems: refused, .. } = decide_here(
+        &objects,
+        "render",
+        addresses.to_vec(),
+        &BTreeMap::new(),
+        directory.broken_pool(),
+        &BTreeMap::new(),
+        now,
+    );
     problems.extend(refused);
     // How far the links of these gateways reach is not known here, so each address stands alone.
     let local: Vec<LocalAddress> =
         addresses.iter().map(|ip| LocalAddress { ip: *ip, prefix_len: Family::of(*ip).bits(), global: true }).collect();
     let forwards = intents.forwards();
-    let compiled = compile(&intents.node, &forwards, &local);
+    let compiled = compile(&intents.node, &forwards, &local, now);
     let mut out = std::io::stdout().lock();
     match audience {
         Audience::Gateway => print_batch(&mut out, &plan::render(&compiled.ruleset))?,

@@ -171,8 +171,11 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         self.source.host().tell(problems);
     }
 
-    /// Looks for drift, and tries again what failed when its time has come.
+    /// Looks for what has expired and for drift, and tries again what failed when its time has come.
     async fn repair(&mut self, intents: &Rc<Intents>) {
+        if self.source.host().clock.is_due() {
+            return self.pass(intents, "expiry").await;
+        }
         if let Some(at) = self.retry.at {
             if Instant::now() >= at {
                 self.pass(intents, "retry").await;
@@ -259,7 +262,9 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         let host = self.source.host();
         // Before the kernel changes, so that who holds a claim is known whatever happens next.
         host.keep(intents);
-        let report = self.converger.converge(intents, &host.local, &host.state).await?;
+        let now = host.clock.now();
+        host.clock.expect(intents.forwards().iter().filter_map(|forward| forward.intent.expires_at), now);
+        let report = self.converger.converge(intents, &host.local, &host.state, now).await?;
         if let Some(variant) = self.abandoned {
             remove_rules(&mut Iptables::new(variant)).await?;
             self.abandoned = None;

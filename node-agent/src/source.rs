@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod directory;
+pub mod first_seen;
 pub mod host;
 pub mod local;
 pub mod manifests;

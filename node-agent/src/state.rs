@@ -4,6 +4,8 @@
 //! lock            held while an agent runs: two never run on one directory
 //! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
+//! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
+//! first-seen.json since when each forward is there, for grants that limit lifetimes
 //! host.json       settings of the host as they were before us, for `cleanup`
 //! ```
 //! Files are written whole and renamed into place, readable by root only.
@@ -121,6 +123,32 @@ impl StateDir {
         self.store("intents.json", intents, true)
     }
 
+    /// The highest time that was seen, in seconds since 1970; 0 if none was kept.
+    pub fn highest_time(&self) -> Result<i64, Error> {
+        Ok(self.load("clock.json")?.unwrap_or_default())
+    }
+
+    /// Keeps the highest time that was seen; on disk when this returns.
+    pub fn keep_highest_time(&self, seconds: i64) -> Result<(), Error> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
+        self.store("clock.json", &seconds, true)
+    }
+
+    /// Since when each forward is there, by uid, in seconds since 1970.
+    pub fn first_seen(&self) -> Result<BTreeMap<String, i64>, Error> {
+        Ok(self.load("first-seen.json")?.unwrap_or_default())
+    }
+
+    /// Keeps since when each forward is there; on disk when this returns.
+    pub fn keep_first_seen(&self, first_seen: &BTreeMap<String, i64>) -> Result<(), Error> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
+        self.store("first-seen.json", first_seen, true)
+    }
+
     /// How the host was before us, in this boot.
     pub fn host(&self) -> Result<Host, Error> {
         let boot = boot()?;
@@ -179,8 +207,9 @@ impl StateDir {
     /// Forgets everything, after a cleanup.
     pub fn clear(&self) -> Result<(), Error> {
         // The `.new` are what a crash left.
-        for name in ["intents.json", "intents.json.new", "host.json", "host.json.new"] {
+        for name in ["intents.json", "clock.json", "first-seen.json", "host.json"] {
             remove(&self.path.join(name))?;
+            remove(&self.path.join(format!("{name}.new")))?;
         }
         let manifests = self.path.join("manifests");
         match fs::remove_dir_all(&manifests) {

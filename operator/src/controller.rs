@@ -50,7 +50,7 @@ use crate::daemonset::is_same;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 
-/// Time between two looks at what changes by the clock alone: silent agents, nodes not ready for long.
+/// Time between two looks at what changes by the clock alone: silent agents, nodes not ready for long, what expires.
 const BEAT: Duration = Duration::from_secs(1);
 /// Longest time that one question to the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -94,6 +94,10 @@ pub struct Controller {
     readiness: Readiness,
     /// The generation at which the `DaemonSet` was seen as it shall be.
     settled: Option<i64>,
+    /// Seconds since 1970; never goes back.
+    now: i64,
+    /// When the next forward expires.
+    next_expiry: Option<i64>,
     /// Whether to pass again at the next beat.
     again: bool,
     /// Why objects that are deleted are kept, as last told.
@@ -137,6 +141,8 @@ impl Controller {
             metrics,
             readiness,
             settled: None,
+            now: 0,
+            next_expiry: None,
             again: false,
             keeping: BTreeMap::new(),
             lost_pools: BTreeSet::new(),
@@ -188,11 +194,13 @@ impl Controller {
     }
 
     fn look_at_the_clock(&mut self) -> bool {
-        let mut vital = self.pulse.feel(&self.world, Timestamp::now());
+        let now = Timestamp::now();
+        self.now = self.now.max(now.as_second());
+        let mut vital = self.pulse.feel(&self.world, now);
         if matches!(self.aim, Aim::Uninstall { force: true }) {
             vital.dead.extend(vital.silent.iter().chain(&vital.unborn).cloned());
         }
-        let changed = vital != self.vital;
+        let changed = vital != self.vital || self.next_expiry.is_some_and(|expiry| expiry <= self.now);
         self.vital = vital;
         changed
     }
@@ -222,7 +230,8 @@ impl Controller {
         let begun = Instant::now();
         self.look_at_the_clock();
         self.update_history();
-        let desired = decide(&self.world, &self.history, &self.vital.dead, purpose);
+        let desired = decide(&self.world, &self.history, &self.vital.dead, purpose, self.now);
+        self.next_expiry = desired.expiries.values().copied().filter(|expiry| *expiry > self.now).min();
         let mut wanted = writes(&self.world, &desired);
         wanted.extend(self.reporter.writes(&self.world, &self.history, &self.vital, &desired, &self.metrics));
         self.metrics.passed(begun.elapsed());

@@ -90,6 +90,8 @@ pub struct Scene {
     /// Nodes that nobody waits for.
     pub dead: BTreeSet<String>,
     pub purpose: Purpose,
+    /// Seconds since 1970.
+    pub now: i64,
     revision: u64,
 }
 
@@ -196,7 +198,7 @@ impl Scene {
             })
             .collect();
         self.history.update(self.world.slices.objects(), &carriers);
-        decide(&self.world, &self.history, &self.dead, self.purpose)
+        decide(&self.world, &self.history, &self.dead, self.purpose, self.now)
     }
 
     /// One pass: decides, and the API server takes every write. Says which.

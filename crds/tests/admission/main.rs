@@ -134,6 +134,7 @@ fn full_forward() -> Value {
             ],
             "sourceNAT": { "mode": "Preserve" },
             "lifecycle": { "onTargetRemoved": "Sever" },
+            "expiresAt": "2026-01-31T18:00:00Z",
         },
     })
 }
@@ -158,6 +159,7 @@ fn full_pool() -> Value {
                 "sourceCIDRs": ["10.30.0.0/23"],
                 "sourceNATModes": ["Masquerade", "Preserve"],
                 "maxForwards": 20,
+                "maxLifetime": "24h",
             }],
         },
     })

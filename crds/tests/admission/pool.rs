@@ -77,3 +77,22 @@ fn a_pool_has_a_name_that_forwards_can_write() {
     );
     assert_accepted(&full_pool(), &json!([{ "/metadata/name": "a".repeat(63) }]));
 }
+
+#[test]
+fn a_lifetime_is_a_bounded_duration() {
+    let message = "spec.grants[0].maxLifetime: must be a duration from 1s to 87600h, such as 24h or 1h30m";
+    let at = "/spec/grants/0/maxLifetime";
+    assert_refused(
+        &full_pool(),
+        &json!([
+            [message, { at: "0s" }],
+            [message, { at: "87600h1s" }],
+            ["\"1d\" does not match", { at: "1d" }],
+            ["\"-1h\" does not match", { at: "-1h" }],
+            ["\"24\" does not match", { at: "24" }],
+            ["\"1h1h1h1h\" does not match", { at: "1h1h1h1h" }],
+            ["86400 is not of type \"string\"", { at: 86400 }],
+        ]),
+    );
+    assert_accepted(&full_pool(), &json!([{ at: "1s" }, { at: "1h30m" }, { at: "87600h" }, { at: null }]));
+}

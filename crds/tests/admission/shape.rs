@@ -108,3 +108,25 @@ fn names_are_dns_labels() {
     }
     assert_accepted(&forward(), &json!([{ "/spec/pool": "a".repeat(63) }, { "/spec/pool": "1-a" }]));
 }
+
+#[test]
+fn a_moment_is_one_that_every_program_can_read() {
+    let message = "spec.expiresAt: must be a moment from 1970 to 9998, such as 2026-01-31T18:00:00Z";
+    assert_refused(
+        &forward(),
+        &json!([
+            [message, { "/spec/expiresAt": "1969-12-31T23:59:59Z" }],
+            [message, { "/spec/expiresAt": "9999-01-01T00:00:00Z" }],
+            ["is not of type \"string\"", { "/spec/expiresAt": 1_769_882_400 }],
+        ]),
+    );
+    // Whether it has passed is for the operator to say.
+    assert_accepted(
+        &forward(),
+        &json!([
+            { "/spec/expiresAt": "1970-01-01T00:00:00Z" },
+            { "/spec/expiresAt": "2026-01-31T19:00:00.5+01:00" },
+            { "/spec/expiresAt": "9998-12-31T23:59:59Z" },
+        ]),
+    );
+}

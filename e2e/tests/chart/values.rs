@@ -28,6 +28,7 @@ pub fn full_pool() -> Value {
             "sourceCIDRs": ["10.30.0.0/23"],
             "sourceNATModes": ["Masquerade", "Preserve"],
             "maxForwards": 3,
+            "maxLifetime": "24h",
         }],
     })
 }

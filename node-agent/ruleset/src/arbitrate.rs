@@ -191,7 +191,11 @@ fn over_quota(contender: &Contender<'_>, grants: &[Grant]) -> Problem {
         .grants
         .iter()
         .map(|grant| {
-            format!("grant {} allows {}", grants[*grant].name, grants[*grant].max_forwards.unwrap_or_default())
+            format!(
+                "grant {} allows maxForwards {}",
+                grants[*grant].name,
+                grants[*grant].max_forwards.unwrap_or_default()
+            )
         })
         .collect();
     Problem {

@@ -23,6 +23,7 @@ use sallyport_api::{Protocol, SourceNatMode};
 
 use crate::claim::{Claim, ClaimTable};
 use crate::digest::{intent_hash, short_id};
+use crate::expiry::{has_expired, moment};
 use crate::facts::LocalAddress;
 use crate::family::Family;
 use crate::limits;
@@ -57,9 +58,9 @@ pub struct Compiled {
     pub failures: Vec<Failure>,
 }
 
-/// Compiles the forwards of a node's pool for that node, whose interfaces carry `local`.
+/// Compiles the forwards of a node's pool for that node, whose interfaces carry `local`, at `now` in seconds since 1970.
 #[must_use]
-pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[LocalAddress]) -> Compiled {
+pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[LocalAddress], now: i64) -> Compiled {
     let mut compiled = Compiled::default();
     if node.state == NodeState::Retired {
         return compiled;
@@ -79,7 +80,7 @@ pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[Loca
     let mut plan: BTreeMap<Family, Layout> = BTreeMap::new();
     for (index, forward) in sorted.into_iter().enumerate() {
         let own = Claim::of(&forward.intent);
-        let refusal = refuse(forward, &reserved, &compiled.listen, local).or_else(|| {
+        let refusal = refuse(forward, &reserved, &compiled.listen, local, now).or_else(|| {
             let (claim, _) = claims.conflict(&own, index)?;
             Some((Reason::PortConflict, format!("{claim} is already programmed for another forward")))
         });
@@ -104,12 +105,16 @@ fn refuse(
     reserved: &[Reserved],
     listen: &[IpAddr],
     local: &[LocalAddress],
+    now: i64,
 ) -> Option<(Reason, String)> {
     let intent = &forward.intent;
     if intent_hash(intent) != forward.hash {
         let message =
             "the intent does not match its hash: it has a field that this agent does not know; upgrade the agent";
         return Some((Reason::UnsupportedIntent, message.to_owned()));
+    }
+    if has_expired(intent, now) {
+        return Some((Reason::Expired, format!("expired at {}", intent.expires_at.map(moment).unwrap_or_default())));
     }
     for port in &intent.ports {
         let backwards = port.end_port < port.port;

@@ -21,7 +21,8 @@ use sallyport_api::port_forward::PortForwardSpec;
 use crate::arbitrate::{Contender, Lingering, arbitrate, waits};
 use crate::claim::Claim;
 use crate::digest;
-use crate::pool::{Labels, Pool, validate_pool};
+use crate::expiry::{has_expired, moment};
+use crate::pool::{Labels, Lifetime, Pool, validate_pool};
 use crate::slice;
 use crate::validate::{Problem, validate};
 
@@ -34,7 +35,7 @@ pub struct Forward {
     pub uid: String,
     /// `metadata.generation`.
     pub generation: i64,
-    /// `metadata.creationTimestamp` in seconds since 1970; orders contenders for a free port.
+    /// `metadata.creationTimestamp` in seconds since 1970; orders contenders for a free port, and grants count from it.
     pub created: i64,
     /// What it asks; shared with whoever observed it.
     pub spec: Arc<PortForwardSpec>,
@@ -92,6 +93,8 @@ pub struct Observed<'a> {
     pub unknown: &'a BTreeSet<String>,
     /// Networks of the cluster itself that no target may be in: its API server, its Services.
     pub forbidden: &'a [IpNet],
+    /// What time it is, in seconds since 1970.
+    pub now: i64,
 }
 
 /// What becomes of one forward.
@@ -108,6 +111,8 @@ pub enum Verdict {
 pub struct Decision {
     /// The verdict on every forward.
     pub forwards: BTreeMap<ForwardRef, Verdict>,
+    /// When forwards expire or did, in seconds since 1970; those only that could hold otherwise.
+    pub expiries: BTreeMap<ForwardRef, i64>,
     /// The problems of every pool; empty for a pool that works.
     pub pools: BTreeMap<String, Vec<Problem>>,
     /// The configuration of every node that a pool selects.
@@ -135,7 +140,15 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
     let held = held_intents(observed.slices);
     let mut contenders: BTreeMap<&str, Vec<Contender<'_>>> = BTreeMap::new();
     for forward in observed.forwards {
-        match contender(forward, &pools, observed, &gateways, &held) {
+        let outcome = contender(forward, &pools, observed, &gateways, &held).and_then(|(contender, limit)| {
+            decision.expiries.extend(contender.intent.expires_at.map(|expiry| (forward.key.clone(), expiry)));
+            if has_expired(&contender.intent, observed.now) {
+                Err(vec![expired(&contender.intent, limit)])
+            } else {
+                Ok(contender)
+            }
+        });
+        match outcome {
             Ok(contender) => contenders.entry(&forward.spec.pool).or_default().push(contender),
             Err(problems) => {
                 decision.forwards.insert(forward.key.clone(), Verdict::Refused(problems));
@@ -231,14 +244,28 @@ fn held_intents(slices: &BTreeMap<String, ForwardSliceSpec>) -> Held<'_> {
     held
 }
 
+/// `limit` is that of the grant, if not the forward itself says when.
+fn expired(intent: &Intent, limit: Option<String>) -> Problem {
+    let at = intent.expires_at.map(moment).unwrap_or_default();
+    let (field, message) = match limit {
+        None => ("spec.expiresAt", format!("expired at {at}; set a later moment, or delete the forward")),
+        Some(limit) => (
+            "spec",
+            format!("expired at {at}: {limit} from its creation; create it anew, or ask the pool's admin for longer"),
+        ),
+    };
+    Problem { field: field.into(), reason: Reason::Expired, message }
+}
+
+/// What a forward asks for, if nothing but other forwards can be in its way, and the limit of its lifetime in words.
 fn contender<'a>(
     forward: &'a Forward,
     pools: &BTreeMap<String, (i64, Pool, GatewayPoolSpec)>,
     observed: &Observed<'_>,
     gateways: &BTreeSet<IpAddr>,
     held: &Held<'_>,
-) -> Result<Contender<'a>, Vec<Problem>> {
-    let intent = validate(&forward.spec)?;
+) -> Result<(Contender<'a>, Option<String>), Vec<Problem>> {
+    let mut intent = validate(&forward.spec)?;
     let name = forward.spec.pool.as_str();
     let Some((_, pool, _)) = pools.get(name) else {
         let known = observed.pools.iter().any(|pool| pool.name == name);
@@ -275,13 +302,15 @@ fn contender<'a>(
     let unlabelled = Labels::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())]);
     let labels = observed.namespaces.get(namespace).unwrap_or(&unlabelled);
     match pool.covering(namespace, labels, &intent) {
-        Ok(grants) if problems.is_empty() => {
+        Ok(covering) if problems.is_empty() => {
+            let Lifetime { grants, expires_at, limit } = pool.lifetime(&covering, forward.created, intent.expires_at);
+            intent.expires_at = expires_at;
             let claims = Claim::of(&intent);
             let before = held.get(&(name, forward.uid.as_str())).map_or(&[][..], Vec::as_slice);
             let unchanged = before.contains(&&intent);
             let held = before.iter().flat_map(|intent| Claim::of(intent));
             let held = held.filter(|held| claims.iter().any(|claim| claim.overlaps(held))).collect();
-            Ok(Contender { forward, intent, unchanged, claims, held, grants })
+            Ok((Contender { forward, intent, unchanged, claims, held, grants }, limit))
         }
         Ok(_) => Err(problems),
         Err(problem) => {

@@ -78,6 +78,7 @@ mod tests {
             targets: vec![IntentTarget { ip: "10.30.1.79".parse().unwrap(), weight: 1 }],
             source_nat: SourceNatMode::Masquerade,
             on_target_removed: OnTargetRemoved::Drain,
+            expires_at: None,
         }
     }
 
@@ -94,7 +95,7 @@ mod tests {
 
     #[test]
     fn every_field_of_an_intent_is_in_its_hash() {
-        let changes: [fn(&mut Intent); 9] = [
+        let changes: [fn(&mut Intent); 10] = [
             |intent| intent.addresses.push("10.30.1.78".parse().unwrap()),
             |intent| intent.ports[0].port = 3305,
             |intent| intent.ports[0].end_port = 3307,
@@ -104,6 +105,7 @@ mod tests {
             |intent| intent.targets[0].weight = 2,
             |intent| intent.source_nat = SourceNatMode::Preserve,
             |intent| intent.on_target_removed = OnTargetRemoved::Sever,
+            |intent| intent.expires_at = Some(0),
         ];
         let mut hashes: Vec<String> = changes
             .iter()

@@ -10,8 +10,10 @@ use kube::core::{Selector, SelectorExt as _};
 use sallyport_api::condition::Reason;
 use sallyport_api::gateway_pool::{GatewayPoolSpec, ListenAddress, ListenAddressType, ReservedPort};
 use sallyport_api::intent::Intent;
+use sallyport_api::names::MAX_LIFETIME_HOURS;
 use sallyport_api::{Protocol, SourceNatMode};
 
+use crate::expiry;
 use crate::validate::{self, Problem, Problems, range};
 
 /// Labels of a namespace or a node.
@@ -53,6 +55,19 @@ pub struct Grant {
     modes: BTreeSet<SourceNatMode>,
     /// Forwards a namespace may hold through this grant; unlimited if absent.
     pub max_forwards: Option<usize>,
+    /// Seconds that a forward may last, and the same as its author wrote it; unlimited if absent.
+    max_lifetime: Option<(i64, String)>,
+}
+
+/// How long the grants that cover a forward let it last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// The grants that let it last longest, by index; never empty.
+    pub grants: Vec<usize>,
+    /// When it expires, in seconds since 1970; `None` if it does not.
+    pub expires_at: Option<i64>,
+    /// Why it expires then, if not because it says so itself: the limit, in words.
+    pub limit: Option<String>,
 }
 
 /// Types `spec`, or returns every problem that it has.
@@ -191,6 +206,29 @@ impl Pool {
         };
         Err(Problem { field: "spec".into(), reason: Reason::NotGranted, message })
     }
+
+    /// How long a forward lasts that was `created` then and asks to expire as `asked`, if `covering` grants cover it.
+    #[must_use]
+    pub fn lifetime(&self, covering: &[usize], created: i64, asked: Option<i64>) -> Lifetime {
+        let expiry = |index: &usize| {
+            let limit = self.grants[*index].max_lifetime.as_ref().map(|(seconds, _)| created.saturating_add(*seconds));
+            limit.into_iter().chain(asked).min()
+        };
+        // A grant for no forward at all lets none last.
+        let open: Vec<usize> =
+            covering.iter().copied().filter(|index| self.grants[*index].max_forwards != Some(0)).collect();
+        let usable = if open.is_empty() { covering } else { &open };
+        let latest = usable.iter().map(|index| expiry(index).unwrap_or(i64::MAX)).max().unwrap_or_default();
+        let grants: Vec<usize> =
+            usable.iter().copied().filter(|index| expiry(index).unwrap_or(i64::MAX) == latest).collect();
+        let expires_at = grants.first().and_then(expiry);
+        let limit = grants.first().filter(|_| expires_at != asked).and_then(|index| {
+            let grant = &self.grants[*index];
+            let (_, text) = grant.max_lifetime.as_ref()?;
+            Some(format!("grant {} allows maxLifetime {text}", grant.name))
+        });
+        Lifetime { grants, expires_at, limit }
+    }
 }
 
 impl Grant {
@@ -209,13 +247,13 @@ impl Grant {
         }
         let outside = |ip: IpNet, nets: &[IpNet]| !nets.iter().any(|net| net.contains(&ip));
         if let Some(target) = intent.targets.iter().find(|target| outside(target.ip.into(), &self.targets)) {
-            return Some(format!("allows targets [{}], not {}", join(self.targets.iter()), target.ip));
+            return Some(format!("allows targetCIDRs [{}], not {}", join(self.targets.iter()), target.ip));
         }
         if let Some(source) = intent.allow.iter().find(|source| outside(**source, &self.sources)) {
-            return Some(format!("allows sources [{}], not {source}", join(self.sources.iter())));
+            return Some(format!("allows sourceCIDRs [{}], not {source}", join(self.sources.iter())));
         }
         if !self.modes.contains(&intent.source_nat) {
-            return Some(format!("does not allow sourceNAT mode {:?}", intent.source_nat));
+            return Some(format!("allows sourceNATModes [{}], not {}", join(self.modes.iter()), intent.source_nat));
         }
         None
     }
@@ -275,9 +313,21 @@ fn grant(problems: &mut Problems, at: &str, written: &sallyport_api::gateway_poo
         }
         typed
     });
+    let max_lifetime = written.max_lifetime.as_ref().and_then(|text| {
+        let typed = expiry::lifetime(text);
+        if typed.is_none() {
+            let message = format!(
+                "{} is not a duration from 1s to {MAX_LIFETIME_HOURS}h, such as 24h or 1h30m",
+                validate::quoted(text)
+            );
+            problems.add(format!("{at}.maxLifetime"), Reason::UnsupportedValue, message);
+        }
+        typed.map(|seconds| (seconds, text.clone()))
+    });
     let modes = written.source_nat_modes.iter().copied().collect();
     let namespaces = namespaces.filter(|_| problems.0.len() == before)?;
-    Some(Grant { name: written.name.clone(), namespaces, ports: granted_ports, targets, sources, modes, max_forwards })
+    let name = written.name.clone();
+    Some(Grant { name, namespaces, ports: granted_ports, targets, sources, modes, max_forwards, max_lifetime })
 }
 
 fn ports(problems: &mut Problems, at: &str, first: i32, last: Option<i32>) -> Option<(u16, u16)> {

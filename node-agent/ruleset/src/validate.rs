@@ -80,6 +80,7 @@ pub fn validate(spec: &PortForwardSpec) -> Result<Intent, Vec<Problem>> {
             targets,
             source_nat: spec.source_nat.mode,
             on_target_removed: spec.lifecycle.on_target_removed,
+            expires_at: spec.expires_at.as_ref().map(|time| time.0.as_second()),
         };
         families(&mut problems, &intent);
         denied_altogether(&mut problems, &intent);

@@ -163,12 +163,13 @@ proptest! {
             }).collect(),
             source_nat: if preserve { SourceNatMode::Preserve } else { SourceNatMode::Masquerade },
             on_target_removed: OnTargetRemoved::default(),
+            expires_at: None,
         };
         let hash = if honest_hash { intent_hash(&intent) } else { "v1:0".into() };
         let scene = scene(&[], &LISTEN);
         let key = forward(0, &minimal()).key;
         let forged = SliceForward { uid, r#ref: key.clone(), generation: 1, hash, intent };
-        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &scene.nodes[0].local_addresses());
+        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &scene.nodes[0].local_addresses(), 0);
         batches_are_clean(&compiled)?;
         let programmed = compiled.failures.is_empty();
         prop_assert!(honest_hash || !programmed, "a hash that does not fit was taken");

@@ -276,6 +276,7 @@ proptest! {
             pool: "default".into(),
             source_nat: sallyport_api::SourceNat::default(),
             lifecycle: sallyport_api::Lifecycle::default(),
+            expires_at: None,
         };
         let mut specs: Vec<_> = (0..ports).map(|index| forward(index, "10.30.1.79")).collect();
         let mut hosts = hosts();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -130,7 +131,7 @@ proptest! {
         let node = &decision.nodes["gw1"];
         let mut forwards: Vec<&SliceForward> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
         forwards.reverse();
-        prop_assert_eq!(compile(node, &forwards, &scene.nodes[0].local_addresses()), compiled);
+        prop_assert_eq!(compile(node, &forwards, &scene.nodes[0].local_addresses(), 0), compiled);
     }
 
     #[test]
@@ -250,6 +251,7 @@ fn bulky(number: usize, sources: u8) -> SliceForward {
         targets: vec![IntentTarget { ip: [10, 30, 1, 79].into(), weight: 1 }],
         source_nat: SourceNatMode::Masquerade,
         on_target_removed: OnTargetRemoved::default(),
+        expires_at: None,
     };
     SliceForward {
         uid: format!("uid-{number}"),
@@ -291,4 +293,46 @@ proptest! {
             before = after;
         }
     }
+}
+
+proptest! {
+    #![proptest_config(config(4))]
+
+    #[test]
+    fn what_has_expired_holds_nothing_and_everything_else_is_as_without_it(
+        mut specs in vec(spec(), 1..8),
+        expiries in vec(prop::option::of(1..20_i64), 8),
+        now in 0..22_i64,
+    ) {
+        for (spec, expiry) in specs.iter_mut().zip(&expiries) {
+            spec.expires_at = expiry.and_then(time);
+        }
+        let mut scene = scene(&specs, &LISTEN);
+        let before = scene.decide();
+        let node = &before.nodes["gw1"];
+        let local = scene.nodes[0].local_addresses();
+        let all: Vec<&SliceForward> = before.slices.values().flat_map(|slice| &slice.forwards).collect();
+        let lasting: Vec<&SliceForward> =
+            all.iter().copied().filter(|forward| forward.intent.expires_at.is_none_or(|expiry| expiry > now)).collect();
+        // An agent that hears nothing any more.
+        let compiled = compile(node, &all, &local, now);
+        let without = compile(node, &lasting, &local, now);
+        prop_assert_eq!(&compiled.ruleset, &without.ruleset);
+        prop_assert_eq!(compiled.failures.len() - without.failures.len(), all.len() - lasting.len());
+
+        // An operator that looks again.
+        scene.slices = before.slices.clone();
+        scene.now = now;
+        let after = scene.decide();
+        for (forward, expiry) in scene.forwards.iter().zip(&expiries) {
+            let expired = expiry.is_some_and(|expiry| expiry <= now);
+            prop_assert!(!(expired && accepted(&after, forward)), "{} has expired", forward.key);
+            prop_assert!(expired || !accepted(&before, forward) || accepted(&after, forward), "{} lost it", forward.key);
+        }
+        no_port_is_given_twice(&after, &scene.forwards)?;
+    }
+}
+
+fn time(seconds: i64) -> Option<Time> {
+    serde_json::from_value(sallyport_ruleset::expiry::moment(seconds).into()).ok()
 }

@@ -10,7 +10,7 @@ use sallyport_ruleset::facts::LocalAddress;
 
 use super::*;
 use crate::manifest;
-use crate::source::local::decide_here;
+use crate::source::local::{Decided, decide_here};
 
 /// What it was asked, and what it shall do.
 #[derive(Default)]
@@ -116,7 +116,8 @@ pub(crate) fn intents(text: &str) -> Intents {
     let objects: Vec<_> = manifest::read(&mut text.as_bytes()).into_iter().map(|object| object.expect(text)).collect();
     let named: Vec<_> = objects.iter().map(|object| ("x.yaml", object)).collect();
     let addresses = local().iter().map(|own| own.ip).collect();
-    let (intents, problems) = decide_here(&named, "gw1", addresses, &std::collections::BTreeMap::new(), None);
+    let (held, first_seen) = Default::default();
+    let Decided { intents, problems, .. } = decide_here(&named, "gw1", addresses, &held, None, &first_seen, 0);
     assert_eq!(problems, []);
     intents
 }

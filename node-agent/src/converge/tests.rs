@@ -5,6 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::fake::{Kernel, REQUIRE, forward, intents, local, v4};
+use sallyport_ruleset::rule::Chains;
+
 use super::*;
 
 /// A converger over a fresh kernel, beside a fresh state directory.
@@ -13,6 +15,7 @@ struct Scene {
     state: StateDir,
     converger: Converger<Kernel>,
     wanted: Rc<Intents>,
+    now: i64,
 }
 
 impl Scene {
@@ -24,7 +27,7 @@ impl Scene {
         let guard = tempfile::tempdir().unwrap();
         let state = StateDir::lock(&guard.path().join("state")).unwrap();
         let wanted = Rc::new(intents(""));
-        Self { converger: Converger::new(kernel, sysctl(guard.path())), state, guard, wanted }
+        Self { converger: Converger::new(kernel, sysctl(guard.path())), state, guard, wanted, now: 0 }
     }
 
     /// Whose forwarding switches are files; all are off.
@@ -44,7 +47,7 @@ impl Scene {
 
     async fn pass(&mut self, intents: &Intents) -> Result<Report, Error> {
         self.wanted = Rc::new(intents.clone());
-        self.converger.converge(&self.wanted, &local(), &self.state).await
+        self.converger.converge(&self.wanted, &local(), &self.state, self.now).await
     }
 
     /// Whether connections were looked at with what was wanted last.
@@ -69,7 +72,7 @@ async fn what_is_wanted_is_applied_once_and_read_back() {
     assert!(report.changed.unwrap().contains("IPv4 SALLY-PRE"));
     let read = scene.kernel().rules().await.ours();
     assert_eq!(report.digest, read.digest());
-    assert_eq!(read, compile(&wanted.node, &wanted.forwards(), &local()).ruleset);
+    assert_eq!(read, compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset);
 
     let again = scene.pass(&wanted).await.unwrap();
     assert_eq!((again.changed, again.digest), (None, report.digest));
@@ -115,7 +118,7 @@ async fn drift_is_seen_and_repaired() {
         assert!(scene.converger.moved().await.unwrap(), "{drift}");
         let report = scene.pass(&wanted).await.unwrap();
         assert!(report.changed.is_some(), "{drift}");
-        assert_eq!(report.digest, compile(&wanted.node, &wanted.forwards(), &local()).ruleset.digest());
+        assert_eq!(report.digest, compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset.digest());
         assert!(!scene.converger.moved().await.unwrap(), "{drift}");
     }
 }
@@ -187,6 +190,25 @@ async fn connections_are_looked_at_again_when_an_intent_changes_and_its_rules_do
     assert_eq!(scene.kernel().applied.len(), 1, "the rules are the same");
     assert!(!scene.converger.recount().unwrap(), "nothing drains, and it is counted");
     assert_eq!(scene.kernel().looked.get(), 2);
+}
+
+#[tokio::test]
+async fn a_forward_that_expires_loses_its_rules_and_connections_and_others_keep_theirs() {
+    let mut scene = Scene::new();
+    // Of weight 0 it has no rule of its own, but it may have connections.
+    let idle = forward("c", 8002).replace("ip: 10.30.1.79", "ip: 10.30.1.79, weight: 0");
+    let expiring =
+        (forward("a", 8000) + "  expiresAt: 1970-01-01T00:01:40Z\n", idle + "  expiresAt: 1970-01-01T00:03:20Z\n");
+    let wanted = intents(&(expiring.0 + &forward("b", 8001) + &expiring.1));
+    let ports = |nat: &Chains| ["8000", "8001"].map(|port| nat["SALLY-MT"].iter().any(|rule| rule.contains(port)));
+    for (now, here, failed, looks) in [(99, [true, true], 0, 1), (100, [false, true], 1, 2), (200, [false, true], 2, 3)]
+    {
+        scene.now = now;
+        let report = scene.pass(&wanted).await.unwrap();
+        assert_eq!(ports(&scene.kernel().rules().await.ours().v4.nat), here, "{now}");
+        assert_eq!(report.failures.len(), failed, "{now}");
+        assert_eq!(scene.kernel().looked.get(), looks, "{now}");
+    }
 }
 
 #[tokio::test]
@@ -333,12 +355,12 @@ async fn a_forward_that_cannot_be_on_this_host_fails_alone() {
 async fn a_preview_says_what_a_pass_would_do_and_does_nothing() {
     let mut scene = Scene::with_switches();
     let wanted = intents(&forward("a", 8000));
-    let (batch, families, ended, failures) = scene.converger.preview(&wanted, &local()).await.unwrap();
+    let (batch, families, ended, failures) = scene.converger.preview(&wanted, &local(), 0).await.unwrap();
     assert_eq!((families, ended, failures.len()), (vec![Family::V4], 0, 0));
     assert_eq!((scene.kernel().applied.len(), scene.switch().as_str()), (0, "0"));
     scene.pass(&wanted).await.unwrap();
     assert_eq!(scene.kernel().applied, [batch]);
-    assert!(scene.converger.preview(&wanted, &local()).await.unwrap().0.is_empty());
+    assert!(scene.converger.preview(&wanted, &local(), 0).await.unwrap().0.is_empty());
 }
 
 #[test]

@@ -237,3 +237,101 @@ fn a_failure_is_told_with_its_file() {
     assert_eq!(source.locate(&failure("a")), "a.yaml: PortForward default/a: is here (InvalidTarget)");
     assert_eq!(source.locate(&failure("gone")), "PortForward default/gone: is here (InvalidTarget)");
 }
+
+/// A forward on the host of tests that expires `seconds` after 1970.
+fn expiring(name: &str, port: u16, seconds: i64) -> String {
+    forward(name, port) + &format!("  expiresAt: {}\n", sallyport_ruleset::expiry::moment(seconds))
+}
+
+#[tokio::test]
+async fn a_forward_is_closed_on_the_beat_after_it_expires_and_no_clock_opens_it_again() {
+    let scene = Scene::new();
+    scene.put("a.yaml", &(expiring("a", 8000, 1_000_010) + &forward("b", 8001)));
+    let wall = Rc::new(std::cell::Cell::new(1_000_000));
+    let clock = || -> Box<dyn Fn() -> Duration> {
+        let wall = Rc::clone(&wall);
+        Box::new(move || Duration::from_secs(wall.get()))
+    };
+    let mut source = scene.source();
+    source.host.clock.wall = clock();
+    let decided = source.read(None).await.unwrap();
+    assert_eq!(names(&decided), ["a", "b"]);
+    agent(&mut source, Kernel::default()).pass(&decided, "start").await;
+    wall.set(1_000_009);
+    assert_eq!(source.read(None).await, None);
+    wall.set(1_000_010);
+    let decided = source.read(None).await.unwrap();
+    assert_eq!(names(&decided), ["b"]);
+    assert_eq!(
+        source.problems[0].to_string(),
+        "a.yaml: PortForward default/a: spec.expiresAt: expired at 1970-01-12T13:46:50Z; set a later moment, or delete the \
+         forward (Expired)"
+    );
+    assert_eq!(source.read(None).await, None, "once is enough");
+    drop(source);
+
+    // The host boots with a clock from before.
+    wall.set(3);
+    let mut source = scene.source();
+    source.host.clock.wall = clock();
+    assert_eq!(names(&source.read(None).await.unwrap()), ["b"]);
+}
+
+#[tokio::test]
+async fn what_expires_is_closed_by_the_loop_alone_while_the_source_is_silent() {
+    let scene = Scene::new();
+    let wall = Rc::new(std::cell::Cell::new(1_000_000));
+    let mut source = scene.source();
+    let seen = Rc::clone(&wall);
+    source.host.clock.wall = Box::new(move || Duration::from_secs(seen.get()));
+    source.host.local = crate::converge::fake::local();
+    let wanted = Rc::new(intents(&(expiring("a", 8000, 1_000_010) + &forward("b", 8001))));
+    let mut agent = agent(&mut source, Kernel::default());
+    agent.pass(&wanted, "start").await;
+    agent.repair(&wanted).await;
+    assert_eq!(agent.converger.engine.applied.len(), 1);
+    // Also while something else is waited for.
+    agent.retry.later();
+    wall.set(1_000_010);
+    agent.repair(&wanted).await;
+    let ports = agent.converger.engine.rules().await.ours().v4.nat["SALLY-MT"].join("\n");
+    assert!(!ports.contains("8000") && ports.contains("8001"), "{ports}");
+    assert_eq!(agent.failures[0].reason, sallyport_api::condition::Reason::Expired);
+    assert_eq!(scene.state.highest_time().unwrap(), 1_000_010, "on disk before it is closed");
+    wall.set(1_000_000);
+    agent.pass(&wanted, "start").await;
+    assert_eq!(agent.converger.engine.applied.len(), 2, "a clock stepped back opened it");
+}
+
+#[tokio::test]
+async fn a_lifetime_counts_from_when_the_host_first_saw_the_forward() {
+    let scene = Scene::new();
+    let pool = crate::converge::fake::REQUIRE.replace("name: g,", "name: g, maxLifetime: 100s,");
+    scene.put("pool.yaml", &pool);
+    scene.put("a.yaml", &forward("a", 8000));
+    let wall = Rc::new(std::cell::Cell::new(1_000_000));
+    let start = || {
+        let (mut source, wall) = (scene.source(), Rc::clone(&wall));
+        source.host.clock.wall = Box::new(move || Duration::from_secs(wall.get()));
+        source
+    };
+    let expiry = |intents: &Intents| intents.forwards().first().and_then(|forward| forward.intent.expires_at);
+    assert_eq!(expiry(&start().read(None).await.unwrap()), Some(1_000_100));
+    // A restart changes nothing, and neither does an edit.
+    wall.set(1_000_050);
+    scene.put("a.yaml", &forward("a", 8001));
+    let mut source = start();
+    assert_eq!(expiry(&source.read(None).await.unwrap()), Some(1_000_100));
+    wall.set(1_000_100);
+    assert_eq!(names(&source.read(None).await.unwrap()), Vec::<String>::new());
+    assert!(
+        source.problems[0].to_string().contains("grant g allows maxLifetime 100s from its creation"),
+        "{:?}",
+        source.problems
+    );
+    // Taken away and saved again it is another one.
+    fs::remove_file(scene.path("a.yaml")).unwrap();
+    source.read(Some(&REPORTED)).await;
+    scene.put("a.yaml", &forward("a", 8001));
+    assert_eq!(expiry(&source.read(Some(&REPORTED)).await.unwrap()), Some(1_000_200));
+}

@@ -1,4 +1,4 @@
-//! What every source knows of this host: its addresses, and the last good intents on its disk.
+//! What every source knows of this host: its addresses, the time, and the last good intents on its disk.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -6,6 +6,7 @@ use std::rc::Rc;
 use sallyport_ruleset::facts::LocalAddress;
 
 use crate::addresses::local_addresses;
+use crate::clock::Clock;
 use crate::converge::chain_of;
 use crate::state::{Intents, StateDir};
 
@@ -15,6 +16,8 @@ pub struct ThisHost {
     pub state: Rc<StateDir>,
     /// The host's addresses.
     pub local: Vec<LocalAddress>,
+    /// The time by which forwards expire.
+    pub clock: Clock,
     /// The intents that are on disk.
     kept: Option<Rc<Intents>>,
     /// Why the last ones could not be kept; told when it changes.
@@ -27,7 +30,8 @@ impl ThisHost {
     /// Has looked at nothing yet.
     #[must_use]
     pub fn new(state: Rc<StateDir>) -> Self {
-        Self { state, local: Vec::new(), kept: None, unkept: None, told: BTreeSet::new() }
+        let clock = Clock::new(Rc::clone(&state));
+        Self { state, local: Vec::new(), clock, kept: None, unkept: None, told: BTreeSet::new() }
     }
 
     /// Reads the addresses; whether they are others than before.

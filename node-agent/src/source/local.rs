@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use sallyport_api::forward_slice::ForwardSliceSpec;
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::gateway_pool::{
@@ -18,9 +19,21 @@ use crate::manifest::{Identity, Object};
 use crate::source::directory::FileProblem;
 use crate::state::Intents;
 
-/// Decides upon `objects`, each with the name of its file, for a host with these addresses.
+/// What was decided.
+#[derive(Debug, PartialEq)]
+pub struct Decided {
+    /// What this host shall do.
+    pub intents: Intents,
+    /// What is wrong with the objects, in no particular order.
+    pub problems: Vec<FileProblem>,
+    /// When forwards expire or did, in seconds since 1970.
+    pub expiries: Vec<i64>,
+}
+
+/// Decides upon `objects`, each with the name of its file, for a host with these addresses, at `now` in seconds since
+/// 1970.
 ///
-/// `held` are the slices of the last decision. With no pool among the objects a default one grants everything, unless
+/// `first_seen` says since when forwards are there, those without it since now. `held` are the slices of the last decision. With no pool among the objects a default one grants everything, unless
 /// a pool is there but not understood (`broken_pool` names its file): then nothing new is granted, and what is held stays.
 #[must_use]
 pub fn decide_here(
@@ -29,7 +42,9 @@ pub fn decide_here(
     addresses: Vec<IpAddr>,
     held: &BTreeMap<String, ForwardSliceSpec>,
     broken_pool: Option<&str>,
-) -> (Intents, Vec<FileProblem>) {
+    first_seen: &BTreeMap<String, i64>,
+    now: i64,
+) -> Decided {
     let mut problems = Vec::new();
     let mut files = BTreeMap::new();
     let (mut forwards, mut pools, mut namespaces) = (Vec::new(), Vec::new(), BTreeMap::new());
@@ -37,12 +52,13 @@ pub fn decide_here(
         match object {
             Object::Forward(key, spec) => {
                 files.insert(object.identity(), *file);
+                // Without an API server nobody gives out uids; the name is as lasting as the file.
+                let uid = key.to_string();
                 forwards.push(Forward {
                     key: key.clone(),
-                    // Without an API server nobody gives out uids; the name is as lasting as the file.
-                    uid: key.to_string(),
                     generation: 1,
-                    created: 0,
+                    created: first_seen.get(&uid).copied().unwrap_or(now),
+                    uid,
                     spec: Arc::clone(spec),
                 });
             }
@@ -57,10 +73,21 @@ pub fn decide_here(
     }
     if pools.is_empty() {
         if let Some(broken) = broken_pool {
-            let holders: BTreeSet<&str> =
-                held.values().flat_map(|slice| &slice.forwards).map(|f| f.uid.as_str()).collect();
-            forwards.retain(|forward| {
-                holders.contains(forward.uid.as_str()) || {
+            let holders: BTreeMap<&str, Option<i64>> = held
+                .values()
+                .flat_map(|slice| &slice.forwards)
+                .map(|forward| (forward.uid.as_str(), forward.intent.expires_at))
+                .collect();
+            forwards.retain_mut(|forward| {
+                if let Some(expiry) = holders.get(forward.uid.as_str()) {
+                    // A grant that limited its lifetime is not there to be asked, so it expires as it would have.
+                    let expiry = expiry.and_then(|expiry| Timestamp::from_second(expiry).ok()).map(Time);
+                    if let Some(expiry) = expiry {
+                        let spec = Arc::make_mut(&mut forward.spec);
+                        spec.expires_at = spec.expires_at.take().into_iter().chain([expiry]).min();
+                    }
+                    true
+                } else {
                     let object = Identity(format!("PortForward {}", forward.key));
                     let message = format!("spec.pool: the GatewayPool in {broken:?} has problems; mend it first");
                     let file = files.get(&object).map_or("", |file| *file).to_owned();
@@ -82,6 +109,7 @@ pub fn decide_here(
         leaving: &[],
         unknown: &BTreeSet::new(),
         forbidden: &[],
+        now,
     });
 
     let mut report = |object: String, found: &[sallyport_ruleset::validate::Problem]| {
@@ -110,7 +138,8 @@ pub fn decide_here(
         reserved_ports: Vec::new(),
     });
     decision.slices.retain(|_, slice| slice.pool == node.pool);
-    (Intents { node, slices: decision.slices }, problems)
+    let intents = Intents { node, slices: decision.slices };
+    Decided { intents, problems, expiries: decision.expiries.into_values().collect() }
 }
 
 /// The pool of a host whose admin wrote none: whoever may write manifests may forward anything that is not always
@@ -134,6 +163,7 @@ fn open_pool() -> GatewayPoolSpec {
             source_cidrs: any(),
             source_nat_modes: vec![SourceNatMode::Masquerade, SourceNatMode::Preserve],
             max_forwards: None,
+            max_lifetime: None,
         }],
     }
 }

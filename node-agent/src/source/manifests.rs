@@ -11,8 +11,9 @@ use sallyport_ruleset::facts::LocalAddress;
 use crate::converge::chain_of;
 use crate::manifest::Identity;
 use crate::source::directory::{Directory, FileProblem};
+use crate::source::first_seen::FirstSeen;
 use crate::source::host::ThisHost;
-use crate::source::local::decide_here;
+use crate::source::local::{Decided, decide_here};
 use crate::source::watch::{Change, Watch};
 use crate::source::{Source, describe};
 use crate::state::{Intents, StateDir};
@@ -30,6 +31,7 @@ pub struct Manifests {
     node_name: String,
     pub(crate) host: ThisHost,
     pub(crate) directory: Directory,
+    first_seen: FirstSeen,
     intents: Option<Rc<Intents>>,
     /// What is wrong with the manifests, sorted.
     pub problems: Vec<FileProblem>,
@@ -51,6 +53,7 @@ impl Manifests {
         Self {
             path: path.to_owned(),
             node_name: node_name.to_owned(),
+            first_seen: FirstSeen::new(Rc::clone(&state)),
             host: ThisHost::new(state),
             directory: Directory::new(path),
             intents: None,
@@ -76,7 +79,7 @@ impl Manifests {
     ///
     /// `reported` says that something happened in the directory, and which files are complete.
     pub async fn read(&mut self, reported: Option<&BTreeSet<String>>) -> Option<Rc<Intents>> {
-        self.undecided |= self.host.look();
+        self.undecided |= self.host.look() | self.host.clock.is_due();
         let mut waited = Duration::ZERO;
         let none = BTreeSet::new();
         let due = self.unsettled || self.unreadable.is_some() || self.listed.is_none_or(|at| at.elapsed() >= LISTING);
@@ -115,7 +118,12 @@ impl Manifests {
         let global = self.host.local.iter().filter(|own| own.global).map(|own| own.ip).collect();
         let nothing = BTreeMap::new();
         let held = self.intents.as_ref().map_or(&nothing, |intents| &intents.slices);
-        let (intents, refused) = decide_here(&objects, &self.node_name, global, held, self.directory.broken_pool());
+        let now = self.host.clock.now();
+        let broken_pool = self.directory.broken_pool();
+        let first_seen = self.first_seen.of(&objects, broken_pool.is_some(), now);
+        let Decided { intents, problems: refused, expiries } =
+            decide_here(&objects, &self.node_name, global, held, broken_pool, first_seen, now);
+        self.host.clock.expect(expiries.into_iter(), now);
         problems.extend(refused);
         problems.sort();
         self.problems = problems;

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::Intent;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
@@ -27,6 +29,8 @@ use crate::controller::observe::World;
 pub struct Desired {
     /// The verdict on every forward that is not on its way out.
     pub verdicts: BTreeMap<ForwardRef, Verdict>,
+    /// When forwards expire or did, in seconds since 1970.
+    pub expiries: BTreeMap<ForwardRef, i64>,
     /// The problems of every pool.
     pub pools: BTreeMap<String, Vec<Problem>>,
     /// Every slice, and empty ones for those that should go.
@@ -56,8 +60,8 @@ pub struct Purpose {
     pub uninstall: bool,
 }
 
-/// Decides; `dead` are the nodes that nobody waits for.
-pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose: Purpose) -> Desired {
+/// Decides at `now`, in seconds since 1970; `dead` are the nodes that nobody waits for.
+pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose: Purpose, now: i64) -> Desired {
     let held: BTreeMap<String, ForwardSliceSpec> =
         history.slices().map(|(name, spec)| (name.to_owned(), spec.clone())).collect();
     let mut desired = Desired::default();
@@ -91,12 +95,16 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
         leaving: &history.carried(),
         unknown: history.unknown(),
         forbidden: &world.forbidden(),
+        now,
     });
+    desired.expiries = decision.expiries;
     desired.verdicts.extend(decision.forwards);
     desired.pools = decision.pools;
     desired.slices = decision.slices;
     for (name, slice) in &held {
         if let Some(problem) = frozen_pool(world, &slice.pool, purpose) {
+            let expiries = slice.forwards.iter().filter_map(|f| Some((f.r#ref.clone(), f.intent.expires_at?)));
+            desired.expiries.extend(expiries);
             desired.pools.insert(slice.pool.clone(), vec![problem]);
             desired.slices.insert(name.clone(), slice.clone());
         }
@@ -228,7 +236,13 @@ fn spec_of(pool: &str, intent: &Intent) -> PortForwardSpec {
         targets: targets.collect(),
         source_nat: SourceNat { mode: intent.source_nat },
         lifecycle: Lifecycle { on_target_removed: intent.on_target_removed },
+        expires_at: intent.expires_at.and_then(time),
     }
+}
+
+/// Seconds since 1970 as the API writes them.
+pub fn time(seconds: i64) -> Option<Time> {
+    Timestamp::from_second(seconds).ok().map(Time)
 }
 
 /// Why the slices and nodes of a pool stay as they are: it cannot be read, or its definition was deleted.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::controller::apply::{ForwardReport, Write, in_turn};
 use crate::controller::cache::Entry;
 use crate::controller::carried::History;
-use crate::controller::decide::Desired;
+use crate::controller::decide::{Desired, time};
 use crate::controller::observe::World;
 use crate::controller::pool_status::pool_status;
 use crate::controller::status::{Gateway, Subject, forward_status};
@@ -79,6 +79,7 @@ impl Reporter {
                 spec,
                 unreadable: entry.problem(),
                 verdict,
+                expires_at: desired.expiries.get(&key).copied().and_then(time),
             };
             let known = match entry {
                 Entry::Good(object) => object.status.as_ref(),

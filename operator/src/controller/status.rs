@@ -46,7 +46,7 @@ impl<'a> Gateway<'a> {
 }
 
 /// A forward whose status is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Subject<'a> {
     /// Namespace and name.
     pub key: &'a ForwardRef,
@@ -60,6 +60,8 @@ pub struct Subject<'a> {
     pub unreadable: Option<&'a str>,
     /// The verdict; `None` for one on its way out.
     pub verdict: Option<&'a Verdict>,
+    /// When it expires or did.
+    pub expires_at: Option<Time>,
 }
 
 /// How far the gateways are with a forward.
@@ -196,6 +198,7 @@ pub fn forward_status(
 
     status.observed_generation = subject.generation;
     status.hash = want.map(str::to_owned);
+    status.expires_at.clone_from(&subject.expires_at);
     let mut hashes = progress.hashes.into_iter();
     if let (Some(same), None) = (hashes.next(), hashes.next()) {
         status.applied_hash = same.map(|hash| hash.to_string());

@@ -37,6 +37,7 @@ fn forward() -> SliceForward {
                 .into(),
             source_nat: sallyport_api::SourceNatMode::Masquerade,
             on_target_removed: OnTargetRemoved::Drain,
+            expires_at: None,
         },
     }
 }

@@ -44,14 +44,14 @@ fn a_refusal_names_the_grant_the_clause_and_what_would_be_allowed() {
         (port("UDP", 3306, 3306), "grant mysql allows ports [3306-3310/TCP], not 3306/UDP"),
         (
             json!({ "targets": [{ "ip": "10.30.1.128", "weight": 1 }] }),
-            "grant mysql allows targets [10.30.1.0/25], not 10.30.1.128",
+            "grant mysql allows targetCIDRs [10.30.1.0/25], not 10.30.1.128",
         ),
         (
             json!({ "allow": ["10.30.1.80/32", "10.30.2.0/32"] }),
-            "grant mysql allows sources [10.30.0.0/23], not 10.30.2.0/32",
+            "grant mysql allows sourceCIDRs [10.30.0.0/23], not 10.30.2.0/32",
         ),
-        (json!({ "allow": ["10.30.0.0/22"] }), "grant mysql allows sources [10.30.0.0/23], not 10.30.0.0/22"),
-        (json!({ "sourceNat": "Preserve" }), "grant mysql does not allow sourceNAT mode Preserve"),
+        (json!({ "allow": ["10.30.0.0/22"] }), "grant mysql allows sourceCIDRs [10.30.0.0/23], not 10.30.0.0/22"),
+        (json!({ "sourceNat": "Preserve" }), "grant mysql allows sourceNATModes [Masquerade], not Preserve"),
     ];
     for (change, message) in rows {
         let problem = pool.covering("payments", &payments(), &intent(&change)).unwrap_err();
@@ -92,6 +92,8 @@ fn every_mistake_in_a_pool_is_named_with_its_field() {
         (json!({ "targetCIDRs": ["10.30.1.0/24", "10.30.1.79"] }), "spec.grants[0].targetCIDRs[1]"),
         (json!({ "sourceCIDRs": ["anywhere"] }), "spec.grants[0].sourceCIDRs[0]"),
         (json!({ "maxForwards": -1 }), "spec.grants[0].maxForwards"),
+        (json!({ "maxLifetime": "1d" }), "spec.grants[0].maxLifetime"),
+        (json!({ "maxLifetime": "0s" }), "spec.grants[0].maxLifetime"),
     ];
     for (change, field) in rows {
         let mut grant = grant();

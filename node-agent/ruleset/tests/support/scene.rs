@@ -26,6 +26,7 @@ pub struct Scene {
     pub leaving: Vec<Leaving>,
     pub unknown: BTreeSet<String>,
     pub forbidden: Vec<IpNet>,
+    pub now: i64,
 }
 
 /// A node as `node.yaml` describes it.
@@ -65,6 +66,7 @@ impl Scene {
             leaving: Vec::new(),
             unknown: BTreeSet::new(),
             forbidden: Vec::new(),
+            now: 0,
         };
         for document in serde_saphyr::from_multiple::<Value>(manifests).unwrap() {
             match document["kind"].as_str().unwrap() {
@@ -98,11 +100,17 @@ impl Scene {
             leaving: &self.leaving,
             unknown: &self.unknown,
             forbidden: &self.forbidden,
+            now: self.now,
         })
     }
 
-    /// Compiles `decision` for `node`; `None` where no pool selects it.
+    /// Compiles `decision` for `node`, before anything expires; `None` where no pool selects it.
     pub fn compile(decision: &Decision, node: &NodeFile) -> Option<Compiled> {
+        Self::compile_at(decision, node, 0)
+    }
+
+    /// The same at `now`.
+    pub fn compile_at(decision: &Decision, node: &NodeFile, now: i64) -> Option<Compiled> {
         let spec = decision.nodes.get(&node.name)?;
         let forwards: Vec<&SliceForward> = decision
             .slices
@@ -110,7 +118,7 @@ impl Scene {
             .filter(|slice| slice.pool == spec.pool)
             .flat_map(|slice| &slice.forwards)
             .collect();
-        Some(compile(spec, &forwards, &node.local_addresses()))
+        Some(compile(spec, &forwards, &node.local_addresses(), now))
     }
 }
 

@@ -113,6 +113,7 @@ pub fn spec() -> impl Strategy<Value = PortForwardSpec> {
                     mode: if preserve { SourceNatMode::Preserve } else { SourceNatMode::Masquerade },
                 },
                 lifecycle: Lifecycle::default(),
+                expires_at: None,
             }
         })
 }

@@ -32,7 +32,7 @@ fn decide(text: &str, held: &Held, broken: Option<&str>) -> (Intents, Vec<String
     let objects = objects(text);
     let named: Vec<(&str, &Object)> = objects.iter().map(|object| ("x.yaml", object)).collect();
     let addresses = vec!["10.30.1.78".parse().unwrap(), "fd00::78".parse().unwrap()];
-    let (intents, problems) = decide_here(&named, "gw1", addresses, held, broken);
+    let Decided { intents, problems, .. } = decide_here(&named, "gw1", addresses, held, broken, &BTreeMap::new(), 0);
     (intents, problems.iter().map(ToString::to_string).collect())
 }
 
@@ -149,6 +149,14 @@ fn a_pool_that_is_not_understood_does_not_open_the_host() {
     let (intents, problems) = decide(&(old + &new), &before.slices, Some("pool.yaml"));
     assert_eq!(names(&intents), ["one/old"]);
     assert_eq!(problems.len(), 1);
+
+    // And expires as the pool had it, which is not there to be asked.
+    let limited = pool("{}", "").replace("- name: g\n", "- name: g\n      maxLifetime: 100s\n");
+    let old = forward("old", "one", 8000);
+    let (before, _) = decide(&(limited + &old), &Held::new(), None);
+    assert_eq!(before.forwards()[0].intent.expires_at, Some(100));
+    let (intents, _) = decide(&old, &before.slices, Some("pool.yaml"));
+    assert_eq!(intents.slices, before.slices);
 }
 
 #[test]

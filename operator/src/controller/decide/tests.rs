@@ -269,3 +269,42 @@ fn a_dead_node_makes_no_slice_come_and_go() {
     }
     assert_eq!(scene.pass(), [""; 0]);
 }
+
+#[test]
+fn a_forward_that_expires_leaves_its_slice_and_its_port_is_handed_over() {
+    let mut scene = Scene::with_nodes(&["gw1"]);
+    let mut expiring = forward("a", 3306);
+    expiring["spec"]["expiresAt"] = json!("1970-01-01T00:01:40Z");
+    scene.see(expiring);
+    scene.settle();
+    scene.see(forward("b", 3306));
+    scene.now = 99;
+    let desired = scene.decide();
+    assert_eq!(desired.expiries, BTreeMap::from([(key("a"), 100)]));
+    assert_eq!(refusal(&desired, "b").reason, Reason::PortConflict);
+
+    scene.now = 100;
+    let desired = scene.decide();
+    assert_eq!(refusal(&desired, "a").reason, Reason::Expired);
+    assert_eq!(desired.expiries, BTreeMap::from([(key("a"), 100)]), "status says when it was");
+    assert_eq!(
+        refusal(&desired, "b").message,
+        "port 3306/TCP is still being taken off the gateways; this forward follows by itself"
+    );
+    scene.settle();
+    assert_eq!(carried(&scene.decide(), "default-0000"), ["b"]);
+}
+
+#[test]
+fn a_forward_that_cannot_be_read_expires_as_it_would_have() {
+    let mut scene = Scene::with_nodes(&["gw1"]);
+    let mut expiring = forward("a", 3306);
+    expiring["spec"]["expiresAt"] = json!("1970-01-01T00:01:40Z");
+    scene.see(expiring);
+    scene.settle();
+    let before = scene.decide().slices;
+    scene.see(unreadable_form(scene.forward("a"), "sources"));
+    assert_eq!(scene.decide().slices, before);
+    scene.now = 100;
+    assert_eq!(refusal(&scene.decide(), "a").reason, Reason::Expired);
+}

@@ -7,6 +7,7 @@ use sallyport_api::gateway_node::SliceState;
 use serde_json::json;
 
 use super::*;
+use crate::controller::decide::time;
 use crate::fixture::{Scene, forward, synced, uid};
 
 fn at(seconds: i64) -> Time {
@@ -26,6 +27,7 @@ fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardSt
         spec: entry.object().map(|object| &object.spec),
         unreadable: entry.problem(),
         verdict: desired.verdicts.get(&key),
+        expires_at: desired.expiries.get(&key).copied().and_then(time),
     };
     let gateways: Vec<Gateway<'_>> = scene
         .world

@@ -1,0 +1,119 @@
+//! The time by which forwards end. It never goes back: not when the host's clock is stepped back, and not over a restart.
+//!
+//! ```text
+//! max(the host's clock, the highest time so far + what has passed since)
+//! ```
+//! The highest time is on disk before anything is closed by it, so what has ended once has ended for good.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::converge::chain_of;
+use crate::state::StateDir;
+
+/// The highest time on disk is never older than this while any forward will end.
+const KEEP: i64 = 60;
+/// A host's clock that is further behind is worth a warning.
+const BEHIND: Duration = Duration::from_secs(5);
+
+/// A clock, and when the next forward ends by it.
+pub struct Clock {
+    /// Time since 1970 as the host has it.
+    pub(crate) wall: Box<dyn Fn() -> Duration>,
+    /// The highest time so far, and when it was.
+    highest: (Duration, Instant),
+    state: Rc<StateDir>,
+    /// The highest time on disk, in seconds since 1970.
+    kept: i64,
+    /// When the next forward ends.
+    next: Option<i64>,
+    /// Whether it was told that the host's clock is behind.
+    told: bool,
+    /// Why the time could not be kept; told when it changes.
+    unkept: Option<String>,
+}
+
+impl Clock {
+    /// Goes on from the highest time in the state directory.
+    #[must_use]
+    pub fn new(state: Rc<StateDir>) -> Self {
+        let kept = state.highest_time().unwrap_or_else(|error| {
+            let error = chain_of(&error);
+            tracing::error!(
+                error,
+                "the highest time seen is lost: if this host's clock is wrong, what has ended opens again"
+            );
+            0
+        });
+        let highest = Duration::from_secs(u64::try_from(kept).unwrap_or_default());
+        let wall = Box::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+        Self { wall, highest: (highest, Instant::now()), state, kept, next: None, told: false, unkept: None }
+    }
+
+    /// Seconds since 1970.
+    pub fn now(&mut self) -> i64 {
+        // The host's clock first: read after the other, a pause between the two would push the time ahead for good.
+        let (wall, instant) = ((self.wall)(), Instant::now());
+        let (highest, then) = self.highest;
+        let counted = highest.saturating_add(instant.duration_since(then));
+        let behind = counted.saturating_sub(wall);
+        if behind > BEHIND && !self.told {
+            tracing::warn!(
+                seconds = behind.as_secs(),
+                "this host's clock is behind the highest time that was seen here; forwards end by the latter"
+            );
+        }
+        self.told = behind > BEHIND;
+        self.highest = (wall.max(counted), instant);
+        i64::try_from(self.highest.0.as_secs()).unwrap_or(i64::MAX)
+    }
+
+    /// Forwards end at these times, and those that ended until `now` are about to be closed.
+    pub fn expect(&mut self, ends: impl Iterator<Item = i64>, now: i64) {
+        let mut ended = None;
+        self.next = None;
+        for end in ends {
+            if end <= now {
+                ended = ended.max(Some(end));
+            } else if self.next.is_none_or(|next| end < next) {
+                self.next = Some(end);
+            }
+        }
+        if ended.is_some_and(|end| end > self.kept) {
+            self.keep(now);
+        }
+    }
+
+    /// Whether a forward has ended since it was expected to. Called twice a second; at rest it costs nothing.
+    pub fn is_due(&mut self) -> bool {
+        let Some(next) = self.next else { return false };
+        let now = self.now();
+        if now - self.kept >= KEEP {
+            self.keep(now);
+        }
+        next <= now
+    }
+
+    /// A state directory that cannot be written must not keep anything open that has to be closed.
+    fn keep(&mut self, now: i64) {
+        self.unkept = match self.state.keep_highest_time(now) {
+            Ok(()) => {
+                self.kept = now;
+                None
+            }
+            Err(error) => {
+                let error = chain_of(&error);
+                if self.unkept.as_ref() != Some(&error) {
+                    tracing::warn!(
+                        error,
+                        "cannot keep the time; after a reboot with a wrong clock, what has ended may open again"
+                    );
+                }
+                Some(error)
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests;
