@@ -71,7 +71,16 @@ pub fn reserved_range(protocol: Protocol, first: u16, last: u16) -> Option<(u16,
 
 #[cfg(test)]
 mod tests {
+    use sallyport_api::condition::Reason;
+    use sallyport_api::{ForwardRef, GatewayNodeSpec, PortForwardSpec, SliceForward};
+    use serde_json::json;
+
     use super::*;
+    use crate::compile::compile;
+    use crate::digest::intent_hash;
+    use crate::facts::LocalAddress;
+    use crate::rule::Ruleset;
+    use crate::validate::validate;
 
     #[test]
     fn every_network_of_the_table_parses_and_refuses_its_own_address() {
@@ -95,6 +104,48 @@ mod tests {
                 let elsewhere =
                     REFUSED.iter().any(|(other, _)| other.parse::<IpNet>().is_ok_and(|other| other.contains(&ip)));
                 assert_eq!(refused_target(ip).is_some(), elsewhere, "{ip} beside {net}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_refused_target_is_refused_by_the_operator_and_again_by_the_agent() {
+        for (net, what) in REFUSED {
+            let net: IpNet = net.parse().unwrap();
+            for target in [net.network(), net.broadcast()] {
+                let (gateway, source) =
+                    if target.is_ipv4() { ("10.30.1.78", "10.30.1.80/32") } else { ("fd00::78", "fd00::80/128") };
+                let asked: PortForwardSpec = serde_json::from_value(json!({
+                    "ports": [{ "name": "p", "port": 3306 }],
+                    "sources": { "allow": [{ "cidr": source }] },
+                    "targets": [{ "name": "t", "ip": target }],
+                }))
+                .unwrap();
+                let problems = validate(&asked).unwrap_err();
+                assert_eq!((problems.len(), problems[0].reason), (1, Reason::InvalidTarget), "{target}: {what}");
+                assert!(
+                    problems[0].message.contains(&format!("{target} is {what}")) || what.contains("cloud"),
+                    "{}",
+                    problems[0]
+                );
+
+                // Whoever wrote the slice, the hash is right.
+                let intent = serde_json::from_value(json!({
+                    "ports": [{ "protocol": "TCP", "port": 3306, "endPort": 3306, "targetPort": 3306 }],
+                    "allow": [source],
+                    "targets": [{ "ip": target, "weight": 1 }],
+                }))
+                .unwrap();
+                let key = ForwardRef { namespace: "payments".into(), name: "mysql".into() };
+                let forged =
+                    SliceForward { uid: "uid".into(), r#ref: key, generation: 1, hash: intent_hash(&intent), intent };
+                let node: GatewayNodeSpec =
+                    serde_json::from_value(json!({ "pool": "default", "state": "Active", "addresses": [gateway] }))
+                        .unwrap();
+                let own = LocalAddress { ip: gateway.parse().unwrap(), prefix_len: 24, global: true };
+                let compiled = compile(&node, &[&forged], &[own], 0);
+                assert_eq!(compiled.failures[0].reason, Reason::InvalidTarget, "{target}: {what}");
+                assert_eq!(compiled.ruleset, Ruleset::default(), "{target}: {what}");
             }
         }
     }
