@@ -73,7 +73,8 @@ pub enum Reason {
     Verified,
     /// The operator or an agent has not got to it yet. Wait; if it lasts, read the logs of the operator and the agents.
     Pending,
-    /// Somebody else keeps changing our rules on a node. Find the program that the message describes and stop it.
+    /// Somebody else changes our rules or settings on a node, and it lasts. The `GatewayNode` says what they do: stop that
+    /// program.
     Drifted,
     /// A node could not carry the forward. The message says which node and why.
     NodeFailed,

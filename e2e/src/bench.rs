@@ -2,6 +2,7 @@
 //! and a goal that is missed fails the run.
 
 mod apply;
+mod drift;
 mod footprint;
 mod kind;
 mod latency;
@@ -27,6 +28,7 @@ const MEASUREMENTS: &[(&str, Measurement)] = &[
     ("latency", latency::measure),
     ("losses", live::losses_under_change),
     ("first-byte", live::saved_to_first_byte),
+    ("drift", drift::measure),
     ("footprint", footprint::measure),
     ("scale", scale::measure),
     ("kind-latency", kind::measure),

@@ -2,32 +2,33 @@
 //!
 //! The only place where the kernel is changed. Nothing here knows where the intents came from or when to look again.
 
+mod rivalry;
+
+use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::compile::{Compiled, Failure, compile};
+use sallyport_ruleset::drift::{Difference, Kind, differences, told};
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::plan::{Batch, plan};
 
+use self::rivalry::Rivalry;
 use crate::connections::{Connections, Draining};
 use crate::state::{Host, Intents, StateDir};
 use crate::sysctl::{self, Sysctl};
 
 /// Tries to reach equality before giving up for now: somebody else may be changing rules at the same time.
 const ATTEMPTS: usize = 3;
-/// Moves of our jumps back to the top within [`RIVALRY_WINDOW`] before the place is left to the other one.
-const RIVALRY_MOVES: usize = 5;
-/// How long moves are counted, and how long the place is then left.
-const RIVALRY_WINDOW: Duration = Duration::from_mins(5);
 
 /// Why a pass did not reach its end.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,8 @@ pub struct Report {
     pub forwarding: Vec<Family>,
     /// The listen addresses that are really on this host.
     pub listen: Vec<IpAddr>,
+    /// Rules of somebody who keeps taking the first place, to whom it was left.
+    pub rival: Option<String>,
 }
 
 /// Keeps one kernel equal to intents.
@@ -83,24 +86,33 @@ pub struct Converger<E> {
     pub engine: E,
     /// `None` where no kernel is involved.
     sysctl: Option<Sysctl>,
+    /// What the kernel was last read with.
     installed: Option<InstalledRuleset>,
     connections: Connections,
+    /// Whether we have changed nothing since.
+    known: bool,
+    /// Whether it was what it should be at the end of the last pass.
+    held: bool,
+    /// Whether each family that needed it was forwarded at the end of the last pass.
+    forwarding: BTreeMap<Family, bool>,
+    /// As of when it was compiled then.
+    at: i64,
     /// Whether what was absent before us has been noted.
     remembered: bool,
-    moves: Vec<Instant>,
+    rivalry: Rivalry,
 }
 
 impl<E: Engine> Converger<E> {
     /// Knows nothing of the kernel yet.
     pub fn new(engine: E, sysctl: Option<Sysctl>) -> Self {
-        Self {
-            engine,
-            sysctl,
-            installed: None,
-            connections: Connections::default(),
-            remembered: false,
-            moves: Vec::new(),
-        }
+        let (installed, connections, forwarding, rivalry) = Default::default();
+        let (known, held, remembered) = Default::default();
+        Self { engine, sysctl, installed, connections, known, held, forwarding, at: 0, remembered, rivalry }
+    }
+
+    /// Whether the last pass read our rules back as they should be, even if it failed afterwards.
+    pub fn holds(&self) -> bool {
+        self.held
     }
 
     /// Makes the kernel equal to `intents` as of `now`, in seconds since 1970, and reads it back.
@@ -116,6 +128,7 @@ impl<E: Engine> Converger<E> {
         let (failures, listen) = (compiled.failures.clone(), compiled.listen.clone());
         let mut report = Report { failures, listen, ..Report::default() };
 
+        (self.held, self.at) = (false, now);
         let mut written = Vec::new();
         for attempt in 0.. {
             let installed = self.observe().await?;
@@ -130,12 +143,14 @@ impl<E: Engine> Converger<E> {
             }
             self.remember_absent(state)?;
             // Whatever comes of it, what was observed is no longer known to be true.
-            self.installed = None;
+            self.known = false;
             self.connections.unsettle();
             self.engine.apply(&batch).await?;
         }
+        self.held = true;
         report.digest = self.installed.as_ref().map(InstalledRuleset::digest).unwrap_or_default();
         report.changed = written.into_iter().next();
+        report.rival = self.rival(&compiled);
 
         // An intent may say something else about connections while its rules stay as they are.
         if !self.connections.is_settled(intents, &compiled.failures) {
@@ -171,29 +186,34 @@ impl<E: Engine> Converger<E> {
         Ok((batch, families, ended, compiled.failures))
     }
 
-    /// Whether somebody changed something since the last pass.
-    pub async fn moved(&mut self) -> Result<bool, Error> {
+    /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be
+    /// now, which may be nothing. `None` when a pass would have nothing to do and nothing new to tell.
+    pub async fn drift(&mut self, intents: &Intents, local: &[LocalAddress]) -> Result<Option<Vec<Difference>>, Error> {
+        let mut due = self.rivalry.is_over(Instant::now());
         if self.engine.moved()? {
             let before = self.installed.take();
             let now = self.engine.observe().await?;
-            // Somebody's change may be in another table, or be none: then a pass has nothing to do.
-            let same = before.as_ref() == Some(&now);
+            // Somebody's change may be in another table, or be none.
+            due |= before.as_ref() != Some(&now);
             self.installed = Some(now);
-            if !same {
-                return Ok(true);
+            self.known = true;
+        }
+        let mut found = match &self.installed {
+            Some(installed) if due && self.held => {
+                let compiled = compile(&intents.node, &intents.forwards(), local, self.at);
+                differences(&compiled.ruleset, installed)
+            }
+            _ => Vec::new(),
+        };
+        found.retain(|difference| difference.kind != Kind::Rival || !self.rivalry.yields());
+        for (family, before) in &self.forwarding {
+            let on = self.is_forwarded(*family)?;
+            due |= on != *before;
+            if *before && !on {
+                found.push(Difference::forwarding(*family));
             }
         }
-        let needed =
-            |family| self.installed.as_ref().is_some_and(|installed| !installed.family(family).nat.ours.is_empty());
-        for family in Family::BOTH {
-            if needed(family)
-                && let Some(sysctl) = &self.sysctl
-                && !sysctl.forwarding(family).map_err(|source| Error::Forwarding { family, source })?
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(due.then_some(found))
     }
 
     /// The connections that are left to end by themselves.
@@ -212,47 +232,52 @@ impl<E: Engine> Converger<E> {
 
     /// What the kernel holds: known from the last look if nothing moved since.
     async fn observe(&mut self) -> Result<&InstalledRuleset, Error> {
+        let known = self.known && !self.engine.moved()?;
         let fresh = match self.installed.take() {
-            Some(installed) if !self.engine.moved()? => installed,
+            Some(installed) if known => installed,
             _ => self.engine.observe().await?,
         };
+        self.known = true;
         Ok(self.installed.insert(fresh))
     }
 
     /// Leaves the first place in a chain to somebody who keeps taking it back.
     fn without_fighting(&mut self, batch: Batch, compiled: &Compiled) -> Batch {
-        let Some(installed) = &self.installed else { return batch };
-        if batch.is_empty() {
-            return batch;
-        }
-        let patient = plan(&compiled.ruleset, installed, true);
+        let patient = match &self.installed {
+            Some(installed) if !batch.is_empty() => plan(&compiled.ruleset, installed, true),
+            _ => Batch::default(),
+        };
         if patient == batch {
+            self.rivalry.is_settled();
             return batch;
         }
-        let now = Instant::now();
-        self.moves.retain(|then| now.duration_since(*then) < RIVALRY_WINDOW);
-        if self.moves.len() >= RIVALRY_MOVES {
-            tracing::warn!("somebody keeps inserting rules before ours; leaving them the first place for now");
-            return patient;
-        }
-        self.moves.push(now);
-        batch
+        if self.rivalry.may_move(Instant::now()) { batch } else { patient }
     }
 
-    fn families_to_turn_on(&self, mode: IpForward, compiled: &Compiled) -> Result<Vec<Family>, Error> {
-        let mut families = Vec::new();
-        for family in Family::BOTH {
-            let Some(sysctl) = self.sysctl.as_ref().filter(|_| !compiled.ruleset.family(family).is_empty()) else {
-                continue;
-            };
-            let on = sysctl.forwarding(family).map_err(|source| Error::Forwarding { family, source })?;
-            match mode {
-                _ if on => {}
-                IpForward::Manage => families.push(family),
-                IpForward::Require => return Err(Error::ForwardingRequired { family }),
-            }
+    /// What stands before us where we have left it at that.
+    fn rival(&self, compiled: &Compiled) -> Option<String> {
+        let installed = self.installed.as_ref().filter(|_| self.rivalry.yields())?;
+        let mut found = differences(&compiled.ruleset, installed);
+        found.retain(|difference| difference.kind == Kind::Rival);
+        Some(told(&found))
+    }
+
+    fn is_forwarded(&self, family: Family) -> Result<bool, Error> {
+        let Some(sysctl) = &self.sysctl else { return Ok(true) };
+        sysctl.forwarding(family).map_err(|source| Error::Forwarding { family, source })
+    }
+
+    /// The families that need forwarding and do not have it.
+    fn families_to_turn_on(&mut self, mode: IpForward, compiled: &Compiled) -> Result<Vec<Family>, Error> {
+        self.forwarding.clear();
+        for family in Family::BOTH.into_iter().filter(|family| !compiled.ruleset.family(*family).is_empty()) {
+            self.forwarding.insert(family, self.is_forwarded(family)?);
         }
-        Ok(families)
+        let families: Vec<Family> = self.forwarding.iter().filter(|(_, on)| !**on).map(|(family, _)| *family).collect();
+        match families.first() {
+            Some(family) if mode == IpForward::Require => Err(Error::ForwardingRequired { family: *family }),
+            _ => Ok(families),
+        }
     }
 
     fn turn_on_forwarding(
@@ -275,6 +300,7 @@ impl<E: Engine> Converger<E> {
                 keep(state, &host);
                 sysctl.apply(&record).map_err(failed)?;
             }
+            self.forwarding.insert(*family, true);
         }
         Ok(families)
     }

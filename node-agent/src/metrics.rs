@@ -2,6 +2,7 @@
 //!
 //! Ready means that the kernel is known to hold what it should; whether the cluster answers plays no part in it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicI64;
@@ -12,6 +13,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use sallyport_ruleset::drift::{Difference, Kind};
 use sallyport_runtime::admin::Admin;
 
 use crate::converge::{Error, Report, chain_of};
@@ -21,7 +23,7 @@ use crate::state::Intents;
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     passes: Family<Passes, Counter>,
-    drift_repaired: Counter,
+    drift_repaired: Family<Repaired, Counter>,
     forwards: Gauge,
     failures: Gauge,
     draining: Gauge,
@@ -32,6 +34,11 @@ pub struct Metrics {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Passes {
     result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Repaired {
+    kind: &'static str,
 }
 
 impl Metrics {
@@ -48,8 +55,8 @@ impl Metrics {
         Ok(())
     }
 
-    /// Takes in what came of a pass.
-    pub fn passed(&self, intents: &Intents, drift: bool, outcome: &Result<Report, Error>) {
+    /// Takes in what came of a pass, and which of somebody else's changes it put back.
+    pub fn passed(&self, intents: &Intents, repaired: &[Difference], outcome: &Result<Report, Error>) {
         let (result, not_ready) = match outcome {
             Ok(report) => {
                 let failures = report.failures.len();
@@ -57,13 +64,14 @@ impl Metrics {
                 self.forwards.set(count(intents.forwards().len().saturating_sub(failures)));
                 self.failures.set(count(failures));
                 self.verified.set(jiff::Timestamp::now().as_second());
-                if drift && report.changed.is_some() {
-                    self.drift_repaired.inc();
-                }
                 ("verified", None)
             }
             Err(error) => ("failed", Some(chain_of(error))),
         };
+        let kinds: BTreeSet<Kind> = repaired.iter().map(|difference| difference.kind).collect();
+        for kind in kinds {
+            self.drift_repaired.get_or_create(&Repaired { kind: kind.name() }).inc();
+        }
         self.passes.get_or_create(&Passes { result }).inc();
         *self.not_ready.lock().unwrap_or_else(PoisonError::into_inner) = not_ready;
     }
@@ -80,9 +88,13 @@ impl Metrics {
     fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("sallyport_agent");
 
+        // There from the start, so that a first repair is an increase.
+        for kind in Kind::ALL {
+            drop(self.drift_repaired.get_or_create(&Repaired { kind: kind.name() }));
+        }
         registry.register(
             "drift_repaired",
-            "Passes that put back what somebody else had changed",
+            "Passes that put back what somebody else had changed, by what that was",
             self.drift_repaired.clone(),
         );
         registry.register("passes", "Passes over the kernel, by result", self.passes.clone());
@@ -105,6 +117,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use sallyport_engine::command;
+    use sallyport_ruleset::family::Family::V4;
 
     use super::*;
     use crate::converge::fake::{forward, intents};
@@ -115,9 +128,10 @@ mod tests {
         assert_eq!(metrics.ready(), Ok(()), "nothing to do yet");
         let wanted = intents(&forward("a", 8000));
         let missing = command::Error::NotInstalled { program: "iptables" };
-        metrics.passed(&wanted, false, &Err(Error::Engine(missing.into())));
+        metrics.passed(&wanted, &[], &Err(Error::Engine(missing.into())));
         assert!(metrics.ready().unwrap_err().contains("iptables is not installed"));
-        metrics.passed(&wanted, true, &Ok(Report { changed: Some("nat".to_owned()), ..Report::default() }));
+        let repaired = [Difference::forwarding(V4), Difference::forwarding(V4)];
+        metrics.passed(&wanted, &repaired, &Ok(Report::default()));
         assert_eq!(metrics.ready(), Ok(()));
 
         metrics.draining(7);
@@ -127,7 +141,8 @@ mod tests {
         for line in [
             "sallyport_agent_passes_total{result=\"verified\"} 1",
             "sallyport_agent_passes_total{result=\"failed\"} 1",
-            "sallyport_agent_drift_repaired_total 1",
+            "sallyport_agent_drift_repaired_total{kind=\"forwarding\"} 1",
+            "sallyport_agent_drift_repaired_total{kind=\"rival\"} 0",
             "sallyport_agent_forwards_programmed 1",
             "sallyport_agent_forwards_failed 0",
             "sallyport_agent_connections_draining 7",

@@ -1,7 +1,8 @@
 //! `run`: apply what the source says and keep it applied.
 //!
-//! One loop on one thread: a change of the source, a beat twice a second that looks for drift, or the end. What the
-//! kernel holds stays when the agent stops, however it stops.
+//! One loop on one thread: a change of the source, the kernel's word that addresses or forwarding have changed, a beat
+//! ten times a second that looks for drift, or the end. What the kernel holds stays when the agent stops, however it
+//! stops.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -16,6 +17,7 @@ use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::{Iptables, Variant};
 use sallyport_ruleset::compile::Failure;
+use sallyport_ruleset::drift::told;
 use sallyport_ruleset::plan::plan;
 use sallyport_ruleset::rule::Ruleset;
 use sallyport_runtime::shutdown::Shutdown;
@@ -26,14 +28,26 @@ use crate::backend::{self, Backend};
 use crate::connections::Draining;
 use crate::converge::{Converger, Error, Report, chain_of};
 use crate::metrics::Metrics;
+use crate::notices::Notices;
 use crate::source::cluster::Cluster;
 use crate::source::manifests::Manifests;
 use crate::source::{Pass, Source};
 use crate::state::{Intents, StateDir};
 use crate::sysctl::Sysctl;
+use crate::trouble::Trouble;
 
-/// Time between two looks for drift.
-const BEAT: Duration = Duration::from_millis(500);
+/// Time between two looks for drift, which cost microseconds while nothing moves.
+const BEAT: Duration = Duration::from_millis(100);
+/// After a look that found movement and what was done about it, so many times as long is rested, but never longer than
+/// [`LONGEST_REST`]: others may change their own rules all the time.
+const REST: u32 = 5;
+const LONGEST_REST: Duration = Duration::from_millis(300);
+/// Rest after a pass that failed, before drift is a reason for another.
+const FAILED_REST: Duration = Duration::from_secs(1);
+/// Drift that is put back within this time is told when that is done; what takes longer is told while it lasts.
+const MOMENT: Duration = Duration::from_secs(1);
+/// Wait before the first try after a failed pass; it doubles with each.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait after a failed pass before the next try.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -46,15 +60,16 @@ pub async fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(manifests) = &args.manifests {
         let source = Manifests::new(manifests, &args.host.node_name, state);
-        return drive(source, &args.host, metrics, args.once).await;
+        return Box::pin(drive(source, &args.host, metrics, args.once)).await;
     }
     let namespace = args.namespace.as_deref().context("--namespace is needed without --manifests")?;
     let source = Cluster::connect(&args.host.node_name, namespace, state).await?;
-    drive(source, &args.host, metrics, false).await
+    Box::pin(drive(source, &args.host, metrics, false)).await
 }
 
 async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once: bool) -> anyhow::Result<ExitCode> {
     let mut shutdown = Shutdown::new().context("failed to listen for signals")?;
+    let notices = Notices::open().context("cannot listen to the kernel for changed addresses")?;
     // After a reboot the last good intents are enforced even before anybody else has spoken.
     let mut intents = source.last_good();
     loop {
@@ -66,7 +81,7 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
         let outcome = match backend {
             Backend::DryRun => {
                 let mut agent = Agent::new(Converger::new(DryRun::default(), None), pool, &mut source, &metrics);
-                agent.follow(&mut intents, once, &mut shutdown).await
+                agent.follow(&mut intents, once, &notices, &mut shutdown).await
             }
             Backend::Iptables(variant) => {
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
@@ -74,7 +89,7 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
                 let mut agent = Agent::new(converger, pool, &mut source, &metrics);
                 agent.abandoned = Some(variant.other());
                 agent.backend = backend.reported();
-                agent.follow(&mut intents, once, &mut shutdown).await
+                agent.follow(&mut intents, once, &notices, &mut shutdown).await
             }
         };
         match outcome {
@@ -104,6 +119,11 @@ struct Agent<'a, S, E> {
     failures: Vec<Failure>,
     draining: Draining,
     retry: Retry,
+    /// Drift is not looked for before.
+    rest: Instant,
+    trouble: Trouble,
+    /// What was last told to last, although the passes are good.
+    lasting: Option<String>,
     /// What the last pass could not do, told when it changes.
     error: Option<String>,
 }
@@ -116,7 +136,7 @@ struct Retry {
 
 impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     fn new(converger: Converger<E>, pool_backend: FirewallBackend, source: &'a mut S, metrics: &'a Metrics) -> Self {
-        let retry = Retry { wait: BEAT, at: None };
+        let retry = Retry { wait: FIRST_RETRY, at: None };
         Self {
             converger,
             pool_backend,
@@ -127,11 +147,20 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             failures: Vec::new(),
             draining: Draining::new(),
             retry,
+            rest: Instant::now(),
+            trouble: Trouble::default(),
+            lasting: None,
             error: None,
         }
     }
 
-    async fn follow(&mut self, intents: &mut Option<Rc<Intents>>, once: bool, shutdown: &mut Shutdown) -> Outcome {
+    async fn follow(
+        &mut self,
+        intents: &mut Option<Rc<Intents>>,
+        once: bool,
+        notices: &Notices,
+        shutdown: &mut Shutdown,
+    ) -> Outcome {
         if once {
             return Outcome::Done(self.once(intents.as_ref()).await);
         }
@@ -148,6 +177,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                     return Outcome::Stopped;
                 }
                 () = self.source.changed() => {}
+                () = notices.changed() => self.source.host().heard(),
                 _ = beat.tick() => self.source.beat(),
             }
             if let Some(decided) = self.source.look().await {
@@ -163,6 +193,9 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             } else if let Some(intents) = intents.as_ref() {
                 self.repair(intents).await;
             }
+            if self.error.is_none() && self.lasting_changed() {
+                self.source.amiss(self.lasting.as_deref());
+            }
         }
     }
 
@@ -176,23 +209,55 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if self.source.host().clock.is_due() {
             return self.pass(intents, "expiry").await;
         }
-        if let Some(at) = self.retry.at {
-            if Instant::now() >= at {
-                self.pass(intents, "retry").await;
-            }
+        let begun = Instant::now();
+        if self.retry.at.is_some_and(|at| begun >= at) {
+            return self.pass(intents, "retry").await;
+        }
+        if begun < self.rest {
             return;
         }
-        match self.converger.moved().await {
-            Ok(false) => match self.converger.recount() {
-                Ok(false) => {}
-                Ok(true) => self.tell_draining(),
-                Err(error) => tracing::debug!(error = chain_of(&error), "cannot count connections"),
-            },
-            Ok(true) => self.pass(intents, "drift").await,
+        let host = self.source.host();
+        match self.converger.drift(intents, &host.local).await {
+            Ok(None) => return self.recount(),
+            Ok(Some(found)) => {
+                self.trouble.saw(found);
+                self.pass(intents, "drift").await;
+            }
             Err(error) => {
                 tracing::warn!(error = chain_of(&error), "cannot look for drift");
-                self.retry.later();
+                if self.retry.at.is_none() {
+                    self.retry.later();
+                }
             }
+        }
+        let rest = if self.retry.at.is_some() { FAILED_REST } else { (begun.elapsed() * REST).min(LONGEST_REST) };
+        self.rest = Instant::now() + rest;
+    }
+
+    /// Whether something else lasts than what was last told; tells it.
+    fn lasting_changed(&mut self) -> bool {
+        let lasting = self.trouble.lasting(Instant::now());
+        if lasting == self.lasting {
+            return false;
+        }
+        if let Some(what) = &lasting {
+            tracing::warn!("{what}");
+        } else {
+            tracing::info!("nobody keeps changing or outranking our rules any more");
+        }
+        self.lasting = lasting;
+        true
+    }
+
+    fn recount(&mut self) {
+        // After a pass that failed there is nothing new to count by.
+        if self.retry.at.is_some() {
+            return;
+        }
+        match self.converger.recount() {
+            Ok(false) => {}
+            Ok(true) => self.tell_draining(),
+            Err(error) => tracing::debug!(error = chain_of(&error), "cannot count connections"),
         }
     }
 
@@ -234,26 +299,53 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     /// One pass, with its result in the log: each transition once.
     async fn pass(&mut self, intents: &Rc<Intents>, cause: &'static str) {
         let outcome = self.try_pass(intents).await;
-        let drift = cause == "drift";
         self.tell_draining();
-        self.source.passed(&Pass { intents, drift, outcome: outcome.as_ref(), backend: self.backend });
-        self.metrics.passed(intents, drift, &outcome);
+        let now = Instant::now();
+        let fought = self.trouble.is_fight(now);
+        let repaired = match &outcome {
+            Ok(report) => self.trouble.over(report, now),
+            Err(_) if self.converger.holds() => self.trouble.rules_are_back(now),
+            Err(_) => Vec::new(),
+        };
+        self.metrics.passed(intents, &repaired, &outcome);
+        // In a fight the single repair is no news.
+        let repaired = Some(told(&repaired)).filter(|what| !what.is_empty() && !fought);
+        let pending = self.trouble.pending();
+        if outcome.is_ok() {
+            self.lasting_changed();
+        }
+        self.source.passed(&Pass {
+            intents,
+            repaired: repaired.as_deref(),
+            pending: pending.as_deref(),
+            amiss: self.lasting.as_deref(),
+            outcome: outcome.as_ref(),
+            backend: self.backend,
+        });
+        if let Some(what) = repaired {
+            tracing::warn!(what, "drift repaired and verified");
+        }
         match outcome {
             Ok(report) => {
                 if self.retry.at.take().is_some() {
-                    self.retry.wait = BEAT;
+                    self.retry.wait = FIRST_RETRY;
                 }
                 self.error = None;
                 self.tell(intents, &report, cause);
                 self.failures = report.failures;
             }
             Err(error) => {
+                // Nothing is broken where somebody is as quick as we are, so there is nothing to wait long for.
+                if matches!(error, Error::Different { .. }) {
+                    self.retry.soon();
+                } else {
+                    self.retry.later();
+                }
                 let error = chain_of(&error);
                 if self.error.as_ref() != Some(&error) {
                     tracing::error!(error, "pass failed; the kernel keeps what it had");
                     self.error = Some(error);
                 }
-                self.retry.later();
             }
         }
     }
@@ -264,13 +356,25 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         host.keep(intents);
         let now = host.clock.now();
         host.clock.expect(intents.forwards().iter().filter_map(|forward| forward.intent.expires_at), now);
-        let report = self.converger.converge(intents, &host.local, &host.state, now).await?;
+        let (local, state) = (host.local.clone(), Rc::clone(&host.state));
+        let report = {
+            let mut pass = Box::pin(self.converger.converge(intents, &local, &state, now));
+            if let Ok(outcome) = tokio::time::timeout(MOMENT, &mut pass).await {
+                outcome
+            } else {
+                if let Some(what) = self.trouble.pending() {
+                    let what = format!("somebody has changed this and it is not put back yet: {what}");
+                    self.source.amiss(Some(&what));
+                }
+                pass.await
+            }
+        }?;
         if let Some(variant) = self.abandoned {
             remove_rules(&mut Iptables::new(variant)).await?;
             self.abandoned = None;
         }
         if intents.node.state == NodeState::Retired {
-            self.converger.leave_nothing(&host.state)?;
+            self.converger.leave_nothing(&state)?;
         }
         Ok(report)
     }
@@ -286,15 +390,6 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         let forwards = intents.forwards().len() - report.failures.len();
         let backend = self.converger.engine.name();
         match &report.changed {
-            Some(what) if cause == "drift" => {
-                tracing::warn!(
-                    what,
-                    forwards,
-                    rules = report.digest,
-                    ended = report.ended,
-                    "drift repaired and verified"
-                );
-            }
             Some(_) => {
                 tracing::info!(
                     cause,
@@ -312,6 +407,10 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
 }
 
 impl Retry {
+    fn soon(&mut self) {
+        self.at = Some(Instant::now() + FIRST_RETRY);
+    }
+
     fn later(&mut self) {
         self.at = Some(Instant::now() + self.wait);
         self.wait = (self.wait * 2).min(LONGEST_RETRY);

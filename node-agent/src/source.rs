@@ -35,7 +35,7 @@ pub trait Source {
     /// Waits until there may be something new. Cancel-safe.
     async fn changed(&mut self);
 
-    /// Called twice a second, for what nobody reports.
+    /// Called several times a second, for what nobody reports.
     fn beat(&mut self);
 
     /// The intents, if they are others than last time.
@@ -59,6 +59,9 @@ pub trait Source {
 
     /// Hears of a pass that has ended.
     fn passed(&mut self, _pass: &Pass<'_>) {}
+
+    /// Hears, apart from passes, what somebody else does to our rules that lasts; `None` when that is over.
+    fn amiss(&mut self, _what: Option<&str>) {}
 }
 
 /// A pass that has ended.
@@ -66,8 +69,12 @@ pub trait Source {
 pub struct Pass<'a> {
     /// What the kernel should hold.
     pub intents: &'a Rc<Intents>,
-    /// Whether somebody else's change made it necessary.
-    pub drift: bool,
+    /// What somebody else had changed and this pass has put back.
+    pub repaired: Option<&'a str>,
+    /// What somebody else has changed and is not put back yet.
+    pub pending: Option<&'a str>,
+    /// What somebody else does to our rules that lasts, although the pass was good.
+    pub amiss: Option<&'a str>,
     /// What came of it.
     pub outcome: Result<&'a Report, &'a Error>,
     /// The program in use; none where no kernel is involved.

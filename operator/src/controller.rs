@@ -11,6 +11,7 @@ pub mod apply;
 pub mod cache;
 pub mod carried;
 pub mod decide;
+pub mod drift;
 pub mod events;
 pub mod gateways;
 pub mod guard;
@@ -39,6 +40,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use crate::controller::apply::writes;
 use crate::controller::carried::{Carrier, History};
 use crate::controller::decide::{Desired, Purpose, decide, finalizers};
+use crate::controller::drift::Drifts;
 use crate::controller::events::Events;
 use crate::controller::gateways::{has_label, is_clean};
 use crate::controller::guard::DeserializeGuard;
@@ -88,6 +90,8 @@ pub struct Controller {
     pulse: Pulse,
     vital: Vital,
     writer: Writer,
+    events: Events,
+    drifts: Drifts,
     leadership: Arc<Leadership>,
     reporter: Reporter,
     metrics: Arc<Metrics>,
@@ -121,14 +125,12 @@ impl Controller {
         readiness: Readiness,
         identity: &str,
     ) -> Self {
+        let events = Events::start(client.clone(), identity);
         Self {
             changes: watch(&client, namespace),
-            writer: Writer::new(
-                client.clone(),
-                Events::start(client.clone(), identity),
-                Arc::clone(&leadership),
-                Arc::clone(&metrics),
-            ),
+            writer: Writer::new(client.clone(), events.clone(), Arc::clone(&leadership), Arc::clone(&metrics)),
+            events,
+            drifts: Drifts::default(),
             leadership,
             reporter: Reporter::default(),
             client,
@@ -234,6 +236,9 @@ impl Controller {
         self.next_expiry = desired.expiries.values().copied().filter(|expiry| *expiry > self.now).min();
         let mut wanted = writes(&self.world, &desired);
         wanted.extend(self.reporter.writes(&self.world, &self.history, &self.vital, &desired, &self.metrics));
+        for (gateway, drift) in self.drifts.new_ones(self.world.gateways.objects()) {
+            self.events.tell_drift(gateway, drift);
+        }
         self.metrics.passed(begun.elapsed());
         self.writer.want(wanted);
         self.settle_daemon_set(&desired).await;

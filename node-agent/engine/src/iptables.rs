@@ -3,6 +3,7 @@
 //! One restore call a family; never a single `-A` or `-D`, which would lose connections between two calls.
 
 mod detect;
+mod lock;
 mod vacant;
 
 use std::path::Path;
@@ -13,14 +14,15 @@ use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::Batch;
 
 pub use self::detect::{Detected, detect};
+use self::lock::Lock;
 pub use self::vacant::{Place, remove_vacant};
 use crate::command;
 use crate::conntrack::Conntrack;
 use crate::generation::Generation;
 use crate::{Engine, Error};
 
-/// Shortest and longest time between two looks at legacy tables, which have no change counter.
-const LEGACY_LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
+/// Shortest and longest time between two looks at legacy tables that nobody seems to have changed.
+const LEGACY_LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// A look at legacy tables may cost this fraction of the time.
 const LEGACY_SHARE: u32 = 200;
 
@@ -99,13 +101,14 @@ fn nftables_was_used() -> bool {
 pub struct Iptables {
     variant: Variant,
     generation: Option<Generation>,
+    lock: Lock,
     seen: Option<Seen>,
 }
 
 #[derive(Debug)]
 enum Seen {
     Generation(u32),
-    /// When the next look is due.
+    /// When the next look is due, whether the lock is used or not.
     Until(Instant),
 }
 
@@ -113,7 +116,7 @@ impl Iptables {
     /// Uses `variant`.
     #[must_use]
     pub fn new(variant: Variant) -> Self {
-        Self { variant, generation: None, seen: None }
+        Self { variant, generation: None, lock: Lock::new(), seen: None }
     }
 
     /// Whether the kernel may hold rules through this variant; `false` means that it surely has none.
@@ -158,7 +161,10 @@ impl Engine for Iptables {
         // Read before the rules, so that a change while they are read is noticed afterwards.
         let before = match self.variant {
             Variant::Nft => Some(self.current_generation()?),
-            Variant::Legacy => None,
+            Variant::Legacy => {
+                self.lock.forget();
+                None
+            }
         };
         let (v4, v6) = tokio::try_join!(self.save(Family::V4), self.save(Family::V6))?;
         self.seen = Some(before.map_or_else(
@@ -184,7 +190,7 @@ impl Engine for Iptables {
         Ok(match self.seen {
             None => true,
             Some(Seen::Generation(seen)) => self.current_generation()? != seen,
-            Some(Seen::Until(next)) => Instant::now() >= next,
+            Some(Seen::Until(next)) => self.lock.was_used() || Instant::now() >= next,
         })
     }
 

@@ -12,6 +12,7 @@ pub mod claim;
 pub mod compile;
 pub mod decide;
 pub mod digest;
+pub mod drift;
 pub mod expiry;
 pub mod facts;
 pub mod family;

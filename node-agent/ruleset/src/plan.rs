@@ -50,7 +50,9 @@ pub fn plan(desired: &Ruleset, installed: &InstalledRuleset, yield_place: bool) 
 fn plan_family(desired: &Rules, installed: &Installed, yield_place: bool) -> Option<String> {
     let mut tables = Table::BOTH.map(|table| {
         let (chains, there) = (desired.table(table), installed.table(table));
-        let taken = |builtin: &str, before: usize| !yield_place && rivals::take(desired, table, there, builtin, before);
+        let taken = |builtin: &str, before: usize| {
+            !yield_place && rivals::taker(desired, table, there, builtin, before).is_some()
+        };
         (table, plan_table(table, chains, there, taken))
     });
     if desired.is_empty() {

@@ -15,15 +15,19 @@ use crate::rule::{Rules, Table};
 /// Nested chains are followed this far; a rule deeper than that counts as taking.
 const DEPTH: usize = 16;
 
-/// Whether a rule among the first `before` of the built-in chain `builtin` could take a packet of `ours`.
-pub(crate) fn take(ours: &Rules, table: Table, there: &InstalledTable, builtin: &str, before: usize) -> bool {
-    let Some(rules) = there.foreign.get(builtin) else { return false };
-    if before == 0 {
-        return false;
-    }
+/// The first rule among the first `before` of the built-in chain `builtin` that could take a packet of `ours`.
+pub(crate) fn taker<'a>(
+    ours: &Rules,
+    table: Table,
+    there: &'a InstalledTable,
+    builtin: &str,
+    before: usize,
+) -> Option<&'a str> {
+    let rules = there.foreign.get(builtin).filter(|_| before > 0)?;
     let packets = Packets::of(ours, builtin);
     let mut visited = BTreeSet::new();
-    rules.iter().take(before).any(|rule| packets.taken_by(rule, table, builtin, there, &mut visited, DEPTH))
+    let takes = |rule: &&String| packets.taken_by(rule, table, builtin, there, &mut visited, DEPTH);
+    rules.iter().take(before).find(takes).map(String::as_str)
 }
 
 /// What our packets look like at one hook, each property by itself.

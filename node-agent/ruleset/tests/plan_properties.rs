@@ -9,6 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use sallyport_api::port_forward::PortForwardSpec;
+use sallyport_ruleset::drift::differences;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::{plan, render};
@@ -177,6 +178,8 @@ fn read(hosts: &[Kernel; 2]) -> InstalledRuleset {
 fn change(hosts: &mut [Kernel; 2], desired: &Ruleset, yield_place: bool) -> Result<(), TestCaseError> {
     let installed = read(hosts);
     let batch = plan(desired, &installed, yield_place);
+    let found = differences(desired, &installed);
+    prop_assert_eq!(found.is_empty(), plan(desired, &installed, false).is_empty(), "told and planned: {:?}", found);
     for (family, host) in Family::BOTH.into_iter().zip(hosts.iter_mut()) {
         let text = batch.family(family).unwrap_or_default();
         let others = strip(host);

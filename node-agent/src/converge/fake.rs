@@ -1,6 +1,7 @@
 //! A kernel of tests: holds what is applied, lets others meddle, and can refuse.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
@@ -33,6 +34,8 @@ pub(crate) struct Kernel {
     pub(crate) looked: Cell<usize>,
     /// Whether connections can be listed.
     pub(crate) blind: bool,
+    /// How long each change takes.
+    pub(crate) slow: Duration,
     /// What it says does not exist.
     pub(crate) absent: Vec<Place>,
 }
@@ -79,6 +82,7 @@ impl Engine for Kernel {
         if let Some(look) = &self.before_apply {
             look();
         }
+        tokio::time::sleep(self.slow).await;
         refuse(&mut self.failures.1)?;
         self.rules.apply(batch).await?;
         self.applied.push(batch.clone());

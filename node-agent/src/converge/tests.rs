@@ -55,6 +55,11 @@ impl Scene {
         self.converger.connections.is_settled(&self.wanted, &[])
     }
 
+    /// What somebody else has changed.
+    async fn drift(&mut self, intents: &Intents) -> Option<String> {
+        self.converger.drift(intents, &local()).await.unwrap().map(|found| told(&found))
+    }
+
     fn kernel(&mut self) -> &mut Kernel {
         &mut self.converger.engine
     }
@@ -105,21 +110,28 @@ async fn drift_is_seen_and_repaired() {
     let mut scene = Scene::new();
     let wanted = intents(&forward("a", 8000));
     scene.pass(&wanted).await.unwrap();
-    assert!(!scene.converger.moved().await.unwrap());
-    for drift in [
-        "*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n",
-        "*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n",
-        "*nat\n-A SALLY-PRE -j ACCEPT\nCOMMIT\n",
-        "*filter\n-D FORWARD -j SALLY-FWD\n-X SALLY-FWD\nCOMMIT\n",
-        "*nat\n:SALLY-EVIL - [0:0]\n-A SALLY-EVIL -j ACCEPT\nCOMMIT\n",
-        "*nat\n-I PREROUTING 1 -p tcp -m tcp --dport 8000 -j DNAT --to-destination 10.9.9.9\nCOMMIT\n",
+    assert_eq!(scene.drift(&wanted).await, None);
+    for (drift, said) in [
+        ("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n", "nat PREROUTING: the jump to SALLY-PRE is missing"),
+        ("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n", "nat SALLY-PRE: 1 rule missing: "),
+        ("*nat\n-A SALLY-PRE -j ACCEPT\nCOMMIT\n", "nat SALLY-PRE: 1 rule added: -j ACCEPT"),
+        ("*filter\n-D FORWARD -j SALLY-FWD\n-X SALLY-FWD\nCOMMIT\n", "filter SALLY-FWD: the chain is missing; "),
+        (
+            "*nat\n:SALLY-EVIL - [0:0]\n-A SALLY-EVIL -j ACCEPT\nCOMMIT\n",
+            "nat SALLY-EVIL: the chain should not be there",
+        ),
+        (
+            "*nat\n-I PREROUTING 1 -p tcp -m tcp --dport 8000 -j DNAT --to-destination 10.9.9.9\nCOMMIT\n",
+            "nat PREROUTING: a rule before ours would take our packets: -p tcp -m tcp --dport 8000 -j DNAT",
+        ),
     ] {
         scene.kernel().meddle(drift).await;
-        assert!(scene.converger.moved().await.unwrap(), "{drift}");
+        let found = scene.drift(&wanted).await.unwrap();
+        assert!(found.starts_with(&format!("IPv4 {said}")), "{found}");
         let report = scene.pass(&wanted).await.unwrap();
         assert!(report.changed.is_some(), "{drift}");
         assert_eq!(report.digest, compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset.digest());
-        assert!(!scene.converger.moved().await.unwrap(), "{drift}");
+        assert_eq!(scene.drift(&wanted).await, None, "{drift}");
     }
 }
 
@@ -130,9 +142,10 @@ async fn a_change_that_is_none_of_ours_is_no_drift() {
     scene.pass(&wanted).await.unwrap();
     // As after a change of another table: the counter moved, what we look at did not.
     scene.kernel().moved = true;
-    assert!(!scene.converger.moved().await.unwrap());
+    assert_eq!(scene.drift(&wanted).await, None);
 
     scene.kernel().meddle("*filter\n-A INPUT -j DROP\nCOMMIT\n").await;
+    assert_eq!(scene.drift(&wanted).await.as_deref(), Some(""), "a pass looks at it, and finds nothing of ours");
     scene.pass(&wanted).await.unwrap();
     assert_eq!(scene.kernel().applied.len(), 1);
 }
@@ -163,6 +176,18 @@ async fn a_refusal_leaves_the_kernel_as_it_was_and_the_next_pass_looks_again() {
     assert!(matches!(scene.pass(&new).await, Err(Error::Engine(_))));
     assert_eq!(scene.kernel().rules().await, before);
     assert!(scene.pass(&new).await.unwrap().changed.is_some());
+}
+
+#[tokio::test]
+async fn what_a_failed_pass_left_undone_is_nobodys_drift() {
+    let mut scene = Scene::new();
+    scene.pass(&intents(&forward("a", 8000))).await.unwrap();
+    let new = intents(&forward("a", 9000));
+    scene.kernel().failures.1 = 1;
+    scene.pass(&new).await.unwrap_err();
+    assert_eq!(scene.drift(&new).await, None);
+    scene.kernel().meddle("*filter\n-A INPUT -j DROP\nCOMMIT\n").await;
+    assert_eq!(scene.drift(&new).await.as_deref(), Some(""), "somebody changed something: worth a try");
 }
 
 #[tokio::test]
@@ -228,28 +253,33 @@ async fn the_first_place_is_left_to_whoever_keeps_taking_it() {
     let wanted = intents(&forward("a", 8000));
     scene.pass(&wanted).await.unwrap();
     let rival = "*nat\n-I PREROUTING 1 -p tcp -m tcp --dport 8000 -j DNAT --to-destination 10.9.9.9\nCOMMIT\n";
-    for round in 1..=RIVALRY_MOVES {
+    for round in 1..=rivalry::MOVES {
         scene.kernel().meddle(rival).await;
-        scene.pass(&wanted).await.unwrap();
+        assert_eq!(scene.pass(&wanted).await.unwrap().rival, None);
         assert_eq!(scene.kernel().applied.len(), 1 + round);
     }
     scene.kernel().meddle(rival).await;
-    scene.pass(&wanted).await.unwrap();
-    assert_eq!(scene.kernel().applied.len(), 1 + RIVALRY_MOVES, "still fighting");
+    let told = scene.pass(&wanted).await.unwrap().rival.unwrap();
+    assert_eq!(scene.kernel().applied.len(), 1 + rivalry::MOVES, "still fighting");
+    assert!(told.starts_with("IPv4 nat PREROUTING: a rule before ours would take our packets: -p tcp"), "{told}");
+    scene.kernel().moved = true;
+    assert_eq!(scene.drift(&wanted).await, None, "that they are there is known");
 
     // What is missing altogether is repaired all the same, without fighting for the place.
     scene.kernel().meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n").await;
-    assert!(scene.pass(&wanted).await.unwrap().changed.is_some());
+    let report = scene.pass(&wanted).await.unwrap();
+    assert!(report.changed.is_some() && report.rival.is_some());
     let prerouting = scene.kernel().rules().await.v4.nat.foreign["PREROUTING"].clone();
     assert!(prerouting[0].contains("10.9.9.9"), "{prerouting:?}");
 
-    // Much later the place is taken back.
-    for then in &mut scene.converger.moves {
-        let Some(earlier) = then.checked_sub(RIVALRY_WINDOW) else { return };
-        *then = earlier;
-    }
-    scene.pass(&wanted).await.unwrap();
-    assert_eq!(scene.kernel().rules().await.v4.nat.foreign["PREROUTING"][0], "-j SALLY-PRE");
+    // They go: that is seen, and nothing is left to tell.
+    let leave = format!(
+        "*nat\n{}COMMIT\n",
+        "-D PREROUTING -p tcp -m tcp --dport 8000 -j DNAT --to-destination 10.9.9.9\n".repeat(6)
+    );
+    scene.kernel().meddle(&leave).await;
+    assert_eq!(scene.drift(&wanted).await.as_deref(), Some(""));
+    assert_eq!(scene.pass(&wanted).await.unwrap().rival, None);
 }
 
 #[tokio::test]
@@ -265,9 +295,9 @@ async fn forwarding_is_turned_on_for_families_with_rules_and_only_then() {
 
     // Somebody turns it off.
     fs::write(scene.guard.path().join("ipv4/ip_forward"), "0\n").unwrap();
-    assert!(scene.converger.moved().await.unwrap());
+    assert_eq!(scene.drift(&wanted).await.as_deref(), Some("forwarding of IPv4 packets is off"));
     assert_eq!(scene.pass(&wanted).await.unwrap().forwarding, [Family::V4]);
-    assert!(!scene.converger.moved().await.unwrap());
+    assert_eq!(scene.drift(&wanted).await, None);
 }
 
 #[tokio::test]
@@ -293,11 +323,19 @@ async fn a_pool_that_requires_forwarding_never_writes_it_but_says_that_it_is_off
     // The rules are there all the same, for when it is on.
     assert!(!scene.kernel().rules().await.ours().v4.is_empty());
 
+    // Nothing is new about that, and rules are looked after meanwhile.
+    assert_eq!(scene.drift(&wanted).await, None);
+    scene.kernel().meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n").await;
+    assert!(scene.drift(&wanted).await.unwrap().contains("SALLY-PRE: 1 rule missing"));
+    scene.pass(&wanted).await.unwrap_err();
+    assert_eq!(scene.kernel().applied.len(), 2);
+
     fs::write(scene.guard.path().join("ipv4/ip_forward"), "1\n").unwrap();
+    assert_eq!(scene.drift(&wanted).await.as_deref(), Some(""), "on again");
     scene.pass(&wanted).await.unwrap();
-    assert!(!scene.converger.moved().await.unwrap());
+    assert_eq!(scene.drift(&wanted).await, None);
     fs::write(scene.guard.path().join("ipv4/ip_forward"), "0\n").unwrap();
-    assert!(scene.converger.moved().await.unwrap());
+    assert_eq!(scene.drift(&wanted).await.as_deref(), Some("forwarding of IPv4 packets is off"));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::addresses::local_addresses;
 use crate::converge::fake::{Kernel, forward, intents};
+use crate::source::host::ThisHost;
 use crate::source::manifests::LISTING;
 
 /// Manifests and a state directory; files are older than the time that a writer is waited for.
@@ -175,12 +176,12 @@ async fn what_failed_is_tried_again_later_and_later_until_it_works() {
         agent.repair(&wanted).await;
         assert_eq!(agent.converger.engine.applied.len(), 0, "did not wait");
     }
-    assert_eq!(waits, [2 * BEAT, 4 * BEAT, 8 * BEAT]);
+    assert_eq!(waits, [2 * FIRST_RETRY, 4 * FIRST_RETRY, 8 * FIRST_RETRY]);
 
     agent.retry.at = Some(Instant::now());
     agent.repair(&wanted).await;
     assert_eq!(agent.converger.engine.applied.len(), 1);
-    assert_eq!((agent.retry.wait, agent.retry.at, &agent.error), (BEAT, None, &None));
+    assert_eq!((agent.retry.wait, agent.retry.at, &agent.error), (FIRST_RETRY, None, &None));
 }
 
 #[tokio::test]
@@ -196,6 +197,104 @@ async fn drift_is_repaired_on_the_next_beat() {
     assert_eq!(agent.converger.engine.applied.len(), 2);
     agent.repair(&wanted).await;
     assert_eq!(agent.converger.engine.applied.len(), 2);
+}
+
+#[tokio::test]
+async fn somebody_as_quick_as_we_are_is_not_waited_for_longer_and_longer() {
+    let scene = Scene::new();
+    let mut source = scene.source();
+    source.host.local = crate::converge::fake::local();
+    let meddling = Some(crate::converge::fake::v4("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n"));
+    let mut agent = agent(&mut source, Kernel { meddling, ..Kernel::default() });
+    let wanted = Rc::new(intents(&forward("a", 8000)));
+    for _ in 0..8 {
+        agent.pass(&wanted, "retry").await;
+        assert!(agent.error.as_ref().unwrap().starts_with("the kernel does not hold what was applied"));
+        assert!(agent.retry.at.unwrap() <= Instant::now() + FIRST_RETRY);
+    }
+}
+
+#[tokio::test]
+async fn drift_does_not_wait_for_the_next_try_of_what_failed() {
+    let scene = Scene::new();
+    let mut source = scene.source();
+    source.host.local = crate::converge::fake::local();
+    let mut agent = agent(&mut source, Kernel::default());
+    let wanted = Rc::new(intents(&forward("a", 8000)));
+    agent.pass(&wanted, "start").await;
+    agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n").await;
+    agent.converger.engine.failures.1 = 1;
+    agent.repair(&wanted).await;
+    assert!(agent.error.is_some() && agent.trouble.pending().unwrap().contains("the jump to SALLY-PRE is missing"));
+
+    // Long before the next try, but not at once.
+    agent.retry.at = Some(Instant::now() + LONGEST_RETRY);
+    agent.converger.engine.meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n").await;
+    agent.repair(&wanted).await;
+    assert_eq!(agent.converger.engine.applied.len(), 1, "did not rest");
+    agent.rest = Instant::now();
+    agent.repair(&wanted).await;
+    assert_eq!((agent.converger.engine.applied.len(), agent.trouble.pending()), (2, None));
+}
+
+#[tokio::test]
+async fn drift_is_told_while_it_is_put_back_if_that_takes_long() {
+    tokio::time::pause();
+    let scene = Scene::new();
+    let mut source = Hearing::default();
+    let (mut host, wanted) = (ThisHost::new(Rc::clone(&scene.state)), Rc::new(intents(&forward("a", 8000))));
+    host.local = crate::converge::fake::local();
+    source.host = Some(host);
+    let converger = Converger::new(Kernel { slow: 2 * MOMENT, ..Kernel::default() }, None);
+    let metrics = Metrics::default();
+    let mut agent = Agent::new(converger, FirewallBackend::Auto, &mut source, &metrics);
+    agent.pass(&wanted, "start").await;
+    agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n").await;
+    agent.repair(&wanted).await;
+    let jump = "IPv4 nat PREROUTING: the jump to SALLY-PRE is missing";
+    let meanwhile = format!("amiss: somebody has changed this and it is not put back yet: {jump}");
+    assert_eq!(source.heard, ["good".to_owned(), meanwhile, format!("good, put back: {jump}")]);
+}
+
+/// A source that notes what it hears.
+#[derive(Default)]
+struct Hearing {
+    host: Option<ThisHost>,
+    heard: Vec<String>,
+}
+
+impl Source for Hearing {
+    const CAUSE: &'static str = "test";
+
+    fn host(&mut self) -> &mut ThisHost {
+        self.host.as_mut().unwrap()
+    }
+
+    fn last_good(&mut self) -> Option<Rc<Intents>> {
+        None
+    }
+
+    async fn changed(&mut self) {}
+
+    fn beat(&mut self) {}
+
+    async fn look(&mut self) -> Option<Rc<Intents>> {
+        None
+    }
+
+    fn problems(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn passed(&mut self, pass: &Pass<'_>) {
+        let outcome = if pass.outcome.is_ok() { "good" } else { "bad" };
+        let drift = pass.repaired.map(|what| format!(", put back: {what}")).unwrap_or_default();
+        self.heard.push(format!("{outcome}{drift}"));
+    }
+
+    fn amiss(&mut self, what: Option<&str>) {
+        self.heard.push(format!("amiss: {}", what.unwrap_or_default()));
+    }
 }
 
 #[tokio::test]

@@ -74,7 +74,8 @@ pub struct Cluster {
     /// What the kernel was last read back with, and what came of the last pass.
     verified: Option<Rc<Intents>>,
     outcome: Option<Outcome>,
-    drifted: bool,
+    /// What somebody else does to our rules that lasts.
+    amiss: Option<String>,
     backend: Option<FirewallBackend>,
     last_drift: Option<Drift>,
     routes: Option<Routes>,
@@ -129,7 +130,7 @@ impl Cluster {
             intents: None,
             verified: None,
             outcome: None,
-            drifted: false,
+            amiss: None,
             backend: None,
             last_drift: None,
             routes: None,
@@ -258,6 +259,7 @@ impl Cluster {
             intents: &intents,
             verified: self.verified.as_deref(),
             outcome: &outcome,
+            amiss: self.amiss.as_deref(),
             backend: self.backend,
             source_addresses: self.routes.as_ref().map_or(&[], |routes| &routes.sources),
             draining: &self.draining,
@@ -351,22 +353,18 @@ impl Source for Cluster {
 
     fn passed(&mut self, pass: &Pass<'_>) {
         self.backend = pass.backend;
-        self.drifted |= pass.drift;
-        let outcome = Outcome::of(pass.outcome, self.drifted);
-        match pass.outcome {
-            Ok(report) => {
-                self.verified = Some(Rc::clone(pass.intents));
-                if self.drifted
-                    && let Some(what) = &report.changed
-                {
-                    self.last_drift = Some(Drift { time: now(), message: shortened(what.clone()) });
-                }
-                self.drifted = false;
-            }
-            // How far it came is not known, so neither is what the kernel holds.
-            Err(_) => self.verified = None,
+        self.amiss = pass.amiss.map(str::to_owned);
+        // How far a pass came that failed is not known, so neither is what the kernel holds.
+        self.verified = pass.outcome.is_ok().then(|| Rc::clone(pass.intents));
+        if let Some(what) = pass.repaired {
+            self.last_drift = Some(Drift { time: now(), message: shortened(what.to_owned()) });
         }
-        self.outcome = Some(outcome);
+        self.outcome = Some(Outcome::of(pass.outcome, pass.pending));
+        self.report();
+    }
+
+    fn amiss(&mut self, what: Option<&str>) {
+        self.amiss = what.map(str::to_owned);
         self.report();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use sallyport_ruleset::facts::LocalAddress;
 
@@ -9,6 +10,11 @@ use crate::addresses::local_addresses;
 use crate::clock::Clock;
 use crate::converge::chain_of;
 use crate::state::{Intents, StateDir};
+
+/// Addresses are read this often even if the kernel reported no change.
+const ADDRESSES: Duration = Duration::from_secs(30);
+/// Time to the next try after they could not be read.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// This host, as of the last look.
 pub struct ThisHost {
@@ -18,6 +24,8 @@ pub struct ThisHost {
     pub local: Vec<LocalAddress>,
     /// The time by which forwards expire.
     pub clock: Clock,
+    /// When the addresses are to be read again.
+    due: Instant,
     /// The intents that are on disk.
     kept: Option<Rc<Intents>>,
     /// Why the last ones could not be kept; told when it changes.
@@ -31,11 +39,21 @@ impl ThisHost {
     #[must_use]
     pub fn new(state: Rc<StateDir>) -> Self {
         let clock = Clock::new(Rc::clone(&state));
-        Self { state, local: Vec::new(), clock, kept: None, unkept: None, told: BTreeSet::new() }
+        let due = Instant::now();
+        Self { state, local: Vec::new(), clock, due, kept: None, unkept: None, told: BTreeSet::new() }
     }
 
-    /// Reads the addresses; whether they are others than before.
+    /// The kernel reports that its addresses may be others.
+    pub(crate) fn heard(&mut self) {
+        self.due = Instant::now();
+    }
+
+    /// Reads the addresses if that is due; whether they are others than before.
     pub(crate) fn look(&mut self) -> bool {
+        if Instant::now() < self.due {
+            return false;
+        }
+        self.due = Instant::now() + ADDRESSES;
         match local_addresses() {
             Ok(local) if local != self.local => {
                 self.local = local;
@@ -43,6 +61,7 @@ impl ThisHost {
             }
             Ok(_) => false,
             Err(error) => {
+                self.due = Instant::now() + AGAIN;
                 tracing::warn!(error = chain_of(&error), "cannot read this host's addresses; taking them as before");
                 false
             }

@@ -1,10 +1,11 @@
-//! Events: what changed for a forward, told once, beside the object that it happened to.
+//! Events: what changed for a forward, and what was put back on a gateway, told once, beside the object that it happened to.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
 use sallyport_api::ConditionType;
+use sallyport_api::gateway_node::{Drift, GatewayNode};
 use sallyport_api::port_forward::PortForward;
 use tokio::sync::mpsc;
 
@@ -12,6 +13,9 @@ use crate::controller::apply::ForwardReport;
 
 /// Events that wait to be sent; more are dropped, since conditions hold the same.
 const WAITING: usize = 1024;
+
+/// Somebody had changed our rules on a gateway, and they are as they should be again.
+const DRIFT_REPAIRED: &str = "DriftRepaired";
 
 /// Sends events, one after the other, beside everything else.
 #[derive(Clone, Debug)]
@@ -25,8 +29,12 @@ impl Events {
         let (queue, mut waiting) = mpsc::channel::<(Event, _)>(WAITING);
         let reporter = Reporter { controller: "sallyport-operator".into(), instance: Some(identity.into()) };
         tokio::spawn(async move {
-            let recorder = Recorder::new(client, reporter);
+            let mut recorder = Recorder::new(client.clone(), reporter.clone());
             while let Some((event, about)) = waiting.recv().await {
+                if event.reason == DRIFT_REPAIRED {
+                    // It would count what differs only in its note as the same again, and what was put back is the note.
+                    recorder = Recorder::new(client.clone(), reporter.clone());
+                }
                 if let Err(error) = recorder.publish(&event, &about).await {
                     tracing::debug!(%error, "an event was not recorded");
                 }
@@ -46,9 +54,25 @@ impl Events {
                 uid: Some(report.uid.clone()),
                 ..ObjectReference::default()
             };
-            if self.queue.try_send((event, about)).is_err() {
-                tracing::debug!("too many events at once; one is dropped");
-            }
+            self.queue(event, about);
+        }
+    }
+
+    /// Tells that somebody else's change was put back on a gateway.
+    pub fn tell_drift(&self, gateway: &GatewayNode, drift: &Drift) {
+        let event = Event {
+            type_: EventType::Warning,
+            reason: DRIFT_REPAIRED.to_owned(),
+            note: Some(drift.message.clone()),
+            action: "Repair".to_owned(),
+            secondary: None,
+        };
+        self.queue(event, gateway.object_ref(&()));
+    }
+
+    fn queue(&self, event: Event, about: ObjectReference) {
+        if self.queue.try_send((event, about)).is_err() {
+            tracing::debug!("too many events at once; one is dropped");
         }
     }
 }

@@ -111,6 +111,12 @@ fn progress<'a>(
             progress.silent.push(gateway.name);
             continue;
         }
+        // What was read back last is worth little where somebody keeps changing it.
+        if let Some(drifted) = gateway.synced().and_then(|synced| drifted(gateway.name, synced)) {
+            progress.counts.failed += 1;
+            progress.failure.get_or_insert(drifted);
+            continue;
+        }
         match carries {
             Carries::Hash(hash) if Some(&*hash) == want => progress.counts.programmed += 1,
             Carries::Failed => {
@@ -136,6 +142,16 @@ fn failure_of(key: &ForwardRef, node: &str, report: &GatewayNodeStatus) -> (Reas
         Some(failure) => (reason_of(&failure.reason), format!("{node}: {}", failure.message)),
         None => (Reason::NodeFailed, format!("{node} cannot carry it; kubectl describe gatewaynode {node} says more")),
     }
+}
+
+/// That somebody else's change lasts on a node. What it is, is for those who may look at nodes: it may name the rules of
+/// other forwards.
+fn drifted(node: &str, synced: &Condition) -> Option<(Reason, String)> {
+    let message = format!(
+        "{node}: somebody else changes our rules or settings there, and it lasts; kubectl describe gatewaynode {node} says \
+         what they do"
+    );
+    (synced.status == "False" && reason_of(&synced.reason) == Reason::Drifted).then_some((Reason::Drifted, message))
 }
 
 /// What keeps a node from carrying anything new.

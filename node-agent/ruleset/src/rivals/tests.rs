@@ -25,7 +25,7 @@ fn takes(table: Table, builtin: &str, before: &[&str], others: &[(&str, &[&str])
     for (chain, rules) in others {
         there.foreign.insert((*chain).to_owned(), owned(rules));
     }
-    take(&ours(), table, &there, builtin, before.len())
+    taker(&ours(), table, &there, builtin, before.len()).is_some()
 }
 
 #[test]

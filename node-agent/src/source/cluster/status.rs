@@ -42,16 +42,17 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Of a pass, where `drifted` says that somebody else's change was not yet repaired before.
+    /// Of a pass, after which `pending` is what somebody else has changed and is not put back yet.
     #[must_use]
-    pub fn of(outcome: Result<&Report, &Error>, drifted: bool) -> Self {
+    pub fn of(outcome: Result<&Report, &Error>, pending: Option<&str>) -> Self {
         match outcome {
             Ok(report) => Self::Verified(report.clone()),
             Err(error) => {
-                let drifted = drifted || matches!(error, Error::Different { .. });
+                let drifted = pending.is_some() || matches!(error, Error::Different { .. });
                 let forwarding = matches!(error, Error::Forwarding { .. } | Error::ForwardingRequired { .. });
-                let reason = if drifted && !forwarding { Reason::Drifted } else { Reason::NodeFailed };
-                Self::Failed { reason, forwarding, message: chain_of(error) }
+                let reason = if drifted { Reason::Drifted } else { Reason::NodeFailed };
+                let also = pending.map(|what| format!("; not put back yet: {what}")).unwrap_or_default();
+                Self::Failed { reason, forwarding, message: chain_of(error) + &also }
             }
         }
     }
@@ -68,6 +69,8 @@ pub struct Facts<'a> {
     pub verified: Option<&'a Intents>,
     /// The last pass.
     pub outcome: &'a Outcome,
+    /// What somebody else does to our rules that lasts, although that pass was good.
+    pub amiss: Option<&'a str>,
     /// The program in use.
     pub backend: Option<FirewallBackend>,
     /// What the targets see.
@@ -202,10 +205,13 @@ fn failures(facts: &Facts<'_>, failed: &[Failure]) -> BTreeMap<ForwardRef, Forwa
         .collect()
 }
 
-/// A pass that failed matters most, then what is amiss with the objects.
+/// A pass that failed matters most, then what somebody else does, then what is wrong with the objects.
 fn synced(facts: &Facts<'_>) -> (Reason, String) {
     if let Outcome::Failed { reason, message, .. } = facts.outcome {
         return (*reason, message.clone());
+    }
+    if let Some(what) = facts.amiss {
+        return (Reason::Drifted, what.to_owned());
     }
     if facts.intents.node.state == NodeState::Retired {
         return (Reason::Synced, "no rule of ours is left".to_owned());

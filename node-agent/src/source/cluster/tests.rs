@@ -61,9 +61,10 @@ impl Scene {
         self.cluster.take_slice(Event::InitDone);
     }
 
-    fn pass(&mut self, intents: &Rc<Intents>, drift: bool, outcome: Result<&Report, &Error>) {
+    fn pass(&mut self, intents: &Rc<Intents>, drift: Option<&str>, outcome: Result<&Report, &Error>) {
         let backend = Some(FirewallBackend::IptablesNft);
-        self.cluster.passed(&Pass { intents, drift, outcome, backend });
+        let (repaired, pending) = if outcome.is_ok() { (drift, None) } else { (None, drift) };
+        self.cluster.passed(&Pass { intents, repaired, pending, amiss: None, outcome, backend });
     }
 
     fn synced(&self) -> String {
@@ -91,7 +92,7 @@ async fn intents_come_when_everything_is_known_and_only_when_they_change() {
     scene.cluster.take_slice(Event::InitDone);
     let decided = scene.cluster.look().await.unwrap();
     assert_eq!(names(&decided), ["a"]);
-    scene.pass(&decided, false, Ok(&report(Some("nat"))));
+    scene.pass(&decided, None, Ok(&report(Some("nat"))));
     scene.cluster.take_slice(Event::Apply(slice("s0", &forward("a", 8000))));
     assert_eq!(scene.cluster.look().await, None, "the same again");
     scene.cluster.take_slice(Event::Apply(slice("s0", &forward("a", 8001))));
@@ -104,7 +105,7 @@ async fn a_list_that_breaks_off_takes_nothing_away() {
     scene.list_node(Some(node(1, "Active")));
     scene.list_slices(vec![slice("s0", &forward("a", 8000)), slice("s1", &forward("b", 8001))]);
     let decided = scene.cluster.look().await.unwrap();
-    scene.pass(&decided, false, Ok(&report(None)));
+    scene.pass(&decided, None, Ok(&report(None)));
     scene.cluster.take_slice(Event::Init);
     scene.cluster.take_slice(Event::InitApply(slice("s0", &forward("a", 8000))));
     scene.list_slices(vec![slice("s0", &forward("a", 8000)), slice("s1", &forward("b", 8001))]);
@@ -117,7 +118,7 @@ async fn what_changes_no_rule_is_reported_without_a_pass() {
     scene.list_node(Some(node(1, "Active")));
     scene.list_slices(vec![slice("s0", &forward("a", 8000))]);
     let decided = scene.cluster.look().await.unwrap();
-    scene.pass(&decided, false, Ok(&report(None)));
+    scene.pass(&decided, None, Ok(&report(None)));
     scene.cluster.take_slice(Event::Delete(slice("s0", &forward("a", 8000))));
     assert_eq!((scene.cluster.look().await, scene.synced().as_str()), (None, "SliceMissing"));
     scene.cluster.take_node(Event::Apply(node(2, "Active")));
@@ -136,14 +137,14 @@ async fn the_cached_intents_are_enforced_and_nothing_is_reported_until_the_lists
     let client = scene.cluster.client.clone();
     scene.cluster = Cluster::new(client, "gw1", Rc::clone(&scene.cluster.host.state));
     assert_eq!(scene.cluster.last_good(), Some(Rc::clone(&decided)));
-    scene.pass(&decided, false, Ok(&report(None)));
+    scene.pass(&decided, None, Ok(&report(None)));
     assert_eq!(scene.cluster.reported, None);
     // A node that is gone by now, and a slice too: the rules stay.
     scene.list_node(None);
     scene.list_slices(Vec::new());
     let again = scene.cluster.look().await.unwrap();
     assert_eq!(again, decided);
-    scene.pass(&again, false, Ok(&report(None)));
+    scene.pass(&again, None, Ok(&report(None)));
     assert_eq!(scene.synced(), "SliceMissing");
 }
 
@@ -153,12 +154,12 @@ async fn a_retired_node_reports_cleaned_and_forgets_its_forwards_on_disk() {
     scene.list_node(Some(node(1, "Active")));
     scene.list_slices(vec![slice("s0", &forward("a", 8000))]);
     let decided = scene.cluster.look().await.unwrap();
-    scene.pass(&decided, false, Ok(&report(None)));
+    scene.pass(&decided, None, Ok(&report(None)));
     scene.cluster.take_node(Event::Apply(node(2, "Retired")));
     let retired = scene.cluster.look().await.unwrap();
     scene.cluster.host.keep(&retired);
     assert_eq!(scene.cluster.host.last_good().unwrap().forwards().len(), 0);
-    scene.pass(&retired, false, Ok(&report(None)));
+    scene.pass(&retired, None, Ok(&report(None)));
     let state = scene.cluster.reported.as_ref().unwrap().state;
     assert_eq!(state, Some(sallyport_api::gateway_node::ObservedNodeState::Cleaned));
     scene.cluster.take_node(Event::Apply(node(3, "Active")));
@@ -171,17 +172,33 @@ async fn drift_is_told_when_it_was_repaired_and_while_it_cannot_be() {
     scene.list_node(Some(node(1, "Active")));
     scene.list_slices(vec![slice("s0", &forward("a", 8000))]);
     let decided = scene.cluster.look().await.unwrap();
-    scene.pass(&decided, false, Ok(&report(Some("all new"))));
+    scene.pass(&decided, None, Ok(&report(Some("all new"))));
     assert_eq!(scene.cluster.reported.as_ref().unwrap().last_drift, None);
 
     let different = Error::Different { difference: "nat".to_owned() };
-    scene.pass(&decided, true, Err(&different));
+    scene.pass(&decided, Some("the jump is missing"), Err(&different));
     let status = scene.cluster.reported.clone().unwrap();
     assert_eq!(scene.synced(), "Drifted");
+    assert!(status.conditions[0].message.ends_with("not put back yet: the jump is missing"), "{:?}", status.conditions);
     assert_eq!(status.observed_slices[0].state, sallyport_api::gateway_node::SliceState::Pending);
-    // A later try, for which the timer is the cause, still repairs the same drift.
-    scene.pass(&decided, false, Ok(&report(Some("nat SALLY-PRE"))));
+    scene.pass(&decided, Some("the jump is missing"), Ok(&report(Some("nat SALLY-PRE"))));
     let status = scene.cluster.reported.clone().unwrap();
-    assert_eq!(status.last_drift.unwrap().message, "nat SALLY-PRE");
+    assert_eq!(status.last_drift.unwrap().message, "the jump is missing");
+    assert_eq!(scene.synced(), "Synced");
+}
+
+#[tokio::test]
+async fn what_lasts_is_told_until_it_is_over() {
+    let mut scene = scene();
+    scene.list_node(Some(node(1, "Active")));
+    scene.list_slices(vec![slice("s0", &forward("a", 8000))]);
+    let decided = scene.cluster.look().await.unwrap();
+    scene.pass(&decided, None, Ok(&report(None)));
+    scene.cluster.amiss(Some("they keep at it"));
+    let status = scene.cluster.reported.clone().unwrap();
+    assert_eq!((scene.synced().as_str(), status.conditions[0].message.as_str()), ("Drifted", "they keep at it"));
+    // The kernel was read back all the same: nobody who waits for a forward to go is held up.
+    assert_eq!(status.observed_slices[0].state, sallyport_api::gateway_node::SliceState::Programmed);
+    scene.cluster.amiss(None);
     assert_eq!(scene.synced(), "Synced");
 }

@@ -112,10 +112,10 @@ fn a_gateway_that_cannot_write_rules_fails_what_it_does_not_carry_and_only_that(
         let condition = serde_json::from_value(synced("False", reason, "somebody else", 1)).unwrap();
         move |report: &mut GatewayNodeStatus| report.conditions = vec![condition]
     };
-    let mut carried = with_report(trouble("Drifted"));
+    let mut carried = with_report(trouble("UnsupportedIntent"));
     assert_eq!(reasons(&fresh(&mut carried, "a", &[])), "Accepted Verified Ready");
     for (reason, expected) in
-        [("Drifted", "Drifted"), ("SliceMissing", "Pending"), ("UnsupportedIntent", "UnsupportedIntent")]
+        [("NodeFailed", "NodeFailed"), ("SliceMissing", "Pending"), ("UnsupportedIntent", "UnsupportedIntent")]
     {
         let mut scene = with_report(|report| {
             trouble(reason)(report);
@@ -124,6 +124,18 @@ fn a_gateway_that_cannot_write_rules_fails_what_it_does_not_carry_and_only_that(
         let status = fresh(&mut scene, "a", &[]);
         assert_eq!(reasons(&status), format!("Accepted {expected} {expected}"));
     }
+}
+
+#[test]
+fn where_somebody_keeps_changing_rules_nothing_counts_as_read_back() {
+    let secret = "IPv4 nat SALLY-MT: 1 rule missing: -d 10.9.9.9/32 -p tcp -m tcp --dport 9999";
+    let condition = serde_json::from_value(synced("False", "Drifted", secret, 1)).unwrap();
+    let mut scene = with_report(|report| report.conditions = vec![condition]);
+    let status = fresh(&mut scene, "a", &[]);
+    assert_eq!((reasons(&status).as_str(), counts(&status)), ("Accepted Drifted Drifted", [2, 1, 1, 0]));
+    let said = message(&status, ConditionType::Programmed);
+    assert!(said.contains("gatewaynode gw2") && !said.contains("9999"), "{said}");
+    assert_eq!(reasons(&fresh(&mut scene, "a", &["gw2"])), "Accepted AgentUnreachable AgentUnreachable");
 }
 
 #[test]

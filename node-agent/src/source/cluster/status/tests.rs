@@ -43,6 +43,7 @@ impl Scene {
                 intents: &self.intents,
                 verified,
                 outcome,
+                amiss: None,
                 backend: Some(FirewallBackend::IptablesNft),
                 source_addresses: &["10.30.1.78".parse().unwrap()],
                 draining: &self.draining,
@@ -62,8 +63,8 @@ fn verified() -> Outcome {
     Outcome::Verified(Report { digest: "v1:digest".to_owned(), ..Report::default() })
 }
 
-fn failed(error: &Error, drifted: bool) -> Outcome {
-    Outcome::of(Err(error), drifted)
+fn failed(error: &Error, drift: Option<&str>) -> Outcome {
+    Outcome::of(Err(error), drift)
 }
 
 fn engine_error() -> Error {
@@ -108,7 +109,7 @@ fn a_verified_pass_is_told_in_full() {
 fn a_failed_pass_leaves_pending_what_was_not_read_back() {
     let scene = scene(|_| {});
     let good = scene.good();
-    let nothing_yet = scene.status(&GatewayNodeStatus::default(), None, &failed(&engine_error(), false));
+    let nothing_yet = scene.status(&GatewayNodeStatus::default(), None, &failed(&engine_error(), None));
     assert_eq!(nothing_yet.observed_slices[0].state, SliceState::Pending);
     assert_eq!((synced(&nothing_yet), nothing_yet.state), (is("False", "NodeFailed"), None));
     assert_eq!((nothing_yet.rules_digest.as_ref(), words(&nothing_yet, "IPForwarding")), (None, None));
@@ -116,13 +117,13 @@ fn a_failed_pass_leaves_pending_what_was_not_read_back() {
     let mut before = scene.intents.clone();
     before.slices.insert("s1".to_owned(), before.slices["s0"].clone());
     before.slices.get_mut("s0").unwrap().forwards.pop();
-    let changed = scene.status(&good, Some(&before), &failed(&engine_error(), false));
+    let changed = scene.status(&good, Some(&before), &failed(&engine_error(), None));
     assert_eq!(changed.observed_slices[0].state, SliceState::Pending, "other content than was read back");
-    let unchanged = scene.status(&good, Some(&scene.intents), &failed(&engine_error(), false));
+    let unchanged = scene.status(&good, Some(&scene.intents), &failed(&engine_error(), None));
     assert_eq!(unchanged.observed_slices[0].state, SliceState::Programmed);
     before = scene.intents.clone();
     before.node = GatewayNodeSpec { addresses: Vec::new(), ..before.node };
-    let moved = scene.status(&good, Some(&before), &failed(&engine_error(), false));
+    let moved = scene.status(&good, Some(&before), &failed(&engine_error(), None));
     assert_eq!(moved.observed_slices[0].state, SliceState::Pending, "read back for other addresses");
 }
 
@@ -131,13 +132,15 @@ fn the_reason_tells_what_kind_of_failure_it_is() {
     let scene = scene(|_| {});
     let different = Error::Different { difference: "nat".to_owned() };
     let require = Error::ForwardingRequired { family: Family::V4 };
-    for (error, drifted, reason, forwarding) in [
-        (&engine_error(), false, "NodeFailed", "Forwarding"),
-        (&engine_error(), true, "Drifted", "Forwarding"),
-        (&different, false, "Drifted", "Forwarding"),
-        (&require, false, "NodeFailed", "NotForwarding"),
+    for (error, drift, reason, forwarding) in [
+        (&engine_error(), None, "NodeFailed", "Forwarding"),
+        (&engine_error(), Some("a rule"), "Drifted", "Forwarding"),
+        (&different, None, "Drifted", "Forwarding"),
+        (&require, None, "NodeFailed", "NotForwarding"),
+        // It was on, and somebody has turned it off.
+        (&require, Some("forwarding"), "Drifted", "NotForwarding"),
     ] {
-        let status = scene.status(&scene.good(), None, &failed(error, drifted));
+        let status = scene.status(&scene.good(), None, &failed(error, drift));
         assert_eq!(synced(&status), is("False", reason), "{error}");
         assert_eq!(words(&status, "IPForwarding").unwrap().1, forwarding, "{error}");
     }
@@ -190,7 +193,7 @@ fn a_retired_node_is_cleaned_once_that_was_read_back() {
     let good = scene.good();
     scene.intents.node.state = NodeState::Retired;
     scene.intents.slices.clear();
-    let trying = scene.status(&good, None, &failed(&engine_error(), false));
+    let trying = scene.status(&good, None, &failed(&engine_error(), None));
     assert_eq!(trying.state, Some(ObservedNodeState::Active));
     let cleaned = scene.status(&trying, Some(&scene.intents), &verified());
     assert_eq!((cleaned.state, synced(&cleaned)), (Some(ObservedNodeState::Cleaned), is("True", "Synced")));
