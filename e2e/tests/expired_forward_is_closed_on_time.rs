@@ -56,7 +56,7 @@ fn expired_forward_is_closed_and_cut_on_time_and_stays_closed() -> Result<()> {
         let listeners = [(Protocol::Tcp, 3306), (Protocol::Udp, 3306), (Protocol::Tcp, 3307)];
         let _db1 = serve(&db1, &listeners.map(|(protocol, port)| (protocol, socket(DB1, port))))?;
         scene.gateway.manifests().save(&Forward::tcp("lasting", 3307, &format!("{APP1}/32"), DB1))?;
-        let end = moment(8)?;
+        let end = moment(10)?;
         declare(scene, end)?;
         scene.start_agent()?;
         scene.wait_for_answer(Protocol::Tcp, 3307, "db1")?;
