@@ -99,6 +99,10 @@ impl StateDir {
             .write(true)
             .mode(0o600)
             .open(&lock_path)
+            // A disk that went read-only under an earlier agent can still be locked.
+            .or_else(|error| {
+                if error.kind() == io::ErrorKind::ReadOnlyFilesystem { File::open(&lock_path) } else { Err(error) }
+            })
             .map_err(|source| access(&lock_path, source))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), lock: Some(file) }),

@@ -196,9 +196,8 @@ impl Controller {
     }
 
     fn look_at_the_clock(&mut self) -> bool {
-        let now = Timestamp::now();
-        self.now = self.now.max(now.as_second());
-        let mut vital = self.pulse.feel(&self.world, now);
+        self.now = self.now.max(Timestamp::now().as_second());
+        let mut vital = self.pulse.feel(&self.world, self.leadership.now());
         if matches!(self.aim, Aim::Uninstall { force: true }) {
             vital.dead.extend(vital.silent.iter().chain(&vital.unborn).cloned());
         }

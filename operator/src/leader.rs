@@ -31,6 +31,10 @@ pub struct Leadership {
     seen: Mutex<Option<Seen>>,
     /// When the last renewal that worked was begun.
     renewed: Mutex<Option<Instant>>,
+    /// The resource version of what was last written, if that is known.
+    written: Mutex<Option<String>>,
+    /// What the API server's clock said, and when.
+    clock: Mutex<Option<(Timestamp, Instant)>>,
 }
 
 /// A lease of somebody else.
@@ -44,8 +48,8 @@ struct Seen {
 impl Leadership {
     /// Knows nothing of the lease yet.
     pub fn new(api: Api<Lease>, name: &str, identity: &str) -> Self {
-        let (seen, renewed) = (Mutex::new(None), Mutex::new(None));
-        Self { api, name: name.to_owned(), identity: identity.to_owned(), seen, renewed }
+        let (seen, renewed, written, clock) = Default::default();
+        Self { api, name: name.to_owned(), identity: identity.to_owned(), seen, renewed, written, clock }
     }
 
     /// Returns when the lease is ours.
@@ -73,7 +77,7 @@ impl Leadership {
             match self.round().await {
                 Ok(None) => {}
                 Ok(Some(holder)) => {
-                    tracing::error!(holder, "the lease was taken");
+                    tracing::error!(holder, "the lease is lost");
                     *lock(&self.renewed) = None;
                 }
                 Err(error) => tracing::warn!(error, lease = self.name, "cannot renew the lease; trying again"),
@@ -84,6 +88,14 @@ impl Leadership {
     /// Whether it is certain that nobody else leads.
     pub fn is_valid(&self) -> bool {
         lock(&self.renewed).is_some_and(|at| at.elapsed() < DEADLINE)
+    }
+
+    /// The time by the API server's clock, as far as that is known: ours may be wrong, and what is read off the objects of
+    /// the cluster was not written by it.
+    pub fn now(&self) -> Timestamp {
+        let clock = *lock(&self.clock);
+        let told = clock.and_then(|(time, at)| time.checked_add(at.elapsed()).ok());
+        told.unwrap_or_else(Timestamp::now)
     }
 
     /// Hands the lease back, so that another replica need not wait until it runs out.
@@ -133,8 +145,13 @@ impl Leadership {
             };
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
             let created = self.api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await;
-            return refused(created, "a replica that was quicker");
+            return self.wrote(created);
         };
+        // Whoever holds it is the only one to write it.
+        let written = lock(&self.written).take();
+        if written.is_some() && written != lease.metadata.resource_version {
+            return Ok(Some("nobody knows: it is not as we wrote it; was the cluster restored?".to_owned()));
+        }
         let spec = lease.spec.get_or_insert_default();
         let holder = spec.holder_identity.clone().filter(|holder| !holder.is_empty());
         if holder.as_ref() != Some(&self.identity) {
@@ -151,7 +168,26 @@ impl Leadership {
         spec.renew_time = Some(now);
         // The resource version that was read goes back with it.
         let replaced = self.api.replace(&self.name, &PostParams::default(), &lease).await;
-        refused(replaced, "a replica that was quicker")
+        self.wrote(replaced)
+    }
+
+    /// What came of taking or renewing the lease.
+    fn wrote(&self, answer: Result<Lease, kube::Error>) -> Result<Option<String>, kube::Error> {
+        match answer {
+            Ok(lease) => {
+                // Whoever writes cannot choose the time that is noted there.
+                let noted = lease.metadata.managed_fields.into_iter().flatten().filter_map(|entry| entry.time);
+                if let Some(time) = noted.map(|time| time.0).max() {
+                    *lock(&self.clock) = Some((time, Instant::now()));
+                }
+                *lock(&self.written) = lease.metadata.resource_version;
+                Ok(None)
+            }
+            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => {
+                Ok(Some("a replica that was quicker".to_owned()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn has_run_out(&self, holder: &str, spec: &LeaseSpec) -> bool {
@@ -167,14 +203,6 @@ impl Leadership {
                 false
             }
         }
-    }
-}
-
-fn refused(written: Result<Lease, kube::Error>, by: &str) -> Result<Option<String>, kube::Error> {
-    match written {
-        Ok(_) => Ok(None),
-        Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(Some(by.to_owned())),
-        Err(error) => Err(error),
     }
 }
 

@@ -15,6 +15,7 @@ use sallyport_runtime::admin::Admin;
 use sallyport_runtime::shutdown::Shutdown;
 
 use crate::args::{AgentArgs, ReplicaArgs};
+use crate::controller::observe::WATCH_SECONDS;
 use crate::controller::{Aim, Controller, Readiness};
 use crate::daemonset::daemon_set;
 use crate::leader::Leadership;
@@ -101,7 +102,7 @@ async fn lead(
             tracing::info!("nothing of Sallyport is left on the gateways");
             Ok(Outcome::Finished)
         }
-        () = leadership.keep() => Err(anyhow::anyhow!("the lease was lost; another replica leads now")),
+        () = leadership.keep() => Err(anyhow::anyhow!("the lease was lost; whoever leads next lists everything anew")),
         () = shutdown.requested() => {
             tracing::info!("stopping; the gateways go on as they are");
             Ok(Outcome::Stopped)
@@ -119,7 +120,7 @@ async fn client() -> anyhow::Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
     // Longer than any watch is silent.
-    config.read_timeout = Some(Duration::from_mins(5));
+    config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS)) + Duration::from_secs(10));
     Client::try_from(config).context("failed to make a client for the API server")
 }
 

@@ -24,7 +24,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::utils::{Backoff, ResetTimerBackoff};
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use sallyport_api::SourceNatMode;
@@ -34,6 +34,7 @@ use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_api::names::POOL_LABEL;
 use serde::Deserialize as _;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::connections::Draining;
 use crate::converge::chain_of;
@@ -50,6 +51,8 @@ use crate::state::{Intents, StateDir};
 const REQUEST: Duration = Duration::from_secs(10);
 /// How long a watch lasts before it is made anew, so that a connection that died silently is noticed.
 const WATCH_SECONDS: u32 = 60;
+/// After so long without a failure the next one is the first again.
+const WITHOUT_TROUBLE: Duration = Duration::from_mins(1);
 /// Slices in one answer to a listing: they are large, and the memory for them is asked for at once.
 const PAGE: u32 = 10;
 /// Routes may change without anybody telling us: the source addresses are looked up at least this often.
@@ -62,6 +65,9 @@ type Listing = BTreeMap<String, Result<Decoded, String>>;
 pub struct Cluster {
     host: ThisHost,
     client: Client,
+    name: String,
+    /// Says that the API server's storage went back to an older state.
+    restored: watch::Receiver<()>,
     node: Events,
     /// Whether the list of `GatewayNode`s that is under way had ours in it.
     node_found: bool,
@@ -111,17 +117,19 @@ impl Cluster {
         config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS)) + REQUEST);
         config.default_retry = false;
         let client = Client::try_from(config).context("cannot use the cluster's configuration")?;
-        tokio::spawn(lease::renew(client.clone(), namespace.to_owned(), node.to_owned()));
-        Ok(Self::new(client, node, state))
+        let (restored, hears) = watch::channel(());
+        tokio::spawn(lease::renew(client.clone(), namespace.to_owned(), node.to_owned(), restored));
+        Ok(Self::new(client, node, state, hears))
     }
 
-    fn new(client: Client, node: &str, state: Rc<StateDir>) -> Self {
+    fn new(client: Client, node: &str, state: Rc<StateDir>, restored: watch::Receiver<()>) -> Self {
         let nodes: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<GatewayNode>(&()));
-        let ours = watcher::Config::default().fields(&format!("metadata.name={node}"));
         Self {
             host: ThisHost::new(state),
             client,
-            node: events(nodes.clone(), ours),
+            name: node.to_owned(),
+            restored,
+            node: node_events(nodes.clone(), node),
             node_found: false,
             generation: None,
             slices: None,
@@ -152,6 +160,14 @@ impl Cluster {
             let of_pool = watcher::Config::default().labels(&format!("{POOL_LABEL}={pool}"));
             Slices { pool: pool.to_owned(), events: events(slices, of_pool), listing: Listing::new() }
         });
+    }
+
+    /// Follows what there is now; what was known holds until that is.
+    fn list_anew(&mut self) {
+        let nodes: Api<DynamicObject> = Api::all_with(self.client.clone(), &ApiResource::erase::<GatewayNode>(&()));
+        self.node = node_events(nodes, &self.name);
+        self.slices = None;
+        self.follow_pool();
     }
 
     fn take_node(&mut self, event: Event<DynamicObject>) {
@@ -219,6 +235,7 @@ impl Cluster {
         let (event, of_node) = tokio::select! {
             event = self.node.next() => (event, true),
             event = slices => (event, false),
+            Ok(()) = self.restored.changed() => return self.list_anew(),
         };
         match event {
             Some(Ok(event)) => {
@@ -369,30 +386,37 @@ impl Source for Cluster {
     }
 }
 
+fn node_events(nodes: Api<DynamicObject>, name: &str) -> Events {
+    events(nodes, watcher::Config::default().fields(&format!("metadata.name={name}")))
+}
+
 fn events(api: Api<DynamicObject>, config: watcher::Config) -> Events {
-    // Every listing begins with an event that needs no answer, so success alone must not reset the waiting.
-    let backoff = ResetTimerBackoff::new(Patience::default(), Duration::from_mins(1));
-    watcher(api, config.timeout(WATCH_SECONDS).page_size(PAGE)).backoff(backoff).boxed()
+    watcher(api, config.timeout(WATCH_SECONDS).page_size(PAGE)).backoff(Patience::default()).boxed()
 }
 
 /// How long to wait before the next try: half a second, and twice as long each time, up to 8 s.
 #[derive(Default)]
-struct Patience(u32);
+struct Patience {
+    failures: u32,
+    last: Option<tokio::time::Instant>,
+}
 
 impl Iterator for Patience {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let wait = Duration::from_millis(500 << self.0);
-        self.0 = (self.0 + 1).min(4);
+        if self.last.replace(tokio::time::Instant::now()).is_some_and(|last| last.elapsed() > WITHOUT_TROUBLE) {
+            self.failures = 0;
+        }
+        let wait = Duration::from_millis(500 << self.failures);
+        self.failures = (self.failures + 1).min(4);
         Some(wait)
     }
 }
 
 impl Backoff for Patience {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
+    /// Called for every event, and a listing begins with one that needs no answer: that is no sign of health.
+    fn reset(&mut self) {}
 }
 
 fn content(mut slice: DynamicObject) -> Result<Decoded, String> {

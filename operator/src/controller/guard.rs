@@ -35,6 +35,13 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for DeserializeGuard<K> {
             Ok(object) => return Ok(Self(Ok(object))),
             Err(error) => error,
         };
+        // A report in words of another version is none; what is asked for is clear all the same.
+        if let Some(fields) = value.as_object_mut()
+            && fields.remove("status").is_some()
+            && let Ok(object) = K::deserialize(&value)
+        {
+            return Ok(Self(Ok(object)));
+        }
         let metadata = ObjectMeta::deserialize(&value["metadata"]).map_err(D::Error::custom)?;
         let cause = error.source().map_or_else(|| error.inner().to_string(), ToString::to_string);
         Ok(Self(Err(InvalidObject { error: format!("{}: {cause}", error.path()), metadata })))
@@ -78,7 +85,7 @@ impl<K: Resource> Resource for DeserializeGuard<K> {
 
 #[cfg(test)]
 mod tests {
-    use sallyport_api::PortForward;
+    use sallyport_api::{GatewayNode, PortForward};
     use serde_json::json;
 
     use super::*;
@@ -104,6 +111,20 @@ mod tests {
             serde_json::from_value(object).unwrap();
         let metadata = read.unwrap().metadata;
         assert_eq!((metadata.name.as_deref(), metadata.managed_fields), (Some("gw1"), None));
+    }
+
+    #[test]
+    fn a_status_of_another_version_counts_as_none() {
+        let object = json!({
+            "apiVersion": "sallyport.dev/v1alpha1",
+            "kind": "GatewayNode",
+            "metadata": { "name": "gw1" },
+            "spec": { "pool": "default", "state": "Active", "addresses": [] },
+            "status": { "state": "Teleported" },
+        });
+        let DeserializeGuard(read): DeserializeGuard<GatewayNode> = serde_json::from_value(object).unwrap();
+        let gateway = read.unwrap();
+        assert_eq!((gateway.spec.pool.as_str(), gateway.status), ("default", None));
     }
 
     #[test]

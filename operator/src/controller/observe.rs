@@ -20,15 +20,22 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::utils::{Backoff, ResetTimerBackoff};
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Config, watcher};
 use kube::{Client, Resource};
 use sallyport_api::names::AGENT_NAME;
 use sallyport_api::{ForwardSlice, GatewayNode, GatewayPool, PortForward, PortForwardStatus};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use crate::controller::cache::Cache;
 use crate::controller::guard::DeserializeGuard;
+
+/// How long a watch lasts before it is made anew, so that a connection that died silently is noticed.
+pub const WATCH_SECONDS: u32 = 60;
+
+/// After so long without a failure the next one is the first again.
+const WITHOUT_TROUBLE: Duration = Duration::from_mins(1);
 
 /// All that is known of the cluster.
 #[derive(Debug, Default)]
@@ -123,9 +130,8 @@ fn follow<K>(
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    watcher(api, config)
-        // A list begins with an event that needs no answer, so only a while without trouble makes it patient again.
-        .backoff(ResetTimerBackoff::new(Patience::default(), Duration::from_mins(1)))
+    watcher(api, config.timeout(WATCH_SECONDS))
+        .backoff(Patience::default())
         .map(move |event| -> Change {
             Box::new(move |world| {
                 let optional =
@@ -171,22 +177,27 @@ fn is_missing(error: &watcher::Error) -> bool {
 /// How long to wait before a watch that failed is tried again: a quarter of a second, and twice as long each time, up to
 /// 4 s. There is one operator, so it may ask often; users wait for it.
 #[derive(Debug, Default)]
-struct Patience(u32);
+struct Patience {
+    failures: u32,
+    last: Option<Instant>,
+}
 
 impl Iterator for Patience {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let wait = Duration::from_millis(250 << self.0);
-        self.0 = (self.0 + 1).min(4);
+        if self.last.replace(Instant::now()).is_some_and(|last| last.elapsed() > WITHOUT_TROUBLE) {
+            self.failures = 0;
+        }
+        let wait = Duration::from_millis(250 << self.failures);
+        self.failures = (self.failures + 1).min(4);
         Some(wait)
     }
 }
 
 impl Backoff for Patience {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
+    /// Called for every event, and a list begins with one that needs no answer: that is no sign of health.
+    fn reset(&mut self) {}
 }
 
 #[cfg(test)]
@@ -197,7 +208,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::fixture::guard;
+    use crate::fixture::{api_server, guard, respond};
 
     #[test]
     fn a_sign_of_life_is_no_reason_to_decide_but_the_first_list_is() {
@@ -211,5 +222,32 @@ mod tests {
         let mut nodes = Cache::<Node>::default();
         let mut see = |event| take(&mut nodes, Ok(event), false);
         assert!(see(Event::InitDone) && see(Event::Apply(guard(json!({ "metadata": { "name": "gw1" } })))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_refuses_is_asked_less_and_less_often() {
+        for code in [429, 503] {
+            let (client, mut requests) = api_server();
+            let mut changes = watch(&client, "sallyport-system");
+            let mut asked = BTreeMap::<String, u32>::new();
+            let refuse = async {
+                while let Some((request, send)) = requests.next_request().await {
+                    *asked.entry(request.uri().path().to_owned()).or_default() += 1;
+                    let busy = json!({ "kind": "Status", "status": "Failure", "code": code, "message": "too busy" });
+                    respond(send, code, &busy);
+                }
+            };
+            let follow = async {
+                let mut world = World::default();
+                while let Some(change) = changes.next().await {
+                    change(&mut world);
+                }
+            };
+            let minutes = Duration::from_mins(5);
+            let _ = tokio::time::timeout(minutes, async { tokio::join!(refuse, follow) }).await;
+            assert_eq!(asked.len(), 10);
+            // Every 4 s in the end.
+            assert!(asked.values().all(|times| (60..90).contains(times)), "{code}: {asked:?} in 5 minutes");
+        }
     }
 }

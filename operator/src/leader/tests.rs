@@ -95,3 +95,52 @@ async fn a_released_lease_has_no_holder_and_is_fenced_at_once() {
     assert_eq!(method, "PUT");
     assert!(body["spec"].get("holderIdentity").is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_not_as_we_wrote_it_ends_our_leadership() {
+    let (leader, mut requests) = leadership();
+    let at = |version: &str| {
+        let mut lease = held_by("me");
+        lease["metadata"]["resourceVersion"] = version.into();
+        lease
+    };
+    for (read, written) in [("906", "907"), ("907", "908")] {
+        let (ours, _) = replace(&leader, &mut requests, &at(read), 200, &at(written)).await;
+        assert!(ours);
+    }
+    // Storage went back: everything that was seen since is of a past that never was.
+    let older = at("12");
+    let (outcome, _) = tokio::join!(leader.round(), serve(&mut requests, 200, &older));
+    assert!(outcome.unwrap().is_some_and(|why| why.contains("restored")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_of_which_nothing_was_heard_may_have_worked() {
+    let (leader, mut requests) = leadership();
+    replace(&leader, &mut requests, &held_by("me"), 200, &held_by("me")).await;
+    let server = async {
+        serve(&mut requests, 200, &held_by("me")).await;
+        serve(&mut requests, 500, &refusal(500, "InternalError")).await
+    };
+    let (outcome, _) = tokio::join!(leader.round(), server);
+    assert!(outcome.is_err());
+    let mut lease = held_by("me");
+    lease["metadata"]["resourceVersion"] = "8".into();
+    let (ours, _) = replace(&leader, &mut requests, &lease, 200, &lease).await;
+    assert!(ours);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_is_that_of_the_api_server() {
+    let (leader, mut requests) = leadership();
+    let ours = Timestamp::now().duration_since(leader.now());
+    assert!(ours.as_secs().abs() < 5, "nothing was heard of another clock yet");
+    let mut lease = held_by("me");
+    lease["metadata"]["managedFields"] = json!([
+        { "manager": "sallyport-operator", "operation": "Update", "time": "2001-02-03T04:05:06Z" },
+        { "manager": "somebody", "operation": "Update", "time": "2000-01-01T00:00:00Z" },
+    ]);
+    replace(&leader, &mut requests, &held_by("me"), 200, &lease).await;
+    tokio::time::advance(Duration::from_mins(1)).await;
+    assert_eq!(leader.now().to_string(), "2001-02-03T04:06:06Z");
+}

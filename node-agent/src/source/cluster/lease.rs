@@ -1,4 +1,7 @@
 //! The agent's `Lease`: says that the agent lives. Renewed beside everything else, whatever the kernel does.
+//!
+//! Nobody else writes it. If it is not as it was last written, the API server's storage has gone back to an older state,
+//! and every watch follows a history that is no more.
 
 use std::time::Duration;
 
@@ -7,24 +10,41 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::{Api, Client};
 use sallyport_api::names::{AGENT_LEASE_PREFIX, AGENT_LEASE_SECONDS, AGENT_NAME};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
-use crate::source::cluster::within;
+use crate::source::cluster::{REQUEST, plainly};
 
 /// Four renewals fit into what the lease lasts.
 const EVERY: Duration = Duration::from_secs(10);
 /// Time until the next try after a failed one.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Renews the lease of `node` for ever.
-pub async fn renew(client: Client, namespace: String, node: String) {
+/// Renews the lease of `node` for ever, and tells `restored` when it is not as it was last written.
+pub async fn renew(client: Client, namespace: String, node: String, restored: watch::Sender<()>) {
     let leases: Api<Lease> = Api::namespaced(client, &namespace);
     let mut told = None;
+    let mut written = None;
     loop {
-        let lease = lease(&node, jiff::Timestamp::now());
+        let mut lease = lease(&node, jiff::Timestamp::now());
+        lease.metadata.resource_version.clone_from(&written);
         let name = lease.metadata.name.clone().unwrap_or_default();
         let params = PatchParams::apply(AGENT_NAME).force();
-        let outcome = within(leases.patch(&name, &params, &Patch::Apply(&lease))).await;
-        let failed = outcome.err();
+        let failed = match timeout(REQUEST, leases.patch(&name, &params, &Patch::Apply(&lease))).await {
+            Ok(Ok(lease)) => {
+                written = lease.metadata.resource_version;
+                None
+            }
+            // Gone, or at another version than was written.
+            Ok(Err(kube::Error::Api(status))) if written.is_some() && matches!(status.code, 400 | 404 | 409 | 422) => {
+                tracing::warn!(lease = name, "the lease is not as it was written; listing everything anew");
+                written = None;
+                restored.send_replace(());
+                continue;
+            }
+            Ok(Err(error)) => Some(plainly(&error)),
+            Err(_) => Some(format!("no answer within {} s", REQUEST.as_secs())),
+        };
         if failed.is_some() && failed != told {
             tracing::warn!(error = failed, lease = name, "cannot renew the lease");
         }
@@ -46,5 +66,50 @@ fn lease(node: &str, now: jiff::Timestamp) -> Lease {
             renew_time: Some(MicroTime(now)),
             ..LeaseSpec::default()
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_not_as_it_was_written_is_told_and_written_anew() {
+        let (service, mut requests) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let (restored, mut hears) = watch::channel(());
+        tokio::spawn(renew(Client::new(service, "default"), "sallyport-system".into(), "gw1".into(), restored));
+        let lease = |version: &str| {
+            json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "metadata": { "name": "sallyport-agent-gw1", "resourceVersion": version } })
+        };
+        let conflict =
+            json!({ "kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "" });
+        // What each write is based on, what it is answered, and whether that is told.
+        let exchanges = [
+            (Value::Null, 200, lease("907"), false),
+            (json!("907"), 200, lease("908"), false),
+            (json!("908"), 409, conflict, true),
+            (Value::Null, 200, lease("12"), false),
+            (json!("12"), 200, lease("13"), false),
+        ];
+        for (expected, code, answer, told) in exchanges {
+            let (request, send) = requests.next_request().await.unwrap();
+            let body = request.into_body().collect_bytes().await.unwrap();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["metadata"]["resourceVersion"], expected);
+            let body = Body::from(answer.to_string().into_bytes());
+            send.send_response(Response::builder().status(code).body(body).unwrap());
+            if told {
+                hears.changed().await.unwrap();
+            } else {
+                assert!(!hears.has_changed().unwrap());
+            }
+        }
     }
 }

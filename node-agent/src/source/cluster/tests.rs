@@ -20,7 +20,7 @@ fn scene() -> Scene {
     let guard = tempfile::tempdir().unwrap();
     let state = Rc::new(StateDir::lock(&guard.path().join("state")).unwrap());
     let (service, silent) = tower_test::mock::pair();
-    let cluster = Cluster::new(Client::new(service, "default"), "gw1", state);
+    let cluster = Cluster::new(Client::new(service, "default"), "gw1", state, watch::channel(()).1);
     Scene { _guard: guard, _silent: silent, cluster }
 }
 
@@ -135,7 +135,7 @@ async fn the_cached_intents_are_enforced_and_nothing_is_reported_until_the_lists
     scene.cluster.host.keep(&decided);
 
     let client = scene.cluster.client.clone();
-    scene.cluster = Cluster::new(client, "gw1", Rc::clone(&scene.cluster.host.state));
+    scene.cluster = Cluster::new(client, "gw1", Rc::clone(&scene.cluster.host.state), watch::channel(()).1);
     assert_eq!(scene.cluster.last_good(), Some(Rc::clone(&decided)));
     scene.pass(&decided, None, Ok(&report(None)));
     assert_eq!(scene.cluster.reported, None);
@@ -201,4 +201,32 @@ async fn what_lasts_is_told_until_it_is_over() {
     assert_eq!(status.observed_slices[0].state, sallyport_api::gateway_node::SliceState::Programmed);
     scene.cluster.amiss(None);
     assert_eq!(scene.synced(), "Synced");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_refuses_is_asked_less_and_less_often() {
+    for code in [429, 503] {
+        let guard = tempfile::tempdir().unwrap();
+        let state = Rc::new(StateDir::lock(&guard.path().join("state")).unwrap());
+        let (service, mut requests) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
+        let mut cluster = Cluster::new(Client::new(service, "default"), "gw1", state, watch::channel(()).1);
+        let mut asked = 0;
+        let refuse = async {
+            while let Some((_, send)) = requests.next_request().await {
+                asked += 1;
+                let status = json!({ "kind": "Status", "status": "Failure", "code": code, "message": "too busy" });
+                let body = Body::from(status.to_string().into_bytes());
+                send.send_response(http::Response::builder().status(code).body(body).unwrap());
+            }
+        };
+        let follow = async {
+            loop {
+                cluster.changed().await;
+            }
+        };
+        let minutes = Duration::from_mins(5);
+        let _ = tokio::time::timeout(minutes, async { tokio::join!(refuse, follow) }).await;
+        // Every 8 s in the end.
+        assert!((30..50).contains(&asked), "{code}: asked {asked} times in 5 minutes");
+    }
 }
