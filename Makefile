@@ -2,7 +2,7 @@
 TIERS ?= pure kernel control-plane cluster
 E2E = cargo run --quiet --package sallyport-e2e --
 
-.PHONY: help build check test generate images demo up down demo-standalone bench clean-labs
+.PHONY: help build check test generate images demo up down demo-standalone bench faults clean-labs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -39,6 +39,9 @@ demo-standalone: ## the origin story with real programs on a lone gateway (root)
 bench: ## measure, compare with the goals, print a table (root)
 	cargo build --quiet --release --workspace --bins
 	@target/release/sallyport-e2e bench
+
+faults: ## do to Sallyport what it promises to live through, print a table of what was seen (root)
+	@$(E2E) faults
 
 clean-labs: ## remove network namespaces left behind by runs that died
 	@$(E2E) sweep

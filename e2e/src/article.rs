@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::gateway::{Backend, Gateway};
 use crate::lab::{Family, Host, Lab, Process, Variant};
-use crate::manifest::Manifests;
-use crate::traffic::{Answer, Protocol, ask};
+use crate::manifest::{Forward, Manifests};
+use crate::traffic::{self, Answer, Protocol, RunningLoad, ask};
 use crate::wait;
 
 /// app1, the client.
@@ -170,6 +170,27 @@ impl Scene {
         self.agent.as_mut().context("find the running agent")
     }
 
+    /// Starts servers on db1's port 3306, TCP and UDP, and the agent that leads gw1's there; returns when both work.
+    pub fn forward_to_db1(&mut self) -> Result<Process> {
+        let db1 = self.article.db1.clone();
+        self.article.let_gateway_in(&db1, Protocol::Udp, 3306, 3306)?;
+        let server =
+            traffic::serve(&db1, &[Protocol::Tcp, Protocol::Udp].map(|protocol| (protocol, socket(DB1, 3306))))?;
+        let source = format!("{APP1}/32");
+        self.gateway.manifests().save(&Forward::tcp("tcp", 3306, &source, DB1))?;
+        self.gateway.manifests().save(&Forward::udp("udp", 3306, &source, DB1))?;
+        self.start_agent()?;
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            self.wait_for_answer(protocol, 3306, "db1")?;
+        }
+        Ok(server)
+    }
+
+    /// Starts a load from app1 through gw1's port 3306: of five connections four are TCP and one is UDP.
+    pub fn load(&self, longest: Duration) -> Result<RunningLoad> {
+        RunningLoad::start(&self.article.app1, &mostly_tcp(&[socket(GW1, 3306)]), 250, 250, longest.as_secs())
+    }
+
     /// Waits until the server `name` answers app1 at gw1's `port`.
     pub fn wait_for_answer(&self, protocol: Protocol, port: u16, name: &str) -> Result<Duration> {
         let to = socket(GW1, port);
@@ -216,6 +237,13 @@ pub fn scene(variant: Variant, backend: Backend, body: impl FnOnce(&mut Scene) -
         bail!("{error:#}\n{}", scene.gateway.diagnostics());
     }
     Ok(())
+}
+
+/// Each of `doors` four times by TCP and once by UDP.
+#[must_use]
+pub fn mostly_tcp(doors: &[SocketAddr]) -> Vec<(Protocol, SocketAddr)> {
+    let [tcp, udp] = [Protocol::Tcp, Protocol::Udp].map(|protocol| doors.iter().map(move |door| (protocol, *door)));
+    tcp.cycle().take(4 * doors.len()).chain(udp).collect()
 }
 
 /// An address and port of the article's network.

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod demo;
 pub mod demo_standalone;
+pub mod faults;
 pub mod gateway;
 pub mod lab;
 pub mod manifest;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use sallyport_e2e::traffic::{Ask, Latency, Load, Serve};
-use sallyport_e2e::{bench, cluster, demo, demo_standalone, lab, runner};
+use sallyport_e2e::{bench, cluster, demo, demo_standalone, faults, lab, runner};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Sallyport seen from outside: the demo, the tests and the benchmarks.
@@ -40,6 +40,15 @@ enum Command {
         /// Only one measurement: apply, latency, losses, first-byte, drift, footprint, scale or kind-latency.
         #[arg(long)]
         only: Option<String>,
+    },
+    /// Do to Sallyport what it promises to live through, and print what was seen.
+    Faults {
+        /// Only the row of this number.
+        #[arg(long)]
+        only: Option<u8>,
+        /// The tiers to use, separated by spaces.
+        #[arg(long, default_value_t = runner::tiers())]
+        tiers: String,
     },
     /// Remove what runs that died have left behind.
     Sweep,
@@ -91,6 +100,10 @@ fn run(command: Command) -> Result<bool> {
         Command::Bench { only } => {
             leave_nothing_when_interrupted();
             bench::run(only.as_deref())
+        }
+        Command::Faults { only, tiers } => {
+            leave_nothing_when_interrupted();
+            faults::run(&tiers, only)
         }
         Command::Sweep => {
             for namespace in lab::sweep()? {

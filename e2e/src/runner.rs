@@ -40,14 +40,14 @@ impl fmt::Display for Totals {
 }
 
 impl Totals {
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
     }
 
     /// Reads cargo's line `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    fn of_result_line(line: &str) -> Option<Self> {
+    pub(crate) fn of_result_line(line: &str) -> Option<Self> {
         let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let mut totals = Self::default();
         for part in counts.split("; ") {
@@ -64,8 +64,8 @@ impl Totals {
 }
 
 /// A tier of tests, from the least to the most that it needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tier {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Tier {
     /// Formatting, lints, and the tests that need nothing but the toolchain.
     Pure,
     /// The tests that make network namespaces.
@@ -78,10 +78,10 @@ enum Tier {
 
 impl Tier {
     /// All of them, in the order in which they run.
-    const ALL: [Self; 4] = [Self::Pure, Self::Kernel, Self::ControlPlane, Self::Cluster];
+    pub(crate) const ALL: [Self; 4] = [Self::Pure, Self::Kernel, Self::ControlPlane, Self::Cluster];
 
     /// The name in `--tiers`.
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Pure => "pure",
             Self::Kernel => "kernel",
@@ -97,8 +97,27 @@ impl Tier {
         }
     }
 
+    /// The tiers of a list that is separated by spaces.
+    pub(crate) fn parse_all(names: &str) -> Result<Vec<Self>> {
+        let tiers: Vec<Self> = names.split_whitespace().map(Self::parse).collect::<Result<_>>()?;
+        if tiers.is_empty() {
+            bail!("no tier was named; the tiers are: {}", self::tiers());
+        }
+        Ok(tiers)
+    }
+
+    /// The feature that marks its test targets.
+    pub(crate) fn feature(self) -> Option<&'static str> {
+        match self {
+            Self::Pure => None,
+            Self::Kernel => Some("kernel-tests"),
+            Self::ControlPlane => Some("control-plane-tests"),
+            Self::Cluster => Some("cluster-tests"),
+        }
+    }
+
     /// Why this machine cannot run the tier.
-    fn obstacle(self) -> Option<String> {
+    pub(crate) fn obstacle(self) -> Option<String> {
         match self {
             Self::Pure => None,
             Self::Kernel => kernel_obstacle(),
@@ -108,16 +127,21 @@ impl Tier {
     }
 
     fn run(self) -> Result<Totals> {
-        match self {
-            Self::Pure => pure(),
-            Self::Kernel => targets("kernel-tests"),
-            Self::ControlPlane => targets("control-plane-tests"),
-            Self::Cluster => {
-                let _down = cluster::script::DownAtEnd;
-                cluster::Cluster::up()?.load_images()?;
-                targets("cluster-tests")
-            }
+        let Some(feature) = self.feature() else {
+            return pure();
+        };
+        let _down = self.stage()?;
+        targets(feature)
+    }
+
+    /// Makes the cluster, if this tier needs it; it is taken away when the returned value is dropped.
+    pub(crate) fn stage(self) -> Result<Option<cluster::script::DownAtEnd>> {
+        if self != Self::Cluster {
+            return Ok(None);
         }
+        let down = cluster::script::DownAtEnd;
+        cluster::Cluster::up()?.load_images()?;
+        Ok(Some(down))
     }
 }
 
@@ -129,10 +153,7 @@ pub fn tiers() -> String {
 /// Runs the named tiers (separated by spaces), prints the totals as the last line, and says whether nothing
 /// failed. What a tier needs is decided before its tests start.
 pub fn run(tiers: &str) -> Result<bool> {
-    let tiers: Vec<Tier> = tiers.split_whitespace().map(Tier::parse).collect::<Result<_>>()?;
-    if tiers.is_empty() {
-        bail!("no tier was named; the tiers are: {}", self::tiers());
-    }
+    let tiers = Tier::parse_all(tiers)?;
     let mut totals = Totals::default();
     for tier in tiers {
         let name = tier.name();
@@ -207,8 +228,7 @@ fn pure() -> Result<Totals> {
 /// Always for the workspace as a whole: for one package alone, cargo would build most dependencies once more with fewer
 /// features.
 fn targets(feature: &str) -> Result<Totals> {
-    lab::sweep()?;
-    let mut totals = check(&["build", "--quiet", "--workspace", "--bins"])?;
+    let mut totals = build_programs()?;
     if totals.failed > 0 {
         return Ok(totals);
     }
@@ -223,10 +243,16 @@ fn targets(feature: &str) -> Result<Totals> {
     Ok(totals)
 }
 
+/// Builds the programs that tests start, and takes away what tests that were killed have left.
+pub(crate) fn build_programs() -> Result<Totals> {
+    lab::sweep()?;
+    check(&["build", "--quiet", "--workspace", "--bins"])
+}
+
 /// A call of cargo that passes or fails as a whole.
 fn check(args: &[&str]) -> Result<Totals> {
     println!("--- cargo {}", args.join(" "));
-    let (success, _) = cargo(args, |_| {})?;
+    let (success, _) = cargo(args, &[], |_| {})?;
     println!("check {}: {}", args.first().unwrap_or(&""), if success { "ok" } else { "FAILED" });
     Ok(Totals { passed: usize::from(success), failed: usize::from(!success), skipped: 0 })
 }
@@ -236,7 +262,7 @@ fn tests<S: AsRef<str>>(args: &[S]) -> Result<Totals> {
     let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
     println!("--- cargo {}", args.join(" "));
     let mut totals = Totals::default();
-    let (success, printed) = cargo(&args, |line| {
+    let (success, printed) = cargo(&args, &[], |line| {
         if let Some(counted) = Totals::of_result_line(line) {
             totals.add(counted);
         }
@@ -248,8 +274,13 @@ fn tests<S: AsRef<str>>(args: &[S]) -> Result<Totals> {
     Ok(totals)
 }
 
-/// Runs cargo, prints its output as it comes, and says whether it succeeded and how many lines came.
-fn cargo(args: &[&str], mut each_line: impl FnMut(&str)) -> Result<(bool, usize)> {
+/// Runs cargo with variables in its environment, prints its output as it comes, and says whether it succeeded and how
+/// many lines came.
+pub(crate) fn cargo(
+    args: &[&str],
+    variables: &[(&str, &str)],
+    mut each_line: impl FnMut(&str),
+) -> Result<(bool, usize)> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut child = Command::new("timeout")
         .args(["--kill-after=10", CARGO_LIMIT])
@@ -258,6 +289,7 @@ fn cargo(args: &[&str], mut each_line: impl FnMut(&str)) -> Result<(bool, usize)
         .current_dir(program::repository()?)
         // Where an error was made says nothing about the network that it came from.
         .env("RUST_LIB_BACKTRACE", "0")
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sallyport_e2e::cluster::scene::{expect_no_loss, scene};
+use sallyport_e2e::cluster::scene::scene;
 use sallyport_e2e::cluster::{Cluster, Gateway, NAMESPACE, PODS};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::wait;
 
 /// How long the load goes on.
@@ -22,7 +23,9 @@ fn no_connection_is_lost_and_no_rule_changes() -> Result<()> {
             wait::until_true("the agent running again", PODS, || Ok(restarts(cluster, gateway)? > deaths))?;
         }
         ensure!(load.is_running()?, "the load ended before the last agent was back");
-        expect_no_loss(load, 1000)?;
+        let report = load.report()?;
+        report.expect_no_loss()?;
+        figure(1, format_args!("kind: {report}"));
         ensure!(cluster.our_rules()? == rules, "the agents that came back changed rules");
         cluster.wait_until_gateways_are_ready()
     })

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sallyport_e2e::article::SOON;
-use sallyport_e2e::cluster::scene::{expect_no_loss, scene};
+use sallyport_e2e::cluster::scene::scene;
 use sallyport_e2e::cluster::{Cluster, PODS};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::traffic::RunningLoad;
 use sallyport_e2e::wait;
@@ -32,7 +33,9 @@ fn forwards_work_on_and_drift_is_repaired_without_an_api_server() -> Result<()> 
 fn while_it_is_away(cluster: &Cluster, rules: &[String], load: RunningLoad) -> Result<()> {
     wait::until_true("the API server being away", PODS, || Ok(!answers(cluster)?))?;
     wait::holds_for("rules without an API server", AWAY / 2, || Ok(cluster.our_rules()? == rules))?;
-    expect_no_loss(load, 500)?;
+    let report = load.report()?;
+    report.expect_no_loss()?;
+    figure(4, format_args!("kind: {report}"));
     for gateway in &cluster.gateways {
         gateway.host.iptables(Variant::Nft, Family::V4, "-t nat -D PREROUTING -j SALLY-PRE")?;
     }

@@ -2,8 +2,9 @@
 //! the object; and it never becomes a rule.
 
 use anyhow::{Context, Result, ensure};
-use sallyport_e2e::article::GW1;
-use sallyport_e2e::control_plane::scene::{ORDERS, PAYMENTS, SOON, STRANGERS, Scene, forward_path, scene, spec};
+use sallyport_e2e::article::{DB1, GW1};
+use sallyport_e2e::control_plane::scene::{KINDS, ORDERS, PAYMENTS, SOON, STRANGERS, Scene, forward_path, scene, spec};
+use sallyport_e2e::faults::figure;
 use serde_json::{Value, json};
 
 #[test]
@@ -13,6 +14,7 @@ fn every_refusal_says_what_to_do_and_makes_no_rule() -> Result<()> {
         refused_when_applied(scene)?;
         refused_on_the_object(scene)?;
         quota(scene)?;
+        largest(scene)?;
         ensure!(
             scene.rules()?.iter().all(|rules| !rules.contains("--dport 33")),
             "{:?} after {rules:?}",
@@ -51,6 +53,56 @@ fn refused_when_applied(scene: &Scene) -> Result<()> {
     unknown["spec"]["port"] = 3306.into();
     let outcome = scene.terminal.try_apply(&unknown.to_string())?;
     ensure!(!outcome.success() && outcome.stderr.contains(r#"unknown field "spec.port""#), "{}", outcome.stderr);
+    Ok(())
+}
+
+/// As much of everything as the schema takes is carried like any other forward; more is refused.
+fn largest(scene: &Scene) -> Result<()> {
+    let _db1 = scene.serve(&[8000, 8031])?;
+    let names = |count: usize| (0..count).map(|number| format!("n{number}"));
+    let blocks = |count: usize, first: u8| -> Vec<Value> {
+        (0..count).map(|number| json!({ "cidr": format!("10.{first}.{number}.0/24") })).collect()
+    };
+    let of_size = |ports: usize, targets: usize, allow: usize, deny: usize| {
+        let mut spec = spec(8000);
+        spec["ports"] = names(ports).zip(8000..).map(|(name, port)| json!({ "name": name, "port": port })).collect();
+        // Only db1 gets connections.
+        let others = names(targets - 1).enumerate();
+        let others =
+            others.map(|(number, name)| json!({ "name": name, "ip": format!("10.97.0.{number}"), "weight": 0 }));
+        spec["targets"] = others.chain([json!({ "name": "db1", "ip": DB1 })]).collect();
+        spec["sources"]["allow"] =
+            blocks(allow - 1, 98).into_iter().chain([json!({ "cidr": "10.30.1.0/24" })]).collect();
+        spec["sources"]["deny"] = blocks(deny, 99).into();
+        spec
+    };
+    let name = "long".repeat(63);
+    let took = scene.apply_ready(PAYMENTS, &name, &of_size(32, 32, 64, 64))?;
+    scene.expect_answers(8000)?;
+    scene.expect_answers(8031)?;
+    let slices = scene.api.list(&format!("{KINDS}/forwardslices"))?;
+    let bytes = slices.iter().map(|slice| slice.to_string().len()).max().unwrap_or_default();
+    ensure!(bytes < 256 * 1024, "a slice has {bytes} bytes");
+    for (spec, field) in [
+        (of_size(32, 33, 1, 0), "ports times targets would make 1056 rules"),
+        (of_size(33, 1, 1, 0), "spec.ports"),
+        (of_size(1, 65, 1, 0), "spec.targets"),
+        (of_size(1, 1, 65, 0), "spec.sources.allow"),
+        (of_size(1, 1, 1, 65), "spec.sources.deny"),
+    ] {
+        let outcome = scene.terminal.try_apply(&manifest(&spec).to_string())?;
+        ensure!(!outcome.success() && outcome.stderr.contains(field), "{field}: {}", outcome.stderr);
+        ensure!(
+            outcome.stderr.contains("at most") || outcome.stderr.contains("Too many"),
+            "{field}: {}",
+            outcome.stderr
+        );
+    }
+    let took = took.as_millis();
+    figure(
+        17,
+        format_args!("32 ports × 32 targets × 128 sources: Ready in {took} ms, a slice of {} KiB", bytes / 1024),
+    );
     Ok(())
 }
 

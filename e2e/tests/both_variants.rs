@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use sallyport_e2e::article::{APP1, DB1, scene, socket};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::gateway::Backend;
 use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::manifest::Forward;
@@ -57,6 +58,39 @@ fn second_apply_changes_nothing_and_dry_run_touches_nothing() -> Result<()> {
             scene.gateway.once_accepting()?;
             ensure!(gw1.iptables_save(variant, Family::V4)? == applied, "the second apply changed rules");
             ensure!(watch.changes().is_empty(), "the second apply wrote: {}", watch.changes());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rules_left_in_the_other_variant_go_and_nobody_elses_do() -> Result<()> {
+    for variant in Variant::ALL {
+        scene(variant, Backend::Iptables(variant), |scene| {
+            let gw1 = scene.article.gw1.clone();
+            let theirs = "-t nat -A PREROUTING -s 10.77.0.0/16 -j ACCEPT";
+            gw1.iptables(variant, Family::V4, theirs)?;
+            let before = gw1.iptables_save(variant, Family::V4)?;
+            scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
+            scene.gateway.once_accepting()?;
+            ensure!(gw1.iptables_save(variant, Family::V4)? != before, "nothing was left behind in {variant}");
+
+            let mut other_one: Vec<String> = scene.gateway.run_command()?;
+            if let Some(backend) = other_one.last_mut() {
+                *backend = Backend::Iptables(other(variant)).to_string();
+            }
+            other_one.push("--once".to_owned());
+            gw1.check(&other_one)?;
+            let now = gw1.iptables_save(variant, Family::V4)?;
+            let missing: Vec<&str> = before.lines().filter(|line| !now.contains(line)).collect();
+            ensure!(missing.is_empty() && !now.contains("SALLY-"), "in {variant}, before:\n{before}\nnow:\n{now}");
+            ensure!(
+                gw1.iptables_save(other(variant), Family::V4)?.contains("DNAT"),
+                "nothing is in {}",
+                other(variant)
+            );
+            figure(11, format_args!("{variant} to {}: ours gone from {variant}, theirs as before", other(variant)));
             Ok(())
         })?;
     }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sallyport_e2e::cluster::PODS;
-use sallyport_e2e::cluster::scene::{expect_no_loss, scene};
+use sallyport_e2e::cluster::scene::scene;
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::wait;
 
 #[test]
@@ -17,7 +18,9 @@ fn rules_stay_when_the_definition_of_slices_is_deleted() -> Result<()> {
             Ok(cluster.definitions()?.iter().all(|name| !name.contains("forwardslices")))
         })?;
         wait::holds_for("rules without slices", Duration::from_secs(10), || Ok(cluster.our_rules()? == rules))?;
-        expect_no_loss(load, 500)?;
+        let report = load.report()?;
+        report.expect_no_loss()?;
+        figure(25, format_args!("kind: {report}"));
         cluster.expect_answers()?;
 
         cluster.kubectl("apply --server-side --force-conflicts --filename crds")?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sallyport_e2e::control_plane::Stopped;
 use sallyport_e2e::control_plane::scene::{ORDERS, PAYMENTS, SOON, Scene, forward_path, scene, spec};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::wait;
 
@@ -27,7 +28,7 @@ fn holder_keeps_the_port_and_hands_it_over_when_deleted() -> Result<()> {
             one_forward_a_gateway(scene)?;
             Ok(scene.condition(&second, "Ready")?.is_some_and(|ready| ready.status == "True"))
         })?;
-        println!("handed over after {} ms", never_both.as_millis());
+        figure(19, format_args!("handed over in {} ms", never_both.as_millis()));
         ensure!(scene.api.get(&first)?.is_none(), "the successor came in before the former holder was gone");
         scene.expect_answers(3306)
     })

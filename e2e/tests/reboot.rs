@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use sallyport_e2e::article::{APP1, DB1, SOON, scene, socket};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::gateway::Backend;
 use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::manifest::Forward;
@@ -38,7 +39,7 @@ fn rules_return_from_the_state_directory() -> Result<()> {
 
             scene.start_agent()?;
             let took = scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
-            println!("{variant}: back after {} ms", took.as_millis());
+            figure(6, format_args!("{variant}: {} ms after the agent's start", took.as_millis()));
             ensure!(scene.agent()?.ended()?.is_none(), "the agent ended");
 
             // The manifests return without the forward: now it goes.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sallyport_e2e::control_plane::scene::{PAYMENTS, Scene, forward_path, scene, spec};
+use sallyport_e2e::control_plane::Stopped;
+use sallyport_e2e::control_plane::scene::{PAYMENTS, Scene, both, forward_path, scene, spec};
+use sallyport_e2e::faults::figure;
 use serde_json::Value;
 
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/sallyport-system/leases/sallyport-operator";
@@ -22,7 +24,7 @@ fn only_the_leader_writes_and_the_other_takes_over() -> Result<()> {
         scene.apply(PAYMENTS, "second", &spec(3307))?;
         let path = forward_path(PAYMENTS, "second");
         let took = scene.wait_for(&path, "Ready", "Ready", Duration::from_secs(40))?;
-        println!("the other replica had done its first work {} ms after the leader's death", took.as_millis());
+        figure(3, format_args!("killed: the other had done its first work after {} ms", took.as_millis()));
         ensure!(holder(scene)? == "operator-b", "{} leads", holder(scene)?);
         for (before, after) in rules.iter().zip(scene.rules()?) {
             let lost: Vec<_> = before.lines().filter(|line| !after.contains(line)).collect();
@@ -36,6 +38,32 @@ fn only_the_leader_writes_and_the_other_takes_over() -> Result<()> {
         scene.apply_ready(PAYMENTS, "third", &spec(3308))?;
         ensure!(holder(scene)? == "operator-b", "{} leads", holder(scene)?);
         one_writer_at_a_time(scene)
+    })
+}
+
+#[test]
+fn leader_that_stood_still_writes_nothing_when_it_goes_on() -> Result<()> {
+    scene(|scene| {
+        let _db1 = scene.serve(&[3306, 3307])?;
+        scene.start_operator("operator-b")?;
+        scene.apply_ready(PAYMENTS, "mysql", &both(3306))?;
+        let load = scene.load(3306)?;
+        let stopped = Stopped::stop(scene.operators[0].process().pid())?;
+        scene.apply(PAYMENTS, "second", &spec(3307))?;
+        scene.wait_for(&forward_path(PAYMENTS, "second"), "Ready", "Ready", Duration::from_secs(40))?;
+        ensure!(holder(scene)? == "operator-b", "{} leads", holder(scene)?);
+        drop(stopped);
+        let status = scene.operators[0].process().wait(Duration::from_secs(15))?;
+        ensure!(!status.success(), "it ended as if all were well");
+        scene.apply_ready(PAYMENTS, "third", &spec(3308))?;
+        one_writer_at_a_time(scene)?;
+        let events = scene.api.list(&format!("/apis/events.k8s.io/v1/namespaces/{PAYMENTS}/events"))?;
+        let told = |event: &&Value| event["regarding"]["name"] == "second" && event["reason"] == "Verified";
+        ensure!(events.iter().filter(told).count() <= 1, "an event was told twice: {events:?}");
+        let report = load.end()?;
+        report.expect_no_loss().context("while the leader stood still")?;
+        figure(3, format_args!("stood still: ended by itself when it went on, {report}"));
+        Ok(())
     })
 }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sallyport_e2e::cluster::scene::{expect_no_loss, scene};
+use sallyport_e2e::cluster::scene::scene;
 use sallyport_e2e::cluster::{Cluster, Helm, NAMESPACE, PODS};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::wait;
 
 /// How long the load goes on.
@@ -22,7 +23,9 @@ fn no_connection_is_lost_while_operator_and_agents_are_replaced() -> Result<()> 
         let status = format!("rollout status --namespace {NAMESPACE} daemonset/sallyport-node-agent --timeout 60s");
         cluster.kubectl(&status)?;
         ensure!(load.is_running()?, "the load ended before the upgrade did");
-        expect_no_loss(load, 1000)?;
+        let report = load.report()?;
+        report.expect_no_loss()?;
+        figure(2, format_args!("kind: {report}"));
         ensure!(cluster.our_rules()? == rules, "the upgrade changed rules");
         cluster.wait_until_ready("payments", "db1").map(drop)
     })

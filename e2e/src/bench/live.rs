@@ -59,7 +59,7 @@ impl Site {
 pub fn losses_under_change(table: &mut Table) -> Result<()> {
     for variant in Variant::ALL {
         let site = Site::start(variant)?;
-        let entrances: Vec<_> = (0..FORWARDS).map(Path::entrance).collect();
+        let entrances: Vec<_> = (0..FORWARDS).map(|number| (Protocol::Tcp, Path::entrance(number))).collect();
         let (established, new) = LOAD;
         let mut load = RunningLoad::start(&site.path.client, &entrances, established, new, SECONDS)?;
         let mut changes = 0;

@@ -38,14 +38,19 @@ pub struct Node {
 impl Node {
     /// Joins `host`, whose `InternalIP` is `ip`, to the cluster.
     pub fn join(api: &Api, host: &Host, ip: &str, labels: &Value) -> Result<Self> {
-        let name = host.name();
+        let node = Self { host: host.clone(), ip: ip.to_owned(), folder: lab::folder()? };
+        node.register(api, labels)?;
+        Ok(node)
+    }
+
+    /// Makes its Node, as the kubelet does when it starts and there is none.
+    pub fn register(&self, api: &Api, labels: &Value) -> Result<()> {
+        let name = self.host.name();
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name, "labels": labels } });
         api.create("/api/v1/nodes", &node)?;
         // Admission taints every new node until the node lifecycle controller, which is not here, takes that back.
         api.merge(&format!("/api/v1/nodes/{name}"), &json!({ "spec": { "taints": null } }))?;
-        let node = Self { host: host.clone(), ip: ip.to_owned(), folder: lab::folder()? };
-        node.report(api, true, jiff::Timestamp::now())?;
-        Ok(node)
+        self.report(api, true, jiff::Timestamp::now())
     }
 
     /// Writes the node's status: its address, and whether it is ready since when.
@@ -82,6 +87,12 @@ impl Node {
 
     fn log_file(&self) -> PathBuf {
         self.folder.path().join("agent.log")
+    }
+
+    /// The folder that stands for its disk.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.folder.path().join("disk")
     }
 }
 
@@ -120,7 +131,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Kubelets {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Kubelets {
@@ -138,21 +149,12 @@ impl Kubelets {
             running: Mutex::default(),
             trouble: Mutex::default(),
         });
-        let playing = Arc::clone(&shared);
-        let thread = std::thread::spawn(move || {
-            while !playing.stop.load(Ordering::Relaxed) {
-                if let Err(error) = playing.beat() {
-                    let mut trouble = lock(&playing.trouble);
-                    let line = format!("{error:#}\n");
-                    // The API server may well be away: once is enough.
-                    if !trouble.ends_with(&line) {
-                        trouble.push_str(&line);
-                    }
-                }
-                std::thread::sleep(BEAT);
-            }
+        // A silent API server must not keep an agent from being started again.
+        let threads = [Shared::beat, Shared::keep_running].map(|beat| {
+            let playing = Arc::clone(&shared);
+            std::thread::spawn(move || playing.play(beat))
         });
-        Self { shared, thread: Some(thread) }
+        Self { shared, threads: threads.into() }
     }
 
     /// The nodes.
@@ -191,7 +193,7 @@ impl Kubelets {
 impl Drop for Kubelets {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -203,8 +205,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    fn play(&self, beat: fn(&Self) -> Result<()>) {
+        while !self.stop.load(Ordering::Relaxed) {
+            if let Err(error) = beat(self) {
+                let mut trouble = lock(&self.trouble);
+                let line = format!("{error:#}\n");
+                // The API server may well be away: once is enough.
+                if !trouble.ends_with(&line) {
+                    trouble.push_str(&line);
+                }
+            }
+            std::thread::sleep(BEAT);
+        }
+    }
+
     fn beat(&self) -> Result<()> {
-        self.keep_running()?;
         let pods = self.api.list(&format!("/api/v1/namespaces/{}/pods", self.namespace))?;
         let mut running = lock(&self.running);
         // A pod that is gone without having been ended was deleted by force.
@@ -278,7 +293,7 @@ impl Shared {
         let around = Surroundings {
             host: &node.host,
             ip: node.ip.clone(),
-            disk: &node.folder.path().join("disk"),
+            disk: &node.disk(),
             folder: folder.path(),
             token,
             authority: &self.authority,

@@ -11,9 +11,10 @@ use super::kubectl::Terminal;
 use super::kubelet::{Kubelets, Node};
 use super::operator::{Operator, Setting};
 use super::server::{PREFIX, Server, end_of};
-use crate::article::{APP1, APP2, DB1, GW1, socket};
+use crate::article::{APP1, APP2, DB1, GW1, mostly_tcp, socket};
 use crate::lab::{Family, Host, Lab, Process, Variant};
-use crate::traffic::{self, Protocol};
+use crate::program;
+use crate::traffic::{self, Protocol, RunningLoad};
 use crate::wait;
 
 /// The second gateway.
@@ -35,6 +36,8 @@ pub const OPERATOR: &str = "sallyport-operator";
 
 /// The longest that the cluster may take for anything that needs no pod.
 pub const SOON: Duration = Duration::from_secs(10);
+/// Seconds that a load may go on.
+const LONGEST_LOAD: u64 = 120;
 /// The longest that it may take to start agents.
 const AGENTS: Duration = Duration::from_secs(40);
 
@@ -181,10 +184,29 @@ impl Scene {
         wait::until_true(&format!("the end of {path}"), limit, || Ok(self.api.get(path)?.is_none()))
     }
 
-    /// Starts servers on db1.
+    /// Starts servers on db1, TCP and UDP.
     pub fn serve(&self, ports: &[u16]) -> Result<Process> {
-        let listeners: Vec<_> = ports.iter().map(|port| (Protocol::Tcp, socket(DB1, *port))).collect();
+        let protocols = [Protocol::Tcp, Protocol::Udp];
+        let listeners: Vec<_> =
+            protocols.iter().flat_map(|protocol| ports.iter().map(|port| (*protocol, socket(DB1, *port)))).collect();
         traffic::serve(&self.db1, &listeners)
+    }
+
+    /// Starts a load from app1 through a port of both gateways: of five connections four are TCP and one is UDP.
+    pub fn load(&self, port: u16) -> Result<RunningLoad> {
+        RunningLoad::start(&self.app1, &mostly_tcp(&[socket(GW1, port), socket(GW2, port)]), 250, 250, LONGEST_LOAD)
+    }
+
+    /// Runs `uninstall` of the operator's program as the cluster's administrator; it goes on until dropped.
+    pub fn uninstall(&self) -> Result<Process> {
+        self.server.host().spawn(&[
+            "env".to_owned(),
+            format!("KUBECONFIG={}", self.server.admin().display()),
+            program::operator()?.display().to_string(),
+            "uninstall".to_owned(),
+            format!("--namespace={SYSTEM}"),
+            "--identity=by-hand".to_owned(),
+        ])
     }
 
     /// Asks once from app1 at a port of both gateways; db1 must answer.
@@ -268,6 +290,17 @@ pub fn node_path(node: &str) -> String {
     format!("{KINDS}/gatewaynodes/{node}")
 }
 
+/// What a forward asks for that lets app1 reach a port of db1, by TCP and by UDP.
+#[must_use]
+pub fn both(port: u16) -> Value {
+    let mut spec = spec(port);
+    spec["ports"] = json!([
+        { "name": "tcp", "protocol": "TCP", "port": port },
+        { "name": "udp", "protocol": "UDP", "port": port },
+    ]);
+    spec
+}
+
 /// What a forward asks for that lets app1 reach a port of db1.
 #[must_use]
 pub fn spec(port: u16) -> Value {
@@ -292,7 +325,10 @@ pub fn pool() -> Value {
                 {
                     "name": "payments",
                     "namespaceSelector": { "matchLabels": { "team": "payments" } },
-                    "ports": [{ "protocol": "TCP", "port": 1, "endPort": 65535 }],
+                    "ports": [
+                        { "protocol": "TCP", "port": 1, "endPort": 65535 },
+                        { "protocol": "UDP", "port": 1, "endPort": 65535 },
+                    ],
                     "targetCIDRs": anywhere,
                     "sourceCIDRs": anywhere,
                 },

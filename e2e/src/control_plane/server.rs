@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::api::Api;
-use super::{pki, programs};
+use super::{Stopped, pki, programs};
 use crate::lab::{self, Host, Lab, Network, Process};
 use crate::wait;
 
@@ -35,6 +35,9 @@ const START: Duration = Duration::from_mins(1);
 
 /// What of the controller manager is needed: collecting what lost its owner, ending namespaces, pods of `DaemonSet`s.
 const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,daemonset-controller";
+
+/// Where a copy of what etcd holds is kept.
+const SNAPSHOT: &str = "etcd-snapshot";
 
 /// Control planes made by this process so far.
 static MADE: AtomicU32 = AtomicU32::new(0);
@@ -181,7 +184,40 @@ impl Server {
 
     /// Ends the API server without warning.
     pub fn kill_api(&mut self) -> Result<()> {
-        self.processes.remove("kube-apiserver").context("find the API server")?.kill()
+        self.kill("kube-apiserver")
+    }
+
+    /// Makes the API server stand still: it takes connections and answers nobody.
+    pub fn silence_api(&self) -> Result<Stopped> {
+        Stopped::stop(self.processes.get("kube-apiserver").context("find the API server")?.pid())
+    }
+
+    fn kill(&mut self, program: &str) -> Result<()> {
+        self.processes.remove(program).with_context(|| format!("find {program}"))?.kill()
+    }
+
+    /// Keeps a copy of all that etcd holds now.
+    pub fn take_snapshot(&self) -> Result<()> {
+        let etcd = self.processes.get("etcd").context("find etcd")?;
+        let _still = Stopped::stop(etcd.pid())?;
+        self.copy_folder("etcd", SNAPSHOT)
+    }
+
+    /// Puts etcd back to the last snapshot, as after a disaster, and starts everything again.
+    pub fn restore_snapshot(&mut self) -> Result<()> {
+        for program in ["kube-controller-manager", "kube-apiserver", "etcd"] {
+            self.kill(program)?;
+        }
+        std::fs::remove_dir_all(self.file("etcd")).context("lose what etcd holds")?;
+        self.copy_folder(SNAPSHOT, "etcd")?;
+        self.start_etcd()?;
+        self.start_api()?;
+        self.start_controllers()
+    }
+
+    fn copy_folder(&self, from: &str, to: &str) -> Result<()> {
+        let [from, to] = [from, to].map(|name| self.file(name).display().to_string());
+        self.host.check(&["cp", "-a", &from, &to]).map(drop)
     }
 
     fn start_controllers(&mut self) -> Result<()> {

@@ -154,8 +154,7 @@ impl Ask {
 
     #[expect(clippy::print_stdout, reason = "each answer is this command's output")]
     async fn ask_udp(&self) -> std::io::Result<String> {
-        let any: IpAddr = if self.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let socket = UdpSocket::bind(self.from.unwrap_or_else(|| SocketAddr::new(any, 0))).await?;
+        let socket = UdpSocket::bind(self.from.unwrap_or_else(|| SocketAddr::new(any_address(self.to), 0))).await?;
         socket.connect(self.to).await?;
         let mut buffer = [0; 2048];
         loop {
@@ -195,6 +194,11 @@ impl Ask {
             () = tokio::time::sleep(Duration::from_secs(20)) => bail!("no answer within 20 s"),
         }
     }
+}
+
+/// The address that stands for all of this host's, of the family of `to`.
+pub(super) fn any_address(to: SocketAddr) -> IpAddr {
+    if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 fn unix_time() -> u128 {

@@ -1,0 +1,366 @@
+//! The rows: what is done, what shall come of it, and the tests that do it, each at the lowest tier where it is real.
+
+use std::fmt;
+
+use crate::runner::Tier;
+
+/// A fault and what is promised of it.
+#[derive(Debug)]
+pub struct Row {
+    /// Its number.
+    pub number: u8,
+    /// What goes wrong.
+    pub fault: &'static str,
+    /// What Sallyport does then.
+    pub promise: &'static str,
+    /// The tests that hold it to that.
+    pub tests: &'static [Test],
+}
+
+/// A test, as cargo finds it.
+#[derive(Debug)]
+pub struct Test {
+    /// The tier that it needs.
+    pub tier: Tier,
+    /// Its file in `e2e/tests`; none for a test of the pure tier, which may be anywhere.
+    pub target: Option<&'static str>,
+    /// The name of the function.
+    pub name: &'static str,
+}
+
+impl Test {
+    /// The arguments that make cargo run this test alone.
+    pub fn cargo_arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["test", "--quiet", "--workspace"].into_iter().map(str::to_owned).collect::<Vec<_>>();
+        if let (Some(target), Some(feature)) = (self.target, self.tier.feature()) {
+            arguments.push(format!("--features=sallyport-e2e/{feature}"));
+            arguments.push(format!("--test={target}"));
+            arguments.extend(["--", "--exact"].map(str::to_owned));
+        } else {
+            arguments.extend(["--tests", "--"].map(str::to_owned));
+        }
+        arguments.extend([self.name, "--nocapture"].map(str::to_owned));
+        arguments
+    }
+}
+
+/// Its first three cells.
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "| {} | {} | {} | ", self.number, self.fault, self.promise)
+    }
+}
+
+const fn pure(name: &'static str) -> Test {
+    Test { tier: Tier::Pure, target: None, name }
+}
+
+const fn kernel(target: &'static str, name: &'static str) -> Test {
+    Test { tier: Tier::Kernel, target: Some(target), name }
+}
+
+const fn control_plane(target: &'static str, name: &'static str) -> Test {
+    Test { tier: Tier::ControlPlane, target: Some(target), name }
+}
+
+const fn cluster(target: &'static str, name: &'static str) -> Test {
+    Test { tier: Tier::Cluster, target: Some(target), name }
+}
+
+/// All rows.
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 1,
+        fault: "the agent is killed, or ends, and comes back",
+        promise: "no rule changes, nothing is lost",
+        tests: &[
+            kernel("survives_agent_death", "nothing_is_lost_and_no_rule_changes_while_the_agent_dies_and_returns"),
+            cluster("agent_killed_under_load_loses_no_connection", "no_connection_is_lost_and_no_rule_changes"),
+        ],
+    },
+    Row {
+        number: 2,
+        fault: "the agent is upgraded, and the new one writes other rules for the same forwards",
+        promise: "swapped in one transaction, nothing is lost",
+        tests: &[
+            kernel("survives_agent_death", "rules_in_the_format_of_another_version_are_swapped_and_nothing_is_lost"),
+            cluster("upgrade_under_load_loses_nothing", "no_connection_is_lost_while_operator_and_agents_are_replaced"),
+        ],
+    },
+    Row {
+        number: 3,
+        fault: "the operator dies, or stands still and goes on",
+        promise: "gateways unaffected, the other replica takes over, never two writers",
+        tests: &[
+            control_plane("two_replicas_never_both_write", "leader_that_stood_still_writes_nothing_when_it_goes_on"),
+            control_plane("two_replicas_never_both_write", "only_the_leader_writes_and_the_other_takes_over"),
+        ],
+    },
+    Row {
+        number: 4,
+        fault: "the API server is away: killed, or silent",
+        promise: "nothing is lost, drift is repaired, agents idle",
+        tests: &[
+            control_plane("api_server_away", "gateways_go_on_without_the_api_server"),
+            cluster(
+                "api_server_stopped_changes_nothing_and_drift_is_repaired",
+                "forwards_work_on_and_drift_is_repaired_without_an_api_server",
+            ),
+        ],
+    },
+    Row {
+        number: 5,
+        fault: "the agent restarts while the API server is away",
+        promise: "it goes on from its disk; without that it touches nothing",
+        tests: &[
+            control_plane("api_server_away", "gateways_go_on_without_the_api_server"),
+            pure("nothing_is_decided_before_both_lists_are_complete"),
+        ],
+    },
+    Row {
+        number: 6,
+        fault: "the gateway reboots: no rules, no forwarding",
+        promise: "all is back within 5 s of the agent's start, without manifests or API server too",
+        tests: &[
+            control_plane("api_server_away", "gateways_go_on_without_the_api_server"),
+            kernel("reboot", "rules_return_from_the_state_directory"),
+        ],
+    },
+    Row {
+        number: 7,
+        fault: "others flush the nat table, the whole ruleset, or our jump",
+        promise: "repaired within a second; long connections live through the flush of a table",
+        tests: &[
+            kernel("foreign_changes_under_load", "long_connections_live_through_a_flush_of_the_nat_table"),
+            kernel("foreign_changes_under_load", "new_connections_are_let_in_again_after_a_flush_of_everything"),
+            kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_nft"),
+            kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_legacy"),
+            kernel("drift_is_repaired", "flushing_the_whole_ruleset_is_repaired_within_a_second"),
+        ],
+    },
+    Row {
+        number: 8,
+        fault: "a rule of ours is edited, or somebody's takes our packets first",
+        promise: "repaired within a second; after five moves in five minutes the first place is left to them",
+        tests: &[
+            kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_nft"),
+            kernel("drift_is_repaired", "the_first_place_is_left_to_whoever_keeps_taking_it_and_they_are_named"),
+        ],
+    },
+    Row {
+        number: 9,
+        fault: "rules of others are there, and change",
+        promise: "never touched, moved or reset; nothing is lost",
+        tests: &[
+            kernel("foreign_changes_under_load", "others_change_their_rules_and_nothing_is_lost"),
+            kernel("foreign_rules_untouched", "rules_of_others_keep_their_text_order_and_counters"),
+        ],
+    },
+    Row {
+        number: 10,
+        fault: "iptables hangs, fails half way, or somebody has its lock",
+        promise: "it is ended after 30 s and tried again later; the old rules stay",
+        tests: &[
+            kernel(
+                "gives_up_and_recovers",
+                "old_rules_stay_while_rules_cannot_be_written_and_the_change_gets_through_afterwards",
+            ),
+            kernel(
+                "gives_up_and_recovers",
+                "a_lock_that_somebody_holds_is_waited_for_and_then_given_up_until_it_is_free",
+            ),
+        ],
+    },
+    Row {
+        number: 11,
+        fault: "an earlier run has left rules in the other variant of iptables",
+        promise: "they go, nobody else's do",
+        tests: &[kernel("both_variants", "rules_left_in_the_other_variant_go_and_nobody_elses_do")],
+    },
+    Row {
+        number: 12,
+        fault: "somebody turns ip_forward off",
+        promise: "on again within a second; a pool that forbids that says that it is off",
+        tests: &[
+            kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_nft"),
+            pure("a_pool_that_requires_forwarding_never_writes_it_but_says_that_it_is_off"),
+        ],
+    },
+    Row {
+        number: 13,
+        fault: "etcd is restored to an older snapshot",
+        promise: "operator and agents follow what it holds now",
+        tests: &[
+            control_plane("restored_cluster", "rules_follow_a_cluster_that_was_restored_to_an_older_state"),
+            pure("a_lease_that_is_not_as_it_was_written_is_told_and_written_anew"),
+            pure("a_lease_that_is_not_as_we_wrote_it_ends_our_leadership"),
+        ],
+    },
+    Row {
+        number: 14,
+        fault: "a watch is too old, or its connection is dead and nobody says so",
+        promise: "listed anew; noticed within 70 s",
+        tests: &[
+            control_plane("restored_cluster", "agent_that_stood_still_while_history_was_forgotten_lists_anew"),
+            control_plane("restored_cluster", "dead_connection_is_noticed_by_agent_and_operator"),
+        ],
+    },
+    Row {
+        number: 15,
+        fault: "the API server refuses (429, 503) or is slow",
+        promise: "asked less and less often; all is well once it answers",
+        tests: &[
+            pure("an_api_server_that_refuses_is_asked_less_and_less_often"),
+            pure("what_failed_waits_longer_each_time_and_holds_nobody_up"),
+            pure("a_refused_write_is_repeated_and_the_newest_status_wins"),
+        ],
+    },
+    Row {
+        number: 16,
+        fault: "clocks disagree by hours",
+        promise: "never two leaders, nobody is declared dead early",
+        tests: &[
+            pure("the_time_is_that_of_the_api_server"),
+            pure("an_agent_is_silent_when_no_renewal_was_seen_for_as_long_as_its_lease_lasts"),
+            pure("a_holder_is_gone_only_after_its_time_by_our_own_clock"),
+        ],
+    },
+    Row {
+        number: 17,
+        fault: "the largest objects that the schema takes",
+        promise: "carried like any other; what is beyond is refused in words",
+        tests: &[
+            control_plane("bad_input_is_refused_with_words", "every_refusal_says_what_to_do_and_makes_no_rule"),
+            pure("many_names_are_counted_and_long_texts_cut"),
+        ],
+    },
+    Row {
+        number: 18,
+        fault: "hostile or malformed objects",
+        promise: "refused in words, never a rule, nobody else is harmed",
+        tests: &[
+            pure("no_slice_however_forged_becomes_a_wrong_rule"),
+            kernel("bad_input", "each_bad_object_is_named_makes_no_rule_and_harms_nobody"),
+            control_plane("bad_input_is_refused_with_words", "every_refusal_says_what_to_do_and_makes_no_rule"),
+            control_plane(
+                "malformed_object_stops_nobody",
+                "object_of_a_looser_schema_is_named_and_all_others_are_served",
+            ),
+        ],
+    },
+    Row {
+        number: 19,
+        fault: "two forwards want one port",
+        promise: "the holder keeps it; its successor waits until no node carries it any more",
+        tests: &[
+            pure("no_port_is_given_twice_and_nobody_loses_what_they_hold"),
+            control_plane("port_conflict_has_one_winner", "holder_keeps_the_port_and_hands_it_over_when_deleted"),
+            control_plane("port_conflict_has_one_winner", "successor_waits_for_every_node"),
+        ],
+    },
+    Row {
+        number: 20,
+        fault: "a forward asks for a port that the host needs",
+        promise: "refused, and the port is named",
+        tests: &[control_plane("bad_input_is_refused_with_words", "every_refusal_says_what_to_do_and_makes_no_rule")],
+    },
+    Row {
+        number: 21,
+        fault: "a forward is deleted while an agent is silent or a node is gone",
+        promise: "it waits for a live node and says so, not for a dead one",
+        tests: &[
+            control_plane("silent_agent_blocks_a_delete", "node_that_returns_is_rid_of_what_was_deleted_meanwhile"),
+            control_plane("silent_agent_blocks_a_delete", "silent_agent_blocks_a_delete_and_says_so"),
+            control_plane("silent_agent_blocks_a_delete", "dead_node_does_not_block_a_delete"),
+            cluster("node_that_dies_does_not_block_a_delete", "forward_is_deleted_while_a_gateway_is_dead"),
+        ],
+    },
+    Row {
+        number: 22,
+        fault: "the operator is removed first",
+        promise: "one documented command releases what hangs",
+        tests: &[control_plane(
+            "uninstalled_in_any_order",
+            "what_hangs_without_an_operator_is_released_by_one_command",
+        )],
+    },
+    Row {
+        number: 23,
+        fault: "Sallyport is uninstalled in any order, or without an API server",
+        promise: "nothing of it is left on the nodes",
+        tests: &[
+            control_plane("api_server_away", "gateways_go_on_without_the_api_server"),
+            control_plane("uninstalled_in_any_order", "what_hangs_without_an_operator_is_released_by_one_command"),
+            control_plane("uninstalled_in_any_order", "definitions_or_the_namespace_deleted_first_take_no_rule_along"),
+            kernel("cleanup_leaves_no_trace", "host_is_as_before_with_either_variant"),
+            cluster("uninstall_leaves_the_nodes_as_before", "nodes_are_as_before_with_helm_4_and_with_helm_3"),
+        ],
+    },
+    Row {
+        number: 24,
+        fault: "operator and agent are of different versions",
+        promise: "what an agent does not understand leaves the old rules, and says so",
+        tests: &[
+            control_plane("versions_apart", "what_is_newer_than_an_agent_leaves_the_old_rules_and_says_so"),
+            control_plane("versions_apart", "report_of_another_version_is_none_and_is_waited_for"),
+            pure("a_field_that_the_operator_hashed_and_we_do_not_know_is_noticed"),
+            pure("what_one_forward_has_new_leaves_the_other_as_it_is"),
+        ],
+    },
+    Row {
+        number: 25,
+        fault: "definitions, slices or permissions vanish",
+        promise: "rules stay, nothing is lost; it says what is missing",
+        tests: &[
+            control_plane("uninstalled_in_any_order", "definitions_or_the_namespace_deleted_first_take_no_rule_along"),
+            control_plane("vanished_slices_remove_no_rule", "deleted_slice_leaves_the_rules_and_comes_back"),
+            control_plane("vanished_slices_remove_no_rule", "deleted_definitions_leave_the_rules"),
+            cluster("crd_deleted_changes_no_rule", "rules_stay_when_the_definition_of_slices_is_deleted"),
+        ],
+    },
+    Row {
+        number: 26,
+        fault: "a list comes in half, or empty",
+        promise: "only a whole list takes anything away",
+        tests: &[
+            pure("a_list_that_breaks_off_takes_nothing_away"),
+            pure("only_a_whole_list_makes_it_complete"),
+            pure("a_slice_that_vanishes_with_forwards_in_it_keeps_them_however_it_vanishes"),
+        ],
+    },
+    Row {
+        number: 27,
+        fault: "a node is no longer to be a gateway",
+        promise: "its rules go before its agent does",
+        tests: &[control_plane("relabelled_node_is_cleaned_first", "agent_stays_until_its_node_is_clean")],
+    },
+    Row {
+        number: 28,
+        fault: "a listen address goes and comes back",
+        promise: "only its own forwards go and come with it",
+        tests: &[
+            kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_nft"),
+            pure("a_forward_that_cannot_be_on_this_host_fails_alone"),
+        ],
+    },
+    Row {
+        number: 29,
+        fault: "the state directory is full or read-only",
+        promise: "a warning; rules follow all the same",
+        tests: &[
+            kernel("gives_up_and_recovers", "a_full_state_directory_is_a_warning_and_rules_follow_all_the_same"),
+            kernel("read_only_state_directory", "rules_follow_while_the_state_directory_is_full_or_read_only"),
+            pure("a_state_that_cannot_be_written_keeps_no_rule_alive"),
+            pure("a_state_that_cannot_be_read_or_written_stops_no_pass"),
+        ],
+    },
+    Row {
+        number: 30,
+        fault: "the agent stands still for long and goes on",
+        promise: "it writes nothing old, and follows what happened meanwhile",
+        tests: &[
+            control_plane("restored_cluster", "agent_that_stood_still_while_history_was_forgotten_lists_anew"),
+            control_plane("port_conflict_has_one_winner", "successor_waits_for_every_node"),
+        ],
+    },
+];
