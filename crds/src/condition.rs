@@ -73,6 +73,11 @@ pub enum Reason {
     Verified,
     /// The operator or an agent has not got to it yet. Wait; if it lasts, read the logs of the operator and the agents.
     Pending,
+    /// `spec.mode` is `Plan` and the spec is not what the gateways carry; `status.plan` shows the difference. Set it to
+    /// `Apply` to program the spec.
+    Planned,
+    /// `spec.mode` is `Paused` and the spec is not what the gateways carry. Set it to `Apply` to program the spec.
+    Paused,
     /// Somebody else changes our rules or settings on a node, and it lasts. The `GatewayNode` says what they do: stop that
     /// program.
     Drifted,
@@ -110,7 +115,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the condition types, the good one of each type first.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Accepted,
         Self::PoolNotFound,
         Self::NotGranted,
@@ -122,6 +127,8 @@ impl Reason {
         Self::UnsupportedValue,
         Self::Verified,
         Self::Pending,
+        Self::Planned,
+        Self::Paused,
         Self::Drifted,
         Self::NodeFailed,
         Self::AgentUnreachable,
@@ -153,6 +160,8 @@ impl Reason {
             Self::UnsupportedValue => "UnsupportedValue",
             Self::Verified => "Verified",
             Self::Pending => "Pending",
+            Self::Planned => "Planned",
+            Self::Paused => "Paused",
             Self::Drifted => "Drifted",
             Self::NodeFailed => "NodeFailed",
             Self::AgentUnreachable => "AgentUnreachable",

@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::intent::Intent;
-use crate::names::{MAX_NAME, MAX_SLICE_FORWARDS, NAME_PATTERN};
+use crate::names::{MAX_NAME, MAX_PLANS, MAX_SLICE_FORWARDS, NAME_PATTERN};
 
 /// A part of a pool's accepted forwards.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -49,6 +49,12 @@ pub struct ForwardSliceSpec {
     #[schemars(length(max = MAX_SLICE_FORWARDS))]
     #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Atomic))]
     pub forwards: Vec<SliceForward>,
+    /// Forwards with mode `Plan` as they would be with mode `Apply`: the agents report what that would change, and change
+    /// nothing. Not part of `hash`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_PLANS))]
+    #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Atomic))]
+    pub planned: Vec<SliceForward>,
 }
 
 /// One accepted forward.

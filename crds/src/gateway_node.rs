@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::forward_slice::ForwardRef;
 use crate::gateway_pool::{FirewallBackend, IpForward, ReservedPort};
-use crate::names::{MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_DRAINING, MAX_NAME, MAX_SLICE_FORWARDS, NAME_PATTERN};
+use crate::names::{
+    MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_DRAINING, MAX_NAME, MAX_PLAN_TEXT, MAX_PLANS, MAX_SLICE_FORWARDS, NAME_PATTERN,
+};
 use crate::port_forward::AddressValue;
 
 /// All that an agent needs to know about its node and pool, apart from the forwards.
@@ -164,6 +166,25 @@ pub struct GatewayNodeStatus {
     /// The last time that somebody else changed our rules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_drift: Option<Drift>,
+    /// What would change here for forwards with mode `Plan`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_PLANS))]
+    #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Atomic))]
+    pub plans: Vec<NodePlan>,
+}
+
+/// What would change on a node for a forward with mode `Plan`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePlan {
+    /// Which `PortForward` it is.
+    pub r#ref: ForwardRef,
+    /// Hash of the intent that the kernel was compared with.
+    #[schemars(length(max = 80))]
+    pub hash: String,
+    /// The rules that would go (`-`) and come (`+`), as the node agent's `plan` prints them.
+    #[schemars(length(max = MAX_PLAN_TEXT))]
+    pub change: String,
 }
 
 /// What a node does.

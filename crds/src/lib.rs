@@ -30,6 +30,6 @@ pub use gateway_pool::{
 };
 pub use intent::{Intent, IntentPort, IntentTarget};
 pub use port_forward::{
-    ForwardPort, Lifecycle, OnTargetRemoved, PortForward, PortForwardSpec, PortForwardStatus, Protocol, Source,
-    SourceNat, SourceNatMode, Sources, Target,
+    ForwardPort, Lifecycle, Mode, OnTargetRemoved, PlannedChange, PortForward, PortForwardSpec, PortForwardStatus,
+    Protocol, Source, SourceNat, SourceNatMode, Sources, Target,
 };

@@ -59,6 +59,12 @@ pub const MAX_SLICE_FORWARDS: usize = 200;
 pub const MAX_DRAINING: usize = 100;
 /// Bytes of one slice, as JSON.
 pub const MAX_SLICE_BYTES: usize = 256 * 1024;
+/// Forwards of one pool whose change with mode `Plan` the agents work out at a time.
+pub const MAX_PLANS: usize = 16;
+/// Characters of such a change in a status.
+pub const MAX_PLAN_TEXT: usize = 4096;
+/// Different changes in the status of one forward, and names of nodes beside each.
+pub const MAX_PLAN_ENTRIES: usize = 8;
 /// What every name in a spec must look like: an RFC 1123 label. Its length is bounded beside the pattern.
 pub const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 /// Characters of a name in a spec.

@@ -18,8 +18,8 @@ use crate::admission::{
     target_range_within_ports, targets_have_sources,
 };
 use crate::names::{
-    DEFAULT_POOL, MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_IP_TEXT, MAX_MOMENT_TEXT, MAX_NAME, MAX_PORTS, MAX_SOURCES,
-    MAX_TARGETS, MAX_WEIGHT, NAME_PATTERN,
+    DEFAULT_POOL, MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_IP_TEXT, MAX_MOMENT_TEXT, MAX_NAME, MAX_PLAN_ENTRIES,
+    MAX_PLAN_TEXT, MAX_PORTS, MAX_SOURCES, MAX_TARGETS, MAX_WEIGHT, NAME_PATTERN,
 };
 
 /// What is asked for: on which ports the gateways listen, who may connect, and where connections go.
@@ -84,6 +84,13 @@ use crate::names::{
         json_path = ".status.expiresAt",
         description = "When it is closed by itself",
         priority = 1
+    ),
+    printcolumn(
+        name = "Mode",
+        type_ = "string",
+        json_path = ".spec.mode",
+        description = "Whether the gateways do what the spec says",
+        priority = 1
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -132,6 +139,11 @@ pub struct PortForwardSpec {
     #[schemars(length(max = MAX_MOMENT_TEXT))]
     #[x_kube(validation = is_moment())]
     pub expires_at: Option<Time>,
+    /// `Apply`, the default: the gateways do what this spec says. `Paused`: they keep what they carry for this forward, with
+    /// its ports, and edits wait; what is no longer allowed goes all the same, and one that was created paused is not
+    /// programmed and holds no port. `Plan`: like `Paused`, and `status.plan` shows what `Apply` would change.
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 fn default_pool() -> String {
@@ -286,6 +298,18 @@ pub enum OnTargetRemoved {
     Sever,
 }
 
+/// What the gateways do with a spec.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// The gateways do what the spec says.
+    #[default]
+    Apply,
+    /// The gateways keep what they carry, and edits are only shown: `status.plan`.
+    Plan,
+    /// The gateways keep what they carry, and edits wait.
+    Paused,
+}
+
 /// What became of a `PortForward`. Written by the operator only.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -328,6 +352,26 @@ pub struct PortForwardStatus {
     /// The same in short strings, for the columns of `kubectl get`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,
+    /// With mode `Plan`: what `Apply` would change on the gateways. Equal changes are one entry; the first 8 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_PLAN_ENTRIES))]
+    #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Atomic))]
+    pub plan: Vec<PlannedChange>,
+}
+
+/// What `Apply` would change on some gateways.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedChange {
+    /// The nodes whose change this is; the first 8.
+    #[schemars(length(max = MAX_PLAN_ENTRIES), inner(length(max = 253)))]
+    pub nodes: Vec<String>,
+    /// How many nodes that are.
+    #[schemars(range(min = 1))]
+    pub nodes_total: i32,
+    /// The rules that would go (`-`) and come (`+`), as the node agent's `plan` prints them.
+    #[schemars(length(max = MAX_PLAN_TEXT))]
+    pub change: String,
 }
 
 /// Gateway nodes of a forward, by how far they are.

@@ -91,6 +91,8 @@ pub struct Forward {
     pub on_target_removed: &'static str,
     /// When it expires, as RFC 3339.
     pub expires_at: Option<String>,
+    /// `Apply`, `Plan` or `Paused`.
+    pub mode: &'static str,
 }
 
 impl Forward {
@@ -110,6 +112,7 @@ impl Forward {
             source_nat: "Masquerade",
             on_target_removed: "Drain",
             expires_at: None,
+            mode: "Apply",
         }
     }
 
@@ -144,20 +147,24 @@ impl Forward {
              \x20 ports: [ {{ {port} }} ]\n\
              \x20 sources: {{ allow: [{allow}], deny: [{deny}] }}\n\
              \x20 targets: [ {targets} ]\n\
-             \x20 sourceNAT: {{ mode: {mode} }}\n\
-             {lifecycle}{expiry}",
+             \x20 sourceNAT: {{ mode: {source_nat} }}\n\
+             {lifecycle}{expiry}{mode}",
             name = self.name,
             addresses = self.addresses.iter().map(|ip| format!("'{ip}'")).collect::<Vec<_>>().join(", "),
             allow = cidrs(&self.allow),
             deny = cidrs(&self.deny),
             targets = targets.join(", "),
-            mode = self.source_nat,
+            source_nat = self.source_nat,
             lifecycle = match self.on_target_removed {
                 // The default, so it is left to the program.
                 "Drain" => String::new(),
                 other => format!("\x20 lifecycle: {{ onTargetRemoved: {other} }}\n"),
             },
             expiry = self.expires_at.as_ref().map(|at| format!("\x20 expiresAt: {at}\n")).unwrap_or_default(),
+            mode = match self.mode {
+                "Apply" => String::new(),
+                other => format!("\x20 mode: {other}\n"),
+            },
         )
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The only place where the kernel is changed. Nothing here knows where the intents came from or when to look again.
 
+pub mod preview;
 mod rivalry;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,6 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use sallyport_api::gateway_pool::IpForward;
-use sallyport_api::names::MARK_OURS;
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::compile::{Compiled, Failure, compile};
@@ -163,29 +163,6 @@ impl<E: Engine> Converger<E> {
         Ok(report)
     }
 
-    /// What a pass would do, without doing it: the batch, the families whose forwarding would be turned on, and the
-    /// number of connections that would be ended.
-    pub async fn preview(
-        &mut self,
-        intents: &Intents,
-        local: &[LocalAddress],
-        now: i64,
-    ) -> Result<(Batch, Vec<Family>, usize, Vec<Failure>), Error> {
-        let forwards = intents.forwards();
-        let compiled = compile(&intents.node, &forwards, local, now);
-        let installed = self.observe().await?;
-        let batch = plan(&compiled.ruleset, installed, false);
-        let families = self.families_to_turn_on(intents.node.ip_forward, &compiled)?;
-        let allowed = Allowed::new(&compiled, &forwards);
-        let ended = match self.engine.conntrack()? {
-            Some(conntrack) => {
-                conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count()
-            }
-            None => 0,
-        };
-        Ok((batch, families, ended, compiled.failures))
-    }
-
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be
     /// now, which may be nothing. `None` when a pass would have nothing to do and nothing new to tell.
     pub async fn drift(&mut self, intents: &Intents, local: &[LocalAddress]) -> Result<Option<Vec<Difference>>, Error> {
@@ -270,14 +247,14 @@ impl<E: Engine> Converger<E> {
     /// The families that need forwarding and do not have it.
     fn families_to_turn_on(&mut self, mode: IpForward, compiled: &Compiled) -> Result<Vec<Family>, Error> {
         self.forwarding.clear();
-        for family in Family::BOTH.into_iter().filter(|family| !compiled.ruleset.family(*family).is_empty()) {
-            self.forwarding.insert(family, self.is_forwarded(family)?);
-        }
-        let families: Vec<Family> = self.forwarding.iter().filter(|(_, on)| !**on).map(|(family, _)| *family).collect();
-        match families.first() {
-            Some(family) if mode == IpForward::Require => Err(Error::ForwardingRequired { family: *family }),
-            _ => Ok(families),
-        }
+        self.forwarding = self.forwarded(compiled)?;
+        not_forwarded(&self.forwarding, mode)
+    }
+
+    /// The families that need forwarding, and whether they have it.
+    fn forwarded(&self, compiled: &Compiled) -> Result<BTreeMap<Family, bool>, Error> {
+        let needed = Family::BOTH.into_iter().filter(|family| !compiled.ruleset.family(*family).is_empty());
+        needed.map(|family| Ok((family, self.is_forwarded(family)?))).collect()
     }
 
     fn turn_on_forwarding(
@@ -327,6 +304,15 @@ impl<E: Engine> Converger<E> {
         }
         self.remembered = true;
         Ok(())
+    }
+}
+
+/// Those that do not have it; an error if it is not ours to turn it on.
+fn not_forwarded(forwarding: &BTreeMap<Family, bool>, mode: IpForward) -> Result<Vec<Family>, Error> {
+    let families: Vec<Family> = forwarding.iter().filter(|(_, on)| !**on).map(|(family, _)| *family).collect();
+    match families.first() {
+        Some(family) if mode == IpForward::Require => Err(Error::ForwardingRequired { family: *family }),
+        _ => Ok(families),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use anyhow::Context as _;
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::Iptables;
@@ -14,6 +15,7 @@ use sallyport_ruleset::plan::Batch;
 use crate::args::HostArgs;
 use crate::backend::{self, Backend};
 use crate::converge::Converger;
+use crate::converge::preview::{PlannedChange, Preview, would_turn_on};
 use crate::source::Source as _;
 use crate::source::manifests::Manifests;
 use crate::state::{Intents, StateDir};
@@ -49,17 +51,25 @@ async fn preview<E: Engine>(
     source: &mut Manifests,
 ) -> anyhow::Result<Vec<String>> {
     let now = source.host().clock.now();
-    let (batch, families, ended, failures) = converger.preview(intents, source.local(), now).await?;
+    let Preview { batch, families, ended, failures } = converger.preview(intents, source.local(), now).await?;
+    let plans = converger.plans(intents, source.local())?;
+    let plans = plans.context("somebody changed rules meanwhile; try again")?;
     let mut out = std::io::stdout().lock();
     print_batch(&mut out, &batch)?;
     for family in families {
-        writeln!(out, "# would turn on forwarding of {family} packets")?;
+        write!(out, "{}", would_turn_on(family))?;
     }
     if ended > 0 {
         writeln!(out, "# would end {ended} connections")?;
     }
     if batch.is_empty() {
         writeln!(out, "# the rules are as they should be")?;
+    }
+    for note in source.notes() {
+        writeln!(out, "# {note}")?;
+    }
+    for PlannedChange { forward, change, .. } in plans {
+        write!(out, "# PortForward {forward}: with mode Apply would change\n{change}")?;
     }
     Ok(failures.iter().map(|failure| source.locate(failure)).collect())
 }

@@ -126,6 +126,8 @@ struct Agent<'a, S, E> {
     lasting: Option<String>,
     /// What the last pass could not do, told when it changes.
     error: Option<String>,
+    /// Whether the kernel or the intents have changed since planned changes were last worked out.
+    unplanned: bool,
 }
 
 /// When to try again after a failure.
@@ -151,6 +153,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             trouble: Trouble::default(),
             lasting: None,
             error: None,
+            unplanned: false,
         }
     }
 
@@ -192,9 +195,28 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                 }
             } else if let Some(intents) = intents.as_ref() {
                 self.repair(intents).await;
+                self.plan(intents);
             }
             if self.error.is_none() && self.lasting_changed() {
                 self.source.amiss(self.lasting.as_deref());
+            }
+        }
+    }
+
+    /// Works out what planned forwards would change, once there is nothing else to do: no pass waits for it.
+    fn plan(&mut self, intents: &Rc<Intents>) {
+        if !self.unplanned || self.retry.at.is_some() {
+            return;
+        }
+        match self.converger.plans(intents, &self.source.host().local) {
+            Ok(None) => {}
+            Ok(Some(plans)) => {
+                self.unplanned = false;
+                self.source.planned(plans);
+            }
+            Err(error) => {
+                tracing::warn!(error = chain_of(&error), "cannot tell what planned forwards would change");
+                self.unplanned = false;
             }
         }
     }
@@ -282,6 +304,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if let Some(intents) = intents {
             match self.try_pass(intents).await {
                 Ok(report) => {
+                    self.plan(intents);
                     lines.extend(report.failures.iter().map(|failure| self.source.locate(failure)));
                     let accepted = intents.forwards().len() - report.failures.len();
                     // Lost output must not look like a lost rule.
@@ -373,6 +396,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             remove_rules(&mut Iptables::new(variant)).await?;
             self.abandoned = None;
         }
+        self.unplanned = true;
         if intents.node.state == NodeState::Retired {
             self.converger.leave_nothing(&state)?;
         }

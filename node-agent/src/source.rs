@@ -16,6 +16,7 @@ use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_ruleset::compile::Failure;
 
 use crate::connections::Draining;
+use crate::converge::preview::PlannedChange;
 use crate::converge::{Error, Report};
 use crate::source::host::ThisHost;
 use crate::state::Intents;
@@ -62,6 +63,8 @@ pub trait Source {
 
     /// Hears, apart from passes, what somebody else does to our rules that lasts; `None` when that is over.
     fn amiss(&mut self, _what: Option<&str>) {}
+    /// Hears what would change for the forwards that are only planned.
+    fn planned(&mut self, _plans: Vec<PlannedChange>) {}
 }
 
 /// A pass that has ended.

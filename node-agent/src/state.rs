@@ -41,6 +41,11 @@ impl Intents {
     pub fn forwards(&self) -> Vec<&SliceForward> {
         self.slices.values().flat_map(|slice| &slice.forwards).collect()
     }
+
+    /// The forwards that are only planned, each as it would be.
+    pub fn planned(&self) -> impl Iterator<Item = &SliceForward> {
+        self.slices.values().flat_map(|slice| &slice.planned)
+    }
 }
 
 /// The host as it was before the agent changed it, since it was booted: a boot undoes what is not on disk.

@@ -19,6 +19,7 @@ pub mod observe;
 pub mod pool_status;
 pub mod report;
 pub mod status;
+pub mod suspended;
 pub mod vital;
 pub mod writer;
 

@@ -135,6 +135,7 @@ fn full_forward() -> Value {
             "sourceNAT": { "mode": "Preserve" },
             "lifecycle": { "onTargetRemoved": "Sever" },
             "expiresAt": "2026-01-31T18:00:00Z",
+            "mode": "Apply",
         },
     })
 }

@@ -50,6 +50,7 @@ fn numbers_and_words_out_of_bounds_are_refused() {
             ["1001 is greater than the maximum of 1000", { "/spec/targets/0/weight": 1001 }],
             ["\"None\" is not one of", { "/spec/sourceNAT": { "mode": "None" } }],
             ["\"Keep\" is not one of", { "/spec/lifecycle": { "onTargetRemoved": "Keep" } }],
+            ["\"apply\" is not one of", { "/spec/mode": "apply" }],
         ]),
     );
     assert_accepted(
@@ -61,6 +62,8 @@ fn numbers_and_words_out_of_bounds_are_refused() {
             { "/spec/targets/0/weight": 1000 },
             { "/spec/sourceNAT": {} },
             { "/spec/lifecycle": {} },
+            { "/spec/mode": "Plan" },
+            { "/spec/mode": "Paused" },
         ]),
     );
 }

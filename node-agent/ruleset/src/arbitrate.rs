@@ -5,8 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sallyport_api::condition::Reason;
-use sallyport_api::forward_slice::ForwardRef;
-use sallyport_api::intent::Intent;
+use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 
 use crate::claim::{Claim, ClaimTable};
 use crate::decide::{Forward, Leaving};
@@ -17,8 +16,10 @@ use crate::validate::Problem;
 pub struct Contender<'a> {
     /// Who wants it.
     pub forward: &'a Forward,
-    /// What it asks, typed.
-    pub intent: Intent,
+    /// What it asks, as a slice would carry it.
+    pub entry: SliceForward,
+    /// Whether its spec asks for something else, and this is what it keeps.
+    pub keeps: bool,
     /// Whether it was accepted like this already.
     pub unchanged: bool,
     /// What it wants.
@@ -87,9 +88,30 @@ pub fn waits(contender: &Contender<'_>, unknown: bool, lingering: &Lingering<'_>
     })
 }
 
-/// Gives out the claims of one pool: for each contender, in their order, `None` or why it is refused. Those that have
-/// to wait are refused for that reason, unless somebody else's claim is in their way.
-pub fn arbitrate(contenders: &[Contender<'_>], waiting: &[Option<Problem>], grants: &[Grant]) -> Vec<Option<Problem>> {
+/// The claims and places of one pool, given out.
+pub struct Settled<'a> {
+    /// For each contender, in their order, `None` or why it is refused.
+    pub outcome: Vec<Option<Problem>>,
+    table: ClaimTable<usize>,
+    quota: Quota<'a>,
+}
+
+impl Settled<'_> {
+    /// Why `late` would be refused, who comes after all the others and may want to replace what the same forward has.
+    /// It takes nothing from anybody.
+    pub fn refusal(&self, late: &Contender<'_>, waits: Option<Problem>) -> Option<Problem> {
+        let Quota { contenders, grants, .. } = self.quota;
+        let own = contenders.iter().position(|contender| contender.forward.uid == late.forward.uid);
+        if let Some((claim, by)) = self.table.conflict(&late.claims, own.unwrap_or(contenders.len())) {
+            return Some(conflict(late, claim, contenders[by].forward));
+        }
+        waits.or_else(|| (!self.quota.has_room(late, own)).then(|| over_quota(late, grants)))
+    }
+}
+
+/// Gives out the claims of one pool. Contenders that have to wait are refused for that reason, unless somebody else's
+/// claim is in their way.
+pub fn arbitrate<'a>(contenders: &'a [Contender<'a>], waiting: &[Option<Problem>], grants: &'a [Grant]) -> Settled<'a> {
     let mut table = ClaimTable::default();
     let mut reserved = vec![false; contenders.len()];
     for (index, contender) in contenders.iter().enumerate() {
@@ -98,7 +120,7 @@ pub fn arbitrate(contenders: &[Contender<'_>], waiting: &[Option<Problem>], gran
             reserved[index] = true;
         }
     }
-    let mut quota = Quota { contenders, grants, holders: BTreeMap::new() };
+    let mut quota = Quota { contenders, late: None, grants, holders: BTreeMap::new() };
     let mut outcome: Vec<Option<Problem>> = vec![None; contenders.len()];
     let mut pending: Vec<usize> = (0..contenders.len()).collect();
     // A contender lets go of what it held when it is refused or takes something else instead, which may let in one that
@@ -131,7 +153,7 @@ pub fn arbitrate(contenders: &[Contender<'_>], waiting: &[Option<Problem>], gran
             }
         }
         if !released {
-            return outcome;
+            return Settled { outcome, table, quota };
         }
         pending = refused;
     }
@@ -140,6 +162,8 @@ pub fn arbitrate(contenders: &[Contender<'_>], waiting: &[Option<Problem>], gran
 /// Which forwards count against which limited grant.
 struct Quota<'a> {
     contenders: &'a [Contender<'a>],
+    /// One more, whose index is the number of the contenders.
+    late: Option<&'a Contender<'a>>,
     grants: &'a [Grant],
     /// By namespace and grant.
     holders: BTreeMap<(&'a str, usize), Vec<usize>>,
@@ -149,7 +173,7 @@ impl Quota<'_> {
     /// Finds room for a contender under one of its grants other than those `tried`. Holders move to another grant of
     /// theirs where that makes room, so whether all fit never depends on the order in which they came.
     fn place(&mut self, index: usize, tried: &mut BTreeSet<usize>) -> bool {
-        let contender = &self.contenders[index];
+        let Some(contender) = self.contenders.get(index).or(self.late) else { return false };
         for grant in &contender.grants {
             let Some(max) = self.grants[*grant].max_forwards else { return true };
             if !tried.insert(*grant) {
@@ -169,6 +193,16 @@ impl Quota<'_> {
             }
         }
         false
+    }
+
+    /// Whether there is a place for `late`, if it gives up that of its `own`.
+    fn has_room(&self, late: &Contender<'_>, own: Option<usize>) -> bool {
+        let namespace = late.forward.key.namespace.as_str();
+        let here = self.holders.range((namespace, 0)..=(namespace, usize::MAX));
+        let without = |holders: &Vec<usize>| holders.iter().copied().filter(|holder| Some(*holder) != own).collect();
+        let holders = here.map(|(key, holders)| (*key, without(holders))).collect();
+        let mut trial = Quota { contenders: self.contenders, late: Some(late), grants: self.grants, holders };
+        trial.place(self.contenders.len(), &mut BTreeSet::new())
     }
 }
 

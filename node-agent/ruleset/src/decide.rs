@@ -11,20 +11,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::gateway_pool::GatewayPoolSpec;
 use sallyport_api::intent::Intent;
+use sallyport_api::names::MAX_PLANS;
 use sallyport_api::port_forward::PortForwardSpec;
 
-use crate::arbitrate::{Contender, Lingering, arbitrate, waits};
-use crate::claim::Claim;
-use crate::digest;
-use crate::expiry::{has_expired, moment};
-use crate::pool::{Labels, Lifetime, Pool, validate_pool};
+use crate::arbitrate::{Lingering, arbitrate, waits};
+use crate::judge::{Contest, Judge, Pools};
+use crate::pool::{Labels, validate_pool};
 use crate::slice;
-use crate::validate::{Problem, validate};
+use crate::validate::Problem;
 
 /// A `PortForward` as observed.
 #[derive(Clone, Debug)]
@@ -97,7 +97,10 @@ pub struct Observed<'a> {
     pub now: i64,
 }
 
-/// What becomes of one forward.
+/// The verdict on what a forward asks.
+///
+/// On one that is not to be applied it says what would become of its spec, or that what it keeps is not allowed any
+/// more. Whether anything is carried for it, and what, is in the slices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It holds; the hash of its intent.
@@ -117,14 +120,15 @@ pub struct Decision {
     pub pools: BTreeMap<String, Vec<Problem>>,
     /// The configuration of every node that a pool selects.
     pub nodes: BTreeMap<String, GatewayNodeSpec>,
-    /// The accepted intents, cut so that a change rewrites little.
+    /// The accepted intents and those that are only planned, cut so that a change rewrites little.
     pub slices: BTreeMap<String, ForwardSliceSpec>,
 }
 
 /// Decides.
 ///
-/// *Guarantees*: a claim is never given twice; who holds one keeps it while they want it; the order of the inputs
-/// changes nothing; deciding again on the resulting slices changes nothing.
+/// *Guarantees*: a claim is never given twice; who holds one keeps it while they want it, or are paused; what is paused or
+/// planned takes nothing from anybody; the order of the inputs changes nothing; deciding again on the resulting slices
+/// changes nothing.
 #[must_use]
 pub fn decide(observed: &Observed<'_>) -> Decision {
     let mut decision = Decision::default();
@@ -137,57 +141,58 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
         .filter(|node| decision.nodes.contains_key(&node.name))
         .flat_map(|node| node.addresses.iter().copied())
         .collect();
-    let held = held_intents(observed.slices);
-    let mut contenders: BTreeMap<&str, Vec<Contender<'_>>> = BTreeMap::new();
+    let mut judge = Judge::new(&pools, observed, &gateways);
+    let mut contests: BTreeMap<&str, Contest<'_>> = BTreeMap::new();
     for forward in observed.forwards {
-        let outcome = contender(forward, &pools, observed, &gateways, &held).and_then(|(contender, limit)| {
-            decision.expiries.extend(contender.intent.expires_at.map(|expiry| (forward.key.clone(), expiry)));
-            if has_expired(&contender.intent, observed.now) {
-                Err(vec![expired(&contender.intent, limit)])
-            } else {
-                Ok(contender)
-            }
-        });
-        match outcome {
-            Ok(contender) => contenders.entry(&forward.spec.pool).or_default().push(contender),
-            Err(problems) => {
-                decision.forwards.insert(forward.key.clone(), Verdict::Refused(problems));
-            }
+        if let Err(problems) = judge.enter(forward, &mut contests) {
+            decision.forwards.insert(forward.key.clone(), Verdict::Refused(problems));
         }
     }
+    decision.expiries = judge.expiries;
 
     let mut accepted: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
-    for (name, mut contenders) in contenders {
+    let mut planned: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
+    for (name, Contest { mut contenders, proposals }) in contests {
         contenders.sort_by(|a, b| a.rank().cmp(&b.rank()));
         let (unknown, lingering) = (observed.unknown.contains(name), Lingering::of(name, observed.leaving));
         let waiting: Vec<_> = contenders.iter().map(|contender| waits(contender, unknown, &lingering)).collect();
-        let outcome = arbitrate(&contenders, &waiting, &pools[name].1.grants);
+        let settled = arbitrate(&contenders, &waiting, &pools[name].1.grants);
+        let mut plans = Vec::new();
+        for proposal in proposals {
+            let verdict = match settled.refusal(&proposal, waits(&proposal, unknown, &lingering)) {
+                Some(problem) => Verdict::Refused(vec![problem]),
+                None => Verdict::Accepted(proposal.entry.hash.clone()),
+            };
+            if proposal.forward.spec.mode == Mode::Plan && matches!(verdict, Verdict::Accepted(_)) {
+                plans.push(proposal.entry);
+            }
+            // That what it keeps is refused is said first.
+            decision.forwards.entry(proposal.forward.key.clone()).or_insert(verdict);
+        }
+        if !plans.is_empty() {
+            planned.insert(name.to_owned(), in_turn(plans));
+        }
+        let outcome = settled.outcome;
         let here = accepted.entry(name.to_owned()).or_default();
         for (contender, refusal) in contenders.into_iter().zip(outcome) {
             let key = contender.forward.key.clone();
-            let verdict = if let Some(problem) = refusal {
-                Verdict::Refused(vec![problem])
-            } else {
-                let hash = digest::intent_hash(&contender.intent);
-                here.push(SliceForward {
-                    uid: contender.forward.uid.clone(),
-                    r#ref: key.clone(),
-                    generation: contender.forward.generation,
-                    hash: hash.clone(),
-                    intent: contender.intent,
-                });
-                Verdict::Accepted(hash)
-            };
-            decision.forwards.insert(key, verdict);
+            if let Some(problem) = refusal {
+                decision.forwards.insert(key, Verdict::Refused(vec![problem]));
+                continue;
+            }
+            if !contender.keeps {
+                decision.forwards.insert(key, Verdict::Accepted(contender.entry.hash.clone()));
+            }
+            here.push(contender.entry);
         }
     }
-    decision.slices = slice::cut(accepted, observed.slices);
+    decision.slices = slice::cut(accepted, planned, observed.slices);
     decision
 }
 
 /// Pools that have no problem of their own, by name, with their age.
-fn usable_pools(pools: &[PoolObject], decision: &mut Decision) -> BTreeMap<String, (i64, Pool, GatewayPoolSpec)> {
-    let mut usable = BTreeMap::new();
+fn usable_pools(pools: &[PoolObject], decision: &mut Decision) -> Pools {
+    let mut usable = Pools::new();
     for pool in pools {
         let problems = match validate_pool(&pool.spec) {
             Ok(typed) => {
@@ -202,7 +207,7 @@ fn usable_pools(pools: &[PoolObject], decision: &mut Decision) -> BTreeMap<Strin
 }
 
 /// Gives each node to the oldest pool that selects it, so that a node has one configuration.
-fn assign_nodes(nodes: &[Node], pools: &BTreeMap<String, (i64, Pool, GatewayPoolSpec)>, decision: &mut Decision) {
+fn assign_nodes(nodes: &[Node], pools: &Pools, decision: &mut Decision) {
     let mut by_age: Vec<_> = pools.iter().collect();
     by_age.sort_by_key(|(name, (created, _, _))| (*created, *name));
     for node in nodes {
@@ -231,91 +236,16 @@ fn assign_nodes(nodes: &[Node], pools: &BTreeMap<String, (i64, Pool, GatewayPool
     }
 }
 
-/// What each uid holds in a pool according to the slices.
-type Held<'a> = BTreeMap<(&'a str, &'a str), Vec<&'a Intent>>;
-
-fn held_intents(slices: &BTreeMap<String, ForwardSliceSpec>) -> Held<'_> {
-    let mut held = Held::new();
-    for slice in slices.values() {
-        for forward in &slice.forwards {
-            held.entry((&slice.pool, &forward.uid)).or_default().push(&forward.intent);
-        }
+/// The plans that the agents look at: as many as they may, of each namespace in turn, so that nobody takes all the places.
+fn in_turn(mut plans: Vec<SliceForward>) -> Vec<SliceForward> {
+    plans.sort_by(|a, b| a.r#ref.cmp(&b.r#ref));
+    let mut before: BTreeMap<String, usize> = BTreeMap::new();
+    let mut turns: Vec<(usize, SliceForward)> = Vec::with_capacity(plans.len());
+    for plan in plans {
+        let turn = before.entry(plan.r#ref.namespace.clone()).or_default();
+        turns.push((*turn, plan));
+        *turn += 1;
     }
-    held
-}
-
-/// `limit` is that of the grant, if not the forward itself says when.
-fn expired(intent: &Intent, limit: Option<String>) -> Problem {
-    let at = intent.expires_at.map(moment).unwrap_or_default();
-    let (field, message) = match limit {
-        None => ("spec.expiresAt", format!("expired at {at}; set a later moment, or delete the forward")),
-        Some(limit) => (
-            "spec",
-            format!("expired at {at}: {limit} from its creation; create it anew, or ask the pool's admin for longer"),
-        ),
-    };
-    Problem { field: field.into(), reason: Reason::Expired, message }
-}
-
-/// What a forward asks for, if nothing but other forwards can be in its way, and the limit of its lifetime in words.
-fn contender<'a>(
-    forward: &'a Forward,
-    pools: &BTreeMap<String, (i64, Pool, GatewayPoolSpec)>,
-    observed: &Observed<'_>,
-    gateways: &BTreeSet<IpAddr>,
-    held: &Held<'_>,
-) -> Result<(Contender<'a>, Option<String>), Vec<Problem>> {
-    let mut intent = validate(&forward.spec)?;
-    let name = forward.spec.pool.as_str();
-    let Some((_, pool, _)) = pools.get(name) else {
-        let known = observed.pools.iter().any(|pool| pool.name == name);
-        let message = if known {
-            format!("pool {name} has problems of its own; its admin must mend it first")
-        } else {
-            format!("there is no GatewayPool {name}; correct the name or ask for the pool")
-        };
-        return Err(vec![Problem { field: "spec.pool".into(), reason: Reason::PoolNotFound, message }]);
-    };
-    let mut problems = pool.check(&intent);
-    if let Some(target) = intent.targets.iter().find(|target| gateways.contains(&target.ip)) {
-        problems.push(Problem {
-            field: "spec.targets".into(),
-            reason: Reason::InvalidTarget,
-            message: format!("{} is an address of a gateway; a target must be another host", target.ip),
-        });
-    }
-    if let Some((target, net)) = intent
-        .targets
-        .iter()
-        .find_map(|target| Some((target, observed.forbidden.iter().find(|net| net.contains(&target.ip))?)))
-    {
-        problems.push(Problem {
-            field: "spec.targets".into(),
-            reason: Reason::InvalidTarget,
-            message: format!(
-                "{} is in {net}, which belongs to the cluster itself (API server, Services); choose another target",
-                target.ip
-            ),
-        });
-    }
-    let namespace = forward.key.namespace.as_str();
-    let unlabelled = Labels::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())]);
-    let labels = observed.namespaces.get(namespace).unwrap_or(&unlabelled);
-    match pool.covering(namespace, labels, &intent) {
-        Ok(covering) if problems.is_empty() => {
-            let Lifetime { grants, expires_at, limit } = pool.lifetime(&covering, forward.created, intent.expires_at);
-            intent.expires_at = expires_at;
-            let claims = Claim::of(&intent);
-            let before = held.get(&(name, forward.uid.as_str())).map_or(&[][..], Vec::as_slice);
-            let unchanged = before.contains(&&intent);
-            let held = before.iter().flat_map(|intent| Claim::of(intent));
-            let held = held.filter(|held| claims.iter().any(|claim| claim.overlaps(held))).collect();
-            Ok((Contender { forward, intent, unchanged, claims, held, grants }, limit))
-        }
-        Ok(_) => Err(problems),
-        Err(problem) => {
-            problems.push(problem);
-            Err(problems)
-        }
-    }
+    turns.sort_by_key(|(turn, _)| *turn);
+    turns.into_iter().take(MAX_PLANS).map(|(_, plan)| plan).collect()
 }

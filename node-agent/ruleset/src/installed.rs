@@ -99,7 +99,13 @@ impl Installed {
         }
     }
 
-    /// The table that iptables calls `name`, to change it; `None` for one in which we have no rules.
+    /// The table that iptables calls `name`; `None` for one in which we have no rules.
+    #[must_use]
+    pub fn table_of(&self, name: &str) -> Option<&InstalledTable> {
+        Some(self.table(Table::BOTH.into_iter().find(|table| table.name() == name)?))
+    }
+
+    /// The same table, to change it.
     pub fn table_named(&mut self, name: &str) -> Option<&mut InstalledTable> {
         let table = Table::BOTH.into_iter().find(|table| table.name() == name)?;
         Some(self.table_mut(table))

@@ -280,6 +280,7 @@ proptest! {
             source_nat: sallyport_api::SourceNat::default(),
             lifecycle: sallyport_api::Lifecycle::default(),
             expires_at: None,
+            mode: sallyport_api::Mode::default(),
         };
         let mut specs: Vec<_> = (0..ports).map(|index| forward(index, "10.30.1.79")).collect();
         let mut hosts = hosts();

@@ -12,12 +12,13 @@ use proptest::sample::Index;
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
-use sallyport_api::port_forward::{OnTargetRemoved, PortForwardSpec, Protocol, SourceNatMode};
+use sallyport_api::port_forward::{Mode, OnTargetRemoved, PortForwardSpec, Protocol, SourceNatMode};
 use sallyport_ruleset::compile::compile;
 use sallyport_ruleset::decide::{Decision, Forward, Verdict};
 use sallyport_ruleset::digest::intent_hash;
 use sallyport_ruleset::rule::{Rules, Ruleset};
 use sallyport_ruleset::slice::cut;
+use sallyport_ruleset::validate::validate;
 
 #[path = "support/scene.rs"]
 mod scene;
@@ -38,26 +39,49 @@ fn accepted(decision: &Decision, forward: &Forward) -> bool {
 
 /// Every port that a forward listens on, one by one, straight from its fields. Without addresses of its own it listens
 /// on every address of its targets' families, for which those of the scene stand.
-fn cells(spec: &PortForwardSpec) -> BTreeSet<(IpAddr, Protocol, i32)> {
-    let mut addresses: Vec<IpAddr> = spec.addresses.iter().map(|text| text.parse().unwrap()).collect();
+fn cells(intent: &Intent) -> BTreeSet<(IpAddr, Protocol, u16)> {
+    let mut addresses = intent.addresses.clone();
     if addresses.is_empty() {
         addresses.extend(LISTEN.iter().map(|text| text.parse::<IpAddr>().unwrap()));
-        addresses.retain(|ip| spec.targets.iter().any(|target| target.ip.contains(':') == ip.is_ipv6()));
+        addresses.retain(|ip| intent.targets.iter().any(|target| target.ip.is_ipv6() == ip.is_ipv6()));
     }
     let of = |ip: IpAddr| {
-        spec.ports.iter().flat_map(move |port| {
-            (port.port..=port.end_port.unwrap_or(port.port)).map(move |number| (ip, port.protocol, number))
-        })
+        intent.ports.iter().flat_map(move |port| (port.port..=port.end_port).map(move |n| (ip, port.protocol, n)))
     };
     addresses.into_iter().flat_map(of).collect()
 }
 
-fn no_port_is_given_twice(decision: &Decision, forwards: &[Forward]) -> Result<(), TestCaseError> {
+/// What the slices hold for each forward.
+fn held(decision: &Decision) -> BTreeMap<&str, &Intent> {
+    let forwards = decision.slices.values().flat_map(|slice| &slice.forwards);
+    forwards.map(|forward| (forward.uid.as_str(), &forward.intent)).collect()
+}
+
+fn no_port_is_given_twice(decision: &Decision) -> Result<(), TestCaseError> {
     let mut taken = BTreeMap::new();
-    for forward in forwards.iter().filter(|forward| accepted(decision, forward)) {
-        for cell in cells(&forward.spec) {
-            let other = taken.insert(cell, &forward.key);
-            prop_assert!(other.is_none(), "{cell:?} was given to {} and to {}", forward.key, other.unwrap());
+    for (uid, intent) in held(decision) {
+        for cell in cells(intent) {
+            let other = taken.insert(cell, uid);
+            prop_assert!(other.is_none(), "{cell:?} was given to {uid} and to {}", other.unwrap());
+        }
+    }
+    Ok(())
+}
+
+/// Exactly who is accepted is carried, with what it asks; for one that is paused what it had is, or nothing.
+fn what_is_carried_is_what_was_asked_or_kept(
+    before: &Decision,
+    after: &Decision,
+    forwards: &[Forward],
+) -> Result<(), TestCaseError> {
+    let (had, has) = (held(before), held(after));
+    for forward in forwards {
+        let asked = validate(&forward.spec).ok().filter(|_| accepted(after, forward));
+        let now = has.get(forward.uid.as_str()).copied();
+        if forward.spec.mode == Mode::Apply {
+            prop_assert_eq!(now, asked.as_ref(), "{}", &forward.key);
+        } else {
+            prop_assert_eq!(now, had.get(forward.uid.as_str()).copied(), "{} is paused", &forward.key);
         }
     }
     Ok(())
@@ -65,8 +89,9 @@ fn no_port_is_given_twice(decision: &Decision, forwards: &[Forward]) -> Result<(
 
 fn slices_are_small(slices: &BTreeMap<String, ForwardSliceSpec>) -> Result<(), TestCaseError> {
     for (name, slice) in slices {
-        prop_assert!(!slice.forwards.is_empty(), "{name} is empty");
-        prop_assert!(slice.forwards.len() <= MAX_SLICE_FORWARDS, "{name} has {}", slice.forwards.len());
+        let entries = slice.forwards.len() + slice.planned.len();
+        prop_assert!(entries > 0, "{name} is empty");
+        prop_assert!(entries <= MAX_SLICE_FORWARDS, "{name} has {entries}");
         let bytes = serde_json::to_vec(slice).unwrap().len();
         prop_assert!(bytes <= MAX_SLICE_BYTES, "{name} has {bytes} bytes");
     }
@@ -103,10 +128,15 @@ enum Edit {
     Delete(Index),
 }
 
+fn with_mode() -> impl Strategy<Value = PortForwardSpec> {
+    let mode = prop_oneof![4 => Just(Mode::Apply), 1 => Just(Mode::Paused), 1 => Just(Mode::Plan)];
+    (spec(), mode).prop_map(|(spec, mode)| PortForwardSpec { mode, ..spec })
+}
+
 fn edit() -> impl Strategy<Value = Edit> {
     prop_oneof![
-        3 => (spec(), -5..100_i64).prop_map(|(spec, created)| Edit::Create(spec, created)),
-        2 => (any::<Index>(), spec()).prop_map(|(at, spec)| Edit::Change(at, spec)),
+        3 => (with_mode(), -5..100_i64).prop_map(|(spec, created)| Edit::Create(spec, created)),
+        2 => (any::<Index>(), with_mode()).prop_map(|(at, spec)| Edit::Change(at, spec)),
         1 => any::<Index>().prop_map(Edit::Delete),
     ]
 }
@@ -162,12 +192,15 @@ proptest! {
             }
             scene.slices = before.slices.clone();
             let after = scene.decide();
-            no_port_is_given_twice(&after, &scene.forwards)?;
+            no_port_is_given_twice(&after)?;
+            what_is_carried_is_what_was_asked_or_kept(&before, &after, &scene.forwards)?;
             prop_assert_eq!(after.forwards.len(), scene.forwards.len());
             let homes = (homes(&before.slices), homes(&after.slices));
             for forward in scene.forwards.iter().filter(|forward| touched.as_ref() != Some(&forward.key)) {
-                if accepted(&before, forward) {
-                    prop_assert!(accepted(&after, forward), "{} lost: {:?}", forward.key, after.forwards[&forward.key]);
+                let had = held(&before).get(forward.uid.as_str()).copied().cloned();
+                if let Some(intent) = had {
+                    let has = held(&after).get(forward.uid.as_str()).copied().cloned();
+                    prop_assert_eq!(has, Some(intent), "{} lost: {:?}", &forward.key, &after.forwards[&forward.key]);
                     prop_assert_eq!(homes.0.get(&*forward.uid), homes.1.get(&*forward.uid), "{} moved", forward.key);
                 }
             }
@@ -272,7 +305,9 @@ proptest! {
     ) {
         let mut world: BTreeMap<usize, SliceForward> = sizes.iter().enumerate().map(|(n, size)| (n, bulky(n, *size))).collect();
         let pool = |world: &BTreeMap<usize, SliceForward>| BTreeMap::from([("default".to_owned(), world.values().cloned().collect())]);
-        let mut before = cut(pool(&world), &BTreeMap::new());
+        // Plans come and go beside it, and nobody moves for them.
+        let plans = |number: usize| BTreeMap::from([("default".to_owned(), (0..number % 17).map(|n| bulky(1000 + n, 60)).collect())]);
+        let mut before = cut(pool(&world), plans(sizes.len()), &BTreeMap::new());
         slices_are_small(&before)?;
         for (at, size) in changes {
             let changed = at.index(sizes.len() + 20);
@@ -281,7 +316,7 @@ proptest! {
             } else {
                 world.insert(changed, bulky(changed, size));
             }
-            let after = cut(pool(&world), &before);
+            let after = cut(pool(&world), plans(changed), &before);
             slices_are_small(&after)?;
             let uid = format!("uid-{changed}");
             let (old, new) = (homes(&before), homes(&after));
@@ -289,7 +324,7 @@ proptest! {
             for (who, home) in old.iter().filter(|(who, _)| **who != uid) {
                 prop_assert_eq!(new.get(who), Some(home), "{} moved although {} changed", who, &uid);
             }
-            prop_assert_eq!(&cut(pool(&world), &after), &after);
+            prop_assert_eq!(&cut(pool(&world), plans(changed), &after), &after);
             before = after;
         }
     }
@@ -329,7 +364,7 @@ proptest! {
             prop_assert!(!(expired && accepted(&after, forward)), "{} has expired", forward.key);
             prop_assert!(expired || !accepted(&before, forward) || accepted(&after, forward), "{} lost it", forward.key);
         }
-        no_port_is_given_twice(&after, &scene.forwards)?;
+        no_port_is_given_twice(&after)?;
     }
 }
 

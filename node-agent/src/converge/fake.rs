@@ -3,10 +3,12 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use sallyport_api::forward_slice::ForwardSliceSpec;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::Place;
 use sallyport_engine::{Error, command};
+use sallyport_ruleset::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
 
 use super::*;
@@ -124,6 +126,18 @@ pub(crate) fn intents(text: &str) -> Intents {
     let Decided { intents, problems, .. } = decide_here(&named, "gw1", addresses, &held, None, &first_seen, 0);
     assert_eq!(problems, []);
     intents
+}
+
+/// `carried`, with every forward in `text` beside it as planned.
+pub(crate) fn planned(carried: &Intents, text: &str) -> Intents {
+    let mut both = carried.clone();
+    let planned: Vec<_> = intents(text).forwards().into_iter().cloned().collect();
+    let slice = both.slices.entry("default-0000".to_owned()).or_insert_with(|| {
+        let pool = "default".to_owned();
+        ForwardSliceSpec { pool, hash: slice_hash(&[]), forwards: Vec::new(), planned: Vec::new() }
+    });
+    slice.planned = planned;
+    both
 }
 
 /// A manifest of a forward from 10.30.1.80 to 10.30.1.79.

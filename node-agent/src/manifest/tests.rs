@@ -302,6 +302,7 @@ fn no_string_of_a_document_can_begin_a_line_of_a_log() {
             (FORWARD, "spec:", format!("spec:\n  pool: \"{attack}\"")),
             (FORWARD, "spec:", format!("spec:\n  addresses: [ \"{attack}\" ]")),
             (FORWARD, "spec:", format!("spec:\n  sourceNAT: {{ mode: \"{attack}\" }}")),
+            (FORWARD, "spec:", format!("spec:\n  mode: \"{attack}\"")),
             (FORWARD, "spec:", format!("spec:\n  \"{attack}\": 1")),
             (FORWARD, "spec:", format!("spec:\n  \"{attack}\": 1\n  \"{attack}\": 2")),
             (FORWARD, "kind: PortForward", format!("kind: \"{attack}\"")),

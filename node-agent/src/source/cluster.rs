@@ -38,6 +38,7 @@ use tokio::sync::watch;
 
 use crate::connections::Draining;
 use crate::converge::chain_of;
+use crate::converge::preview::PlannedChange;
 use crate::masquerade;
 use crate::source::cluster::knowledge::Knowledge;
 use crate::source::cluster::slice::{Decoded, decode};
@@ -84,6 +85,8 @@ pub struct Cluster {
     amiss: Option<String>,
     backend: Option<FirewallBackend>,
     last_drift: Option<Drift>,
+    /// What would change for forwards that are only planned; unknown until that was first worked out.
+    plans: Option<Vec<PlannedChange>>,
     routes: Option<Routes>,
     draining: Draining,
     reported: Option<GatewayNodeStatus>,
@@ -141,6 +144,7 @@ impl Cluster {
             amiss: None,
             backend: None,
             last_drift: None,
+            plans: None,
             routes: None,
             draining: Draining::new(),
             reported: None,
@@ -281,6 +285,7 @@ impl Cluster {
             source_addresses: self.routes.as_ref().map_or(&[], |routes| &routes.sources),
             draining: &self.draining,
             last_drift: self.last_drift.as_ref(),
+            plans: self.plans.as_deref(),
             generation: self.generation,
             now: &now,
         };
@@ -383,6 +388,13 @@ impl Source for Cluster {
     fn amiss(&mut self, what: Option<&str>) {
         self.amiss = what.map(str::to_owned);
         self.report();
+    }
+
+    fn planned(&mut self, plans: Vec<PlannedChange>) {
+        if self.plans.as_ref() != Some(&plans) {
+            self.plans = Some(plans);
+            self.report();
+        }
     }
 }
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
-use sallyport_api::forward_slice::ForwardSliceSpec;
+use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::gateway_pool::{
     FirewallBackend, GatewayPoolSpec, Grant, GrantPort, IpForward, Listen, ListenAddress, ListenAddressType,
 };
 use sallyport_api::names::DEFAULT_POOL;
-use sallyport_api::{Protocol, SourceNatMode};
+use sallyport_api::{Mode, Protocol, SourceNatMode};
 use sallyport_ruleset::decide::{Forward, Node, Observed, PoolObject, Verdict, decide};
 
 use crate::manifest::{Identity, Object};
@@ -140,6 +140,21 @@ pub fn decide_here(
     decision.slices.retain(|_, slice| slice.pool == node.pool);
     let intents = Intents { node, slices: decision.slices };
     Decided { intents, problems, expiries: decision.expiries.into_values().collect() }
+}
+
+/// The forwards whose spec is not applied, for people.
+#[must_use]
+pub fn unapplied(objects: &[(&str, &Object)], intents: &Intents) -> Vec<String> {
+    let held: BTreeSet<&ForwardRef> = intents.forwards().into_iter().map(|forward| &forward.r#ref).collect();
+    let note = |(_, object): &(&str, &Object)| match object {
+        Object::Forward(key, spec) if spec.mode != Mode::Apply => {
+            let stays =
+                if held.contains(key) { "what this host carries for it stays" } else { "nothing is carried for it" };
+            Some(format!("PortForward {key}: mode {:?}, so {stays}", spec.mode))
+        }
+        _ => None,
+    };
+    objects.iter().filter_map(note).collect()
 }
 
 /// The pool of a host whose admin wrote none: whoever may write manifests may forward anything that is not always

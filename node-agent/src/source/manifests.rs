@@ -9,11 +9,12 @@ use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::facts::LocalAddress;
 
 use crate::converge::chain_of;
+use crate::converge::preview::PlannedChange;
 use crate::manifest::Identity;
 use crate::source::directory::{Directory, FileProblem};
 use crate::source::first_seen::FirstSeen;
 use crate::source::host::ThisHost;
-use crate::source::local::{Decided, decide_here};
+use crate::source::local::{Decided, decide_here, unapplied};
 use crate::source::watch::{Change, Watch};
 use crate::source::{Source, describe};
 use crate::state::{Intents, StateDir};
@@ -35,6 +36,10 @@ pub struct Manifests {
     intents: Option<Rc<Intents>>,
     /// What is wrong with the manifests, sorted.
     pub problems: Vec<FileProblem>,
+    /// What is not applied, and stays as it is.
+    notes: Vec<String>,
+    /// What would change for planned forwards, as last told.
+    plans: Vec<PlannedChange>,
     unreadable: Option<String>,
     unsettled: bool,
     patience: Duration,
@@ -58,6 +63,8 @@ impl Manifests {
             directory: Directory::new(path),
             intents: None,
             problems: Vec::new(),
+            notes: Vec::new(),
+            plans: Vec::new(),
             unreadable: None,
             unsettled: false,
             patience: FIRST_LOOK,
@@ -127,8 +134,19 @@ impl Manifests {
         problems.extend(refused);
         problems.sort();
         self.problems = problems;
+        let notes = unapplied(&objects, &intents);
+        for note in notes.iter().filter(|note| !self.notes.contains(note)) {
+            tracing::info!("{note}");
+        }
+        self.notes = notes;
         self.intents = Some(Rc::new(intents));
         self.intents.clone()
+    }
+
+    /// What is not applied, and stays as it is.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Reads the held claims and the manifests once, for commands that change nothing.
@@ -178,6 +196,13 @@ impl Source for Manifests {
 
     fn unreadable(&self) -> Option<&str> {
         self.unreadable.as_deref()
+    }
+
+    fn planned(&mut self, plans: Vec<PlannedChange>) {
+        for PlannedChange { forward, change, .. } in plans.iter().filter(|plan| !self.plans.contains(plan)) {
+            tracing::info!("PortForward {forward}: with mode Apply would change\n{change}");
+        }
+        self.plans = plans;
     }
 
     fn locate(&self, failure: &Failure) -> String {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Client, Resource};
 use sallyport_api::forward_slice::{ForwardRef, ForwardSlice, ForwardSliceSpec};
@@ -51,8 +51,8 @@ pub struct ForwardReport {
     pub uid: String,
     /// Its status now.
     pub status: PortForwardStatus,
-    /// Its conditions before.
-    pub before: Vec<Condition>,
+    /// Its status before.
+    pub before: PortForwardStatus,
 }
 
 /// What a write changes: two writes with the same target never run at once.

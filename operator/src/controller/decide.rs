@@ -9,14 +9,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use sallyport_api::Intent;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
 use sallyport_api::names::FINALIZER;
-use sallyport_api::port_forward::{ForwardPort, Lifecycle, PortForwardSpec, Source, SourceNat, Sources, Target};
+use sallyport_api::{Intent, Mode};
 use sallyport_ruleset::decide::{Forward, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts};
 use sallyport_ruleset::digest::slice_hash;
+use sallyport_ruleset::kept::spec_of;
 use sallyport_ruleset::validate::Problem;
 
 use crate::controller::cache;
@@ -116,7 +116,7 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
             if slice.hash == hash && history.is_on_every_node(name) {
                 desired.done_slices.insert(name.clone());
             }
-            ForwardSliceSpec { pool: slice.pool.clone(), hash, forwards: Vec::new() }
+            ForwardSliceSpec { pool: slice.pool.clone(), hash, forwards: Vec::new(), planned: Vec::new() }
         });
     }
     empty_what_is_lost(world, &held, dead, &mut desired);
@@ -161,7 +161,12 @@ fn forwards(
             };
             Arc::new(spec_of(pool, intent))
         };
-        if let Some(problem) = frozen_pool(world, &spec.pool, purpose) {
+        // One that is not to be applied stays where it is, whatever pool it asks for.
+        let pool = match intents.get(uid.as_str()) {
+            Some((pool, _)) if spec.mode != Mode::Apply => pool,
+            _ => spec.pool.as_str(),
+        };
+        if let Some(problem) = frozen_pool(world, pool, purpose) {
             let held = held.values().flat_map(|slice| &slice.forwards).find(|forward| forward.uid == uid);
             let verdict = match held {
                 Some(forward) => Verdict::Accepted(forward.hash.clone()),
@@ -213,33 +218,6 @@ fn node_of(node: &Node) -> RulesetNode {
     }
 }
 
-/// A spec that asks for exactly what is carried, for a forward whose own cannot be read.
-fn spec_of(pool: &str, intent: &Intent) -> PortForwardSpec {
-    let cidrs = |nets: &[ipnet::IpNet]| nets.iter().map(|net| Source { cidr: net.to_string() }).collect();
-    let ports = intent.ports.iter().enumerate().map(|(number, port)| ForwardPort {
-        name: format!("p{number}"),
-        protocol: port.protocol,
-        port: port.port.into(),
-        end_port: (port.end_port != port.port).then_some(port.end_port.into()),
-        target_port: Some(port.target_port.into()),
-    });
-    let targets = intent.targets.iter().enumerate().map(|(number, target)| Target {
-        name: format!("t{number}"),
-        ip: target.ip.to_string(),
-        weight: target.weight.into(),
-    });
-    PortForwardSpec {
-        pool: pool.to_owned(),
-        addresses: intent.addresses.iter().map(ToString::to_string).collect(),
-        ports: ports.collect(),
-        sources: Sources { allow: cidrs(&intent.allow), deny: cidrs(&intent.deny) },
-        targets: targets.collect(),
-        source_nat: SourceNat { mode: intent.source_nat },
-        lifecycle: Lifecycle { on_target_removed: intent.on_target_removed },
-        expires_at: intent.expires_at.and_then(time),
-    }
-}
-
 /// Seconds since 1970 as the API writes them.
 pub fn time(seconds: i64) -> Option<Time> {
     Timestamp::from_second(seconds).ok().map(Time)
@@ -282,7 +260,9 @@ fn hold_first(world: &World, held: &BTreeMap<String, ForwardSliceSpec>, desired:
             slice.hash = slice_hash(&slice.forwards);
         }
     }
-    desired.slices.retain(|name, slice| !slice.forwards.is_empty() || held.contains_key(name));
+    desired
+        .slices
+        .retain(|name, slice| !slice.forwards.is_empty() || !slice.planned.is_empty() || held.contains_key(name));
 }
 
 /// The finalizers of an object.
@@ -306,6 +286,7 @@ fn empty_what_is_lost(
                 pool: gateway.spec.pool.clone(),
                 hash: hash.clone(),
                 forwards: Vec::new(),
+                planned: Vec::new(),
             });
         }
     }

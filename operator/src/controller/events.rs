@@ -4,18 +4,23 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
-use sallyport_api::ConditionType;
 use sallyport_api::gateway_node::{Drift, GatewayNode};
-use sallyport_api::port_forward::PortForward;
+use sallyport_api::port_forward::{PlannedChange, PortForward};
+use sallyport_api::{ConditionType, Reason};
+use sallyport_ruleset::digest::short_id;
 use tokio::sync::mpsc;
 
 use crate::controller::apply::ForwardReport;
+use crate::controller::status::{names, shorten};
 
 /// Events that wait to be sent; more are dropped, since conditions hold the same.
 const WAITING: usize = 1024;
 
 /// Somebody had changed our rules on a gateway, and they are as they should be again.
 const DRIFT_REPAIRED: &str = "DriftRepaired";
+
+/// Characters of a note; the API server takes 1,024 bytes.
+const MAX_NOTE: usize = 1000;
 
 /// Sends events, one after the other, beside everything else.
 #[derive(Clone, Debug)]
@@ -45,7 +50,8 @@ impl Events {
 
     /// Tells what is different from before, now that it is written.
     pub fn tell(&self, report: &ForwardReport) {
-        for event in transitions(&report.before, &report.status.conditions) {
+        let transitions = transitions(&report.before.conditions, &report.status.conditions);
+        for event in transitions.into_iter().chain(plans(&report.before.plan, &report.status.plan)) {
             let about = ObjectReference {
                 api_version: Some(PortForward::api_version(&()).into_owned()),
                 kind: Some(PortForward::kind(&()).into_owned()),
@@ -90,13 +96,33 @@ fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Event> {
             let same = before.is_some_and(|before| before.reason == now.reason && before.status == now.status);
             // That a refused forward is not programmed follows from the refusal.
             let follows = about == ConditionType::Programmed && !accepted;
+            let asked_for = [Reason::Planned, Reason::Paused].iter().any(|reason| reason.as_str() == now.reason);
             (!same && !follows && now.reason != "Pending").then(|| Event {
-                type_: if now.status == "True" { EventType::Normal } else { EventType::Warning },
+                type_: if now.status == "True" || asked_for { EventType::Normal } else { EventType::Warning },
                 reason: now.reason,
                 note: Some(now.message),
                 action: about.as_str().to_owned(),
                 secondary: None,
             })
+        })
+        .collect()
+}
+
+/// An event for each change that `Apply` would make and that was not shown before.
+fn plans(old: &[PlannedChange], new: &[PlannedChange]) -> Vec<Event> {
+    let known = |change: &str| old.iter().any(|old| old.change == change);
+    new.iter()
+        .filter(|planned| !known(&planned.change))
+        .map(|planned| {
+            let on = names(&planned.nodes.iter().map(String::as_str).collect::<Vec<_>>());
+            Event {
+                type_: EventType::Normal,
+                reason: Reason::Planned.as_str().to_owned(),
+                note: Some(shorten(format!("Apply would change {on}:\n{}", planned.change), MAX_NOTE)),
+                // The recorder counts events of one action instead of recording them anew: each change is one by itself.
+                action: format!("Plan-{}", short_id(&planned.change)),
+                secondary: None,
+            }
         })
         .collect()
 }

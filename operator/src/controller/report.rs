@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::gateway_node::NodeState;
 use sallyport_api::gateway_pool::ForwardCounts;
 use sallyport_api::port_forward::PortForwardStatus;
-use sallyport_api::{ConditionType, ForwardRef, Reason};
+use sallyport_api::{ConditionType, ForwardRef, Mode, Reason};
 use sallyport_ruleset::decide::Verdict;
 use tokio::time::Instant;
 
@@ -19,6 +19,7 @@ use crate::controller::decide::{Desired, time};
 use crate::controller::observe::World;
 use crate::controller::pool_status::pool_status;
 use crate::controller::status::{Gateway, Subject, forward_status};
+use crate::controller::suspended::held;
 use crate::controller::vital::Vital;
 use crate::metrics::Metrics;
 
@@ -52,6 +53,7 @@ impl Reporter {
     ) -> Vec<Write> {
         let now = Time(Timestamp::now());
         let gateways = by_pool(world, vital);
+        let all_held = held(&desired.slices);
         let mut reports = Vec::new();
         let mut counts: BTreeMap<&str, ForwardCounts> = BTreeMap::new();
         let mut ready: BTreeMap<String, i64> =
@@ -66,12 +68,15 @@ impl Reporter {
             }
             let spec = entry.object().map(|object| &object.spec);
             let pool = spec.map_or("", |spec| spec.pool.as_str());
+            let suspended = spec.is_some_and(|spec| spec.mode != Mode::Apply);
             match verdict {
                 Some(Verdict::Accepted(_)) => counts.entry(pool).or_default().accepted += 1,
                 Some(Verdict::Refused(_)) => counts.entry(pool).or_default().refused += 1,
                 None => {}
             }
             let uid = entry.meta().uid.clone().unwrap_or_default();
+            let held = all_held.get(uid.as_str()).copied().unwrap_or_default();
+            let asked = gateways.get(pool).map(Vec::as_slice).unwrap_or_default();
             let subject = Subject {
                 key: &key,
                 uid: &uid,
@@ -80,13 +85,18 @@ impl Reporter {
                 unreadable: entry.problem(),
                 verdict,
                 expires_at: desired.expiries.get(&key).copied().and_then(time),
+                held,
+                asked,
             };
             let known = match entry {
                 Entry::Good(object) => object.status.as_ref(),
                 _ => world.told.get(&uid),
             };
             let old = known.cloned().unwrap_or_default();
-            let here = gateways.get(pool).map(Vec::as_slice).unwrap_or_default();
+            let here = match held.forward {
+                Some((pool, _)) if suspended => gateways.get(pool).map(Vec::as_slice).unwrap_or_default(),
+                _ => asked,
+            };
             let new = forward_status(&subject, here, history, &old, &now);
             *ready.entry(word(&new, ConditionType::Ready).0).or_default() += 1;
             if new == old {
@@ -102,7 +112,7 @@ impl Reporter {
                 }
                 waiting.insert(key.clone(), Instant::now());
             }
-            reports.push(ForwardReport { key, uid, status: new, before: old.conditions });
+            reports.push(ForwardReport { key, uid, status: new, before: old });
         }
         self.progress = waiting;
         for (status, number) in &ready {
@@ -147,13 +157,18 @@ fn word(status: &PortForwardStatus, about: ConditionType) -> (String, String) {
         .unwrap_or_default()
 }
 
-/// How long it can wait to be told that an accepted form is on its way, how far it is, or how many connections are left
-/// to drain; `None` for anything else.
+/// How long it can wait to be told that an accepted form is on its way, how far it or its plan is, or how many connections
+/// are left to drain; `None` for anything else.
 ///
 /// The status before it speaks of another generation or says the same, so meanwhile it claims nothing that is not so.
 fn may_wait(old: &PortForwardStatus, new: &PortForwardStatus) -> Option<Duration> {
     let total = |status: &PortForwardStatus| status.targets.map(|targets| targets.total);
     if total(old) == total(new) && (PortForwardStatus { targets: new.targets, ..old.clone() }) == *new {
+        return Some(PROGRESS);
+    }
+    // What the other gateways would change is on its way, too.
+    let plan = |status: &PortForwardStatus| word(status, ConditionType::Programmed).1 == Reason::Planned.as_str();
+    if plan(old) && plan(new) && old.hash == new.hash && old.observed_generation == new.observed_generation {
         return Some(PROGRESS);
     }
     let pending = |status: &PortForwardStatus| word(status, ConditionType::Programmed).1 == Reason::Pending.as_str();

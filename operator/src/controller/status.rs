@@ -15,12 +15,14 @@ use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
 use sallyport_api::port_forward::{
     AddressValue, NodeCounts, PortForwardSpec, PortForwardStatus, Summary, TargetCounts,
 };
-use sallyport_api::{ConditionType, Reason, SourceNatMode};
+use sallyport_api::{ConditionType, Mode, Reason, SourceNatMode};
 use sallyport_ruleset::decide::Verdict;
 use sallyport_ruleset::family::Family;
+use sallyport_ruleset::kept::spec_of;
 use sallyport_ruleset::validate::Problem;
 
 use crate::controller::carried::{Carries, History};
+use crate::controller::suspended::{self, Held, Standing};
 
 /// One gateway of a pool as its forwards see it.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,10 @@ pub struct Subject<'a> {
     pub verdict: Option<&'a Verdict>,
     /// When it expires or did.
     pub expires_at: Option<Time>,
+    /// What the slices shall hold for it.
+    pub held: Held<'a>,
+    /// The gateways of the pool that it asks for; it may still be carried by those of another.
+    pub asked: &'a [Gateway<'a>],
 }
 
 /// How far the gateways are with a forward.
@@ -178,12 +184,19 @@ pub fn forward_status(
         Some(Verdict::Accepted(hash)) => Some(hash.as_str()),
         _ => None,
     };
-    let progress = progress(subject, want, gateways, history);
+    let mode = subject.spec.map_or(Mode::Apply, |spec| spec.mode);
+    let kept = subject.held.forward.filter(|_| mode != Mode::Apply);
+    let held = if mode == Mode::Apply { want } else { kept.map(|(_, forward)| forward.hash.as_str()) };
+    let progress = progress(subject, held, gateways, history);
+    status.plan = suspended::plan(subject, want);
     let accepted = match (subject.verdict, subject.unreadable) {
         (Some(Verdict::Accepted(_)), Some(problem)) => Some((
             Reason::UnsupportedValue,
             format!("the newest form cannot be read, so the one before it holds: {problem}"),
         )),
+        (Some(Verdict::Accepted(_)), None) if held != want => {
+            Some((Reason::Accepted, "valid and granted, and its ports are free".to_owned()))
+        }
         (Some(Verdict::Accepted(_)), None) => {
             Some((Reason::Accepted, "valid, granted, and holds its ports".to_owned()))
         }
@@ -192,6 +205,11 @@ pub fn forward_status(
     };
     let programmed = match (&accepted, want) {
         (None, _) => leaving(&progress),
+        (Some(_), want) if mode != Mode::Apply && (held.is_some() || want.is_some()) => {
+            let carried = progress.hashes.iter().any(Option::is_some);
+            let standing = Standing { mode, want, held, carried, kept: verified(&progress) };
+            standing.programmed(subject, &status.plan)
+        }
         (Some((reason, _)), None) if progress.hashes.iter().any(Option::is_some) => {
             (*reason, "not accepted: it is being taken off the gateways".to_owned())
         }
@@ -220,7 +238,9 @@ pub fn forward_status(
         status.applied_hash = same.map(|hash| hash.to_string());
     }
     status.nodes = Some(progress.counts);
-    (status.addresses, status.source_addresses) = match subject.spec.filter(|_| want.is_some()) {
+    let spec_of_kept = kept.map(|(pool, forward)| spec_of(pool, &forward.intent));
+    let in_force = if mode == Mode::Apply { subject.spec.filter(|_| want.is_some()) } else { spec_of_kept.as_ref() };
+    (status.addresses, status.source_addresses) = match in_force {
         Some(spec) => (listening(spec, gateways), leaving_from(spec, gateways)),
         None => (Vec::new(), Vec::new()),
     };
@@ -278,7 +298,7 @@ fn leaving(progress: &Progress<'_>) -> (Reason, String) {
 }
 
 /// The first three names, and how many more there are.
-fn names(all: &[&str]) -> String {
+pub fn names(all: &[&str]) -> String {
     match all {
         [first, second, third, rest @ ..] if !rest.is_empty() => {
             format!("{first}, {second}, {third} and {} more", rest.len())
@@ -367,7 +387,8 @@ fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
     shorten(text, 256)
 }
 
-fn shorten(text: String, most: usize) -> String {
+/// Cuts a text to so many characters.
+pub fn shorten(text: String, most: usize) -> String {
     if text.chars().count() <= most { text } else { text.chars().take(most - 1).chain(['…']).collect() }
 }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::port_forward::{
-    ForwardPort, Lifecycle, PortForwardSpec, Protocol, Source, SourceNat, SourceNatMode, Sources, Target,
+    ForwardPort, Lifecycle, Mode, PortForwardSpec, Protocol, Source, SourceNat, SourceNatMode, Sources, Target,
 };
 use sallyport_ruleset::decide::Forward;
 
@@ -114,6 +114,7 @@ pub fn spec() -> impl Strategy<Value = PortForwardSpec> {
                 },
                 lifecycle: Lifecycle::default(),
                 expires_at: None,
+                mode: Mode::Apply,
             }
         })
 }

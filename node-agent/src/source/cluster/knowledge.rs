@@ -136,10 +136,11 @@ impl Knowledge {
         }
         let places = self.places();
         let slices = self.slices.iter().map(|(name, slice)| {
-            let ForwardSliceSpec { pool, hash, forwards } = &slice.content;
+            let ForwardSliceSpec { pool, hash, forwards, planned } = &slice.content;
             let here = |forward: &&SliceForward| places.get(forward.uid.as_str()).is_none_or(|place| *place == name);
             let forwards = forwards.iter().filter(here).cloned().collect();
-            (name.clone(), ForwardSliceSpec { pool: pool.clone(), hash: hash.clone(), forwards })
+            let (pool, hash, planned) = (pool.clone(), hash.clone(), planned.clone());
+            (name.clone(), ForwardSliceSpec { pool, hash, forwards, planned })
         });
         Some(Intents { node: node.clone(), slices: slices.collect() })
     }
@@ -183,14 +184,15 @@ impl Knowledge {
         let decoded = match content {
             Ok(decoded) => decoded,
             Err(error) => {
-                let content = ForwardSliceSpec { pool, hash: String::new(), forwards: Vec::new() };
+                let content = ForwardSliceSpec { pool, hash: String::new(), forwards: Vec::new(), planned: Vec::new() };
                 let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice::new(content));
                 slice.trouble = Some(error);
                 slice.missing = false;
                 return;
             }
         };
-        let mut slice = Slice::new(ForwardSliceSpec { pool, hash: decoded.hash, forwards: Vec::new() });
+        let (hash, planned) = (decoded.hash, decoded.planned);
+        let mut slice = Slice::new(ForwardSliceSpec { pool, hash, forwards: Vec::new(), planned });
         slice.generation = Some(decoded.generation);
         for entry in decoded.forwards {
             match entry {
@@ -248,6 +250,7 @@ impl Slice {
         self.missing = true;
         self.trouble = None;
         self.unsupported.clear();
+        self.content.planned.clear();
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Decoded {
     pub hash: String,
     /// In the order of the slice.
     pub forwards: Vec<Entry>,
+    /// Those that are only planned and that this version understands; of the others nothing is told.
+    pub planned: Vec<SliceForward>,
 }
 
 /// A forward of a slice.
@@ -46,6 +48,8 @@ struct Outer {
     pool: String,
     #[serde(default)]
     forwards: Vec<Value>,
+    #[serde(default)]
+    planned: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +79,8 @@ pub fn decode(spec: Value, generation: i64) -> Result<Decoded, String> {
         pairs.push((head.uid, head.hash));
     }
     let hash = slice_hash_of(pairs.iter().map(|(uid, hash)| (uid.as_str(), hash.as_str())).collect());
-    Ok(Decoded { generation, pool: outer.pool, hash, forwards })
+    let planned = outer.planned.iter().filter_map(|value| SliceForward::deserialize(value).ok()).collect();
+    Ok(Decoded { generation, pool: outer.pool, hash, forwards, planned })
 }
 
 #[cfg(test)]
@@ -132,6 +137,16 @@ mod tests {
         assert!(
             matches!(&decoded.forwards[0], Entry::Unsupported(found) if found.message.contains("upgrade the agent"))
         );
+    }
+
+    #[test]
+    fn what_is_planned_is_beside_the_forwards_and_not_in_the_hash() {
+        let decoded = decoded(|spec| {
+            let forward = spec["forwards"].as_array_mut().unwrap().pop().unwrap();
+            spec["planned"] = json!([forward, { "uid": "of a newer operator" }]);
+        });
+        assert_eq!((decoded.hash, decoded.forwards.len()), (slice_hash(&two()[..1]), 1));
+        assert_eq!(decoded.planned, [two().remove(1)]);
     }
 
     #[test]

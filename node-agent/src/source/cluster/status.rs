@@ -7,15 +7,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::condition::{ConditionType, Reason, upsert};
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_node::{
-    DrainingForward, Drift, ForwardFailure, GatewayNodeStatus, NodeState, ObservedNodeState, ObservedSlice, SliceState,
+    DrainingForward, Drift, ForwardFailure, GatewayNodeStatus, NodePlan, NodeState, ObservedNodeState, ObservedSlice,
+    SliceState,
 };
 use sallyport_api::gateway_pool::FirewallBackend;
-use sallyport_api::names::{MAX_ADDRESSES, MAX_DRAINING, UID_PREFIX};
+use sallyport_api::names::{MAX_ADDRESSES, MAX_DRAINING, MAX_PLAN_TEXT, MAX_PLANS, UID_PREFIX};
 use sallyport_api::port_forward::AddressValue;
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::digest::FORMAT;
 
 use crate::connections::Draining;
+use crate::converge::preview::PlannedChange;
 use crate::converge::{Error, Report, chain_of};
 use crate::source::cluster::knowledge::Knowledge;
 use crate::state::Intents;
@@ -24,6 +26,8 @@ use crate::state::Intents;
 const LISTED: usize = 20;
 /// Characters of a message.
 const MESSAGE: usize = 1024;
+/// Bytes that are kept free for how many more lines there are.
+const MORE: usize = 40;
 
 /// What came of the last pass.
 #[derive(Clone, Debug)]
@@ -79,6 +83,8 @@ pub struct Facts<'a> {
     pub draining: &'a Draining,
     /// Somebody else's last change.
     pub last_drift: Option<&'a Drift>,
+    /// What would change for forwards that are only planned; what was told before stays until that is known.
+    pub plans: Option<&'a [PlannedChange]>,
     /// Generation of the `GatewayNode` that all this is about.
     pub generation: Option<i64>,
     /// Now, in whole seconds.
@@ -118,6 +124,7 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
         },
         source_addresses: facts.source_addresses.iter().map(|ip| AddressValue { value: *ip }).collect(),
         last_drift: facts.last_drift.cloned().or_else(|| previous.last_drift.clone()),
+        plans: plans(previous, facts),
     };
     let mut condition = |about, (reason, message): (Reason, String)| {
         let message = shortened(message);
@@ -203,6 +210,39 @@ fn failures(facts: &Facts<'_>, failed: &[Failure]) -> BTreeMap<ForwardRef, Forwa
         .map(|failure| of(&failure.forward, failure.reason, &failure.message))
         .chain(unsupported.map(|(_, found)| of(&found.forward, Reason::UnsupportedIntent, &found.message)))
         .collect()
+}
+
+/// Those that are still planned like this.
+fn plans(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> Vec<NodePlan> {
+    let plan = |plan: &PlannedChange| NodePlan {
+        r#ref: plan.forward.clone(),
+        hash: plan.hash.clone(),
+        change: first_lines(&plan.change),
+    };
+    let mut plans = match facts.plans {
+        Some(plans) => plans.iter().map(plan).collect(),
+        None => previous.plans.clone(),
+    };
+    let wanted: BTreeSet<_> = facts.intents.planned().map(|forward| (&forward.r#ref, &forward.hash)).collect();
+    plans.retain(|plan| wanted.contains(&(&plan.r#ref, &plan.hash)));
+    plans.truncate(MAX_PLANS);
+    plans
+}
+
+/// As many lines as a status takes, and how many more there are.
+fn first_lines(text: &str) -> String {
+    if text.len() <= MAX_PLAN_TEXT {
+        return text.to_owned();
+    }
+    let (mut first, mut left) = (String::new(), text.lines().count());
+    for line in text.split_inclusive('\n') {
+        if first.len() + line.len() + MORE > MAX_PLAN_TEXT {
+            break;
+        }
+        first.push_str(line);
+        left -= 1;
+    }
+    first + &format!("# and {left} more lines\n")
 }
 
 /// A pass that failed matters most, then what somebody else does, then what is wrong with the objects.

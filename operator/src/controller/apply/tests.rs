@@ -114,8 +114,12 @@ fn a_forward_that_changes_pools_is_never_without_a_gateway() {
 #[test]
 fn what_one_object_is_is_written_one_after_the_other() {
     let key = ForwardRef { namespace: "apps".into(), name: "a".into() };
-    let report =
-        ForwardReport { key: key.clone(), uid: String::new(), status: PortForwardStatus::default(), before: vec![] };
+    let report = ForwardReport {
+        key: key.clone(),
+        uid: String::new(),
+        status: PortForwardStatus::default(),
+        before: PortForwardStatus::default(),
+    };
     let status = Write::ForwardStatus(Box::new(report));
     let finalizers = Write::Finalizers(key, String::new(), vec![]);
     assert_eq!(status.subject(), finalizers.subject());
@@ -160,7 +164,12 @@ async fn labels_and_owners_are_what_the_api_server_gets() {
 #[tokio::test]
 async fn a_status_is_for_the_object_of_this_uid_only() {
     let key = ForwardRef { namespace: "apps".into(), name: "a".into() };
-    let report = ForwardReport { key, uid: "u".into(), status: PortForwardStatus::default(), before: vec![] };
+    let report = ForwardReport {
+        key,
+        uid: "u".into(),
+        status: PortForwardStatus::default(),
+        before: PortForwardStatus::default(),
+    };
     let (said, body) = sent(Write::ForwardStatus(Box::new(report))).await;
     assert!(said.starts_with("PATCH /apis/sallyport.dev/v1alpha1/namespaces/apps/portforwards/a/status?"), "{said}");
     assert_eq!(body["metadata"], json!({ "uid": "u" }));

@@ -1,5 +1,7 @@
 //! Tests.
 
+use std::slice;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::Reason;
 use sallyport_api::condition::upsert;
@@ -34,5 +36,29 @@ fn what_is_new_is_told_once_and_waiting_is_no_news() {
         let said: Vec<String> = events.iter().map(|event| format!("{:?} {}", event.type_, event.reason)).collect();
         assert_eq!(said, told, "{before:?} -> {after:?}");
         assert!(events.iter().all(|event| event.note.as_deref() == Some("new words")));
+    }
+}
+
+#[test]
+fn each_planned_change_is_told_once_under_an_action_of_its_own() {
+    let planned = |change: &str| PlannedChange { nodes: vec!["gw1".into()], nodes_total: 1, change: change.into() };
+    let told = |old: &[PlannedChange], new: &[PlannedChange]| plans(old, new);
+    let (one, two) = (planned("+ one\n"), planned(&"+ two\n".repeat(1000)));
+    assert!(told(slice::from_ref(&one), slice::from_ref(&one)).is_empty());
+    let events = told(&[], &[one.clone(), two.clone()]);
+    assert_eq!(events.len(), 2);
+    assert_ne!(events[0].action, events[1].action);
+    assert_eq!(events[0].note.as_deref(), Some("Apply would change gw1:\n+ one\n"));
+    assert!(events[1].note.as_ref().is_some_and(|note| note.len() <= 1024));
+    assert!(events.iter().all(|event| event.reason == "Planned" && event.action.len() <= 128));
+    assert_eq!(told(&[one], &[two]).len(), 1);
+}
+
+#[test]
+fn what_was_asked_for_is_no_warning() {
+    for reason in [Reason::Paused, Reason::Planned] {
+        let events = transitions(&[], &conditions(Reason::Accepted, reason, "as asked"));
+        assert!(events.iter().all(|event| matches!(event.type_, EventType::Normal)), "{reason}");
+        assert_eq!(events.len(), 2);
     }
 }

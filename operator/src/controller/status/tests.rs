@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::controller::decide::time;
+use crate::controller::suspended::held;
 use crate::fixture::{Scene, forward, synced, uid};
 
 fn at(seconds: i64) -> Time {
@@ -20,15 +21,6 @@ fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardSt
     let key = ForwardRef { namespace: "apps".into(), name: name.into() };
     let entry = scene.world.forwards.entry("apps", name).unwrap();
     let uid = uid(name);
-    let subject = Subject {
-        key: &key,
-        uid: &uid,
-        generation: entry.meta().generation,
-        spec: entry.object().map(|object| &object.spec),
-        unreadable: entry.problem(),
-        verdict: desired.verdicts.get(&key),
-        expires_at: desired.expiries.get(&key).copied().and_then(time),
-    };
     let gateways: Vec<Gateway<'_>> = scene
         .world
         .gateways
@@ -38,6 +30,17 @@ fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardSt
             Gateway { name, object, silent: silent.contains(&name) }
         })
         .collect();
+    let subject = Subject {
+        key: &key,
+        uid: &uid,
+        generation: entry.meta().generation,
+        spec: entry.object().map(|object| &object.spec),
+        unreadable: entry.problem(),
+        verdict: desired.verdicts.get(&key),
+        expires_at: desired.expiries.get(&key).copied().and_then(time),
+        held: held(&desired.slices).get(uid.as_str()).copied().unwrap_or_default(),
+        asked: &gateways,
+    };
     forward_status(&subject, &gateways, &scene.history, old, &at(now))
 }
 
@@ -336,4 +339,124 @@ fn draining_connections_are_summed_over_the_gateways() {
     }
     assert_eq!(fresh(&mut scene, "a", &[]).targets, Some(TargetCounts { total: 1, draining: 7 }));
     assert_eq!(fresh(&mut scene, "b", &[]).targets, Some(TargetCounts { total: 1, draining: 0 }));
+}
+
+/// The forward `a`, which is carried on port 3306, with this mode and port.
+fn with_mode(scene: &mut Scene, mode: &str, port: u16) {
+    let mut object = scene.forward("a");
+    object["spec"]["mode"] = mode.into();
+    object["spec"]["ports"][0]["port"] = port.into();
+    object["metadata"]["generation"] = 2.into();
+    scene.see(object);
+    scene.settle();
+}
+
+/// The agent on `node` says what the plan of this hash would change there.
+fn tells(scene: &mut Scene, node: &str, hash: &str, change: &str) {
+    let mut report = scene.done(node);
+    let told = json!([{ "ref": { "namespace": "apps", "name": "a" }, "hash": hash, "change": change }]);
+    report.plans = serde_json::from_value(told).unwrap();
+    scene.report(node, report);
+}
+
+#[test]
+fn a_paused_forward_stays_verified_until_it_is_edited() {
+    for (mode, says) in [("Paused", "; paused, so edits wait"), ("Plan", "; mode Plan: Apply would change nothing")] {
+        let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
+        let before = fresh(&mut scene, "a", &[]);
+        with_mode(&mut scene, mode, 3306);
+        let status = fresh(&mut scene, "a", &[]);
+        assert_eq!(reasons(&status), "Accepted Verified Ready", "{mode}");
+        assert!(message(&status, ConditionType::Programmed).contains(says), "{status:?}");
+        assert_eq!(
+            (&status.hash, &status.applied_hash, &status.addresses),
+            (&before.hash, &before.hash, &before.addresses)
+        );
+    }
+}
+
+#[test]
+fn an_edit_that_waits_is_told_beside_what_the_kernels_hold() {
+    for (mode, reason) in [("Paused", "Paused"), ("Plan", "Planned")] {
+        let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
+        let before = fresh(&mut scene, "a", &[]);
+        with_mode(&mut scene, mode, 3307);
+        let status = fresh(&mut scene, "a", &[]);
+        assert_eq!(reasons(&status), format!("Accepted {reason} {reason}"));
+        assert!(message(&status, ConditionType::Programmed).contains("set spec.mode to Apply"), "{status:?}");
+        assert_ne!(status.hash, before.hash);
+        assert_eq!((&status.applied_hash, &status.addresses), (&before.hash, &before.addresses));
+        assert_eq!(counts(&status), [2, 2, 0, 0], "what is kept is there");
+        with_mode(&mut scene, "Apply", 3307);
+        let applied = fresh(&mut scene, "a", &[]);
+        assert_eq!((reasons(&applied).as_str(), &applied.applied_hash), ("Accepted Verified Ready", &status.hash));
+    }
+}
+
+#[test]
+fn an_edit_that_would_be_refused_says_that_apply_closes_the_forward() {
+    for (mode, reason) in [("Paused", "Paused"), ("Plan", "Planned")] {
+        let mut scene = Scene::settled(&["gw1"], &[("a", 3306), ("b", 3307)]);
+        with_mode(&mut scene, mode, 3307);
+        let status = fresh(&mut scene, "a", &[]);
+        assert_eq!(reasons(&status), format!("PortConflict {reason} PortConflict"));
+        assert!(
+            message(&status, ConditionType::Programmed).contains("it would be refused, and taken off"),
+            "{status:?}"
+        );
+        assert_eq!((status.hash, status.applied_hash.is_some()), (None, true));
+    }
+}
+
+#[test]
+fn one_that_was_never_carried_says_so_and_is_on_no_address() {
+    for (mode, reason) in [("Paused", "Paused"), ("Plan", "Planned")] {
+        let mut scene = Scene::with_nodes(&["gw1"]);
+        let mut object = forward("a", 3306);
+        object["spec"]["mode"] = mode.into();
+        scene.see(object);
+        scene.settle();
+        let status = fresh(&mut scene, "a", &[]);
+        assert_eq!(reasons(&status), format!("Accepted {reason} {reason}"));
+        assert!(message(&status, ConditionType::Programmed).contains("holds no port"), "{status:?}");
+        assert_eq!((status.addresses, status.applied_hash), (vec![], None));
+        assert_eq!(scene.forward("a")["metadata"]["finalizers"], json!(["example.com/other"]), "nothing to wait for");
+    }
+}
+
+#[test]
+fn what_was_kept_and_is_not_allowed_any_more_goes_and_says_why() {
+    let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
+    with_mode(&mut scene, "Paused", 3306);
+    let mut pool = crate::fixture::pool("default");
+    pool["spec"]["grants"][0]["targetCIDRs"] = json!(["10.99.0.0/16"]);
+    scene.see(pool);
+    let status = fresh(&mut scene, "a", &[]);
+    assert_eq!(reasons(&status), "NotGranted NotGranted NotGranted");
+    assert!(message(&status, ConditionType::Programmed).contains("being taken off"), "{status:?}");
+    scene.settle();
+    assert_eq!(fresh(&mut scene, "a", &[]).applied_hash, None);
+}
+
+#[test]
+fn a_plan_shows_each_change_once_with_its_nodes_and_awaits_the_others() {
+    let mut scene = Scene::settled(&["gw1", "gw2", "gw3"], &[("a", 3306)]);
+    with_mode(&mut scene, "Plan", 3307);
+    let hash = fresh(&mut scene, "a", &[]).hash.unwrap();
+    tells(&mut scene, "gw1", &hash, "+ one\n");
+    tells(&mut scene, "gw2", "v1:of-an-older-plan", "+ stale\n");
+    tells(&mut scene, "gw3", &hash, "+ one\n");
+    let status = fresh(&mut scene, "a", &[]);
+    let shown = |status: &PortForwardStatus| -> Vec<String> {
+        status.plan.iter().map(|p| format!("{} {} {}", p.nodes.join(","), p.nodes_total, p.change.trim())).collect()
+    };
+    assert_eq!(shown(&status), ["gw1,gw3 2 + one"]);
+    assert!(message(&status, ConditionType::Programmed).contains("waiting for gw2"), "{status:?}");
+    tells(&mut scene, "gw2", &hash, "+ two\n");
+    let status = fresh(&mut scene, "a", &[]);
+    assert_eq!(shown(&status), ["gw1,gw3 2 + one", "gw2 1 + two"]);
+    assert!(message(&status, ConditionType::Programmed).contains("status.plan shows"), "{status:?}");
+    assert_eq!(shown(&fresh(&mut scene, "a", &["gw2"])), ["gw1,gw3 2 + one"], "a silent agent's word may be old");
+    with_mode(&mut scene, "Paused", 3307);
+    assert_eq!(shown(&fresh(&mut scene, "a", &[])), [""; 0]);
 }

@@ -14,7 +14,7 @@ fn slice(name: &str, hash: &str) -> Write {
     Write::Slice(
         name.into(),
         Some("1".into()),
-        ForwardSliceSpec { pool: "default".into(), hash: hash.into(), forwards: Vec::new() },
+        ForwardSliceSpec { pool: "default".into(), hash: hash.into(), forwards: Vec::new(), planned: Vec::new() },
     )
 }
 

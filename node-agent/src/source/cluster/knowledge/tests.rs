@@ -14,7 +14,13 @@ fn one(name: &str, port: u16) -> SliceForward {
 
 fn slice(forwards: &[SliceForward]) -> Decoded {
     let entries = forwards.iter().cloned().map(Entry::Understood).collect();
-    Decoded { generation: 1, pool: "default".to_owned(), hash: slice_hash(forwards), forwards: entries }
+    Decoded {
+        generation: 1,
+        pool: "default".to_owned(),
+        hash: slice_hash(forwards),
+        forwards: entries,
+        planned: Vec::new(),
+    }
 }
 
 fn list(slices: &[(&str, &[SliceForward])]) -> BTreeMap<String, Result<Decoded, String>> {
@@ -204,6 +210,7 @@ fn a_forward_that_is_not_understood_keeps_its_previous_version_if_it_had_one() {
             Entry::Understood(one("b", 9001)),
             unsupported("never-seen", "uid"),
         ],
+        planned: Vec::new(),
     };
     knowledge.slice_is("s0", Ok(content.clone()));
     let slice = knowledge.intents().unwrap().slices.remove("s0").unwrap();
@@ -221,4 +228,20 @@ fn a_forward_that_is_not_understood_keeps_its_previous_version_if_it_had_one() {
     next.slice_is("s1", Ok(content));
     let kept = &next.intents().unwrap().slices["s0"].forwards[0];
     assert_eq!((kept.intent.ports[0].port, &kept.hash), (8000, &intent_hash(&kept.intent)));
+}
+
+#[test]
+fn a_plan_is_known_with_its_slice_and_goes_with_it() {
+    let mut knowledge = informed();
+    let planned =
+        |knowledge: &Knowledge| -> Vec<SliceForward> { knowledge.intents().unwrap().planned().cloned().collect() };
+    knowledge.slice_is("s1", Ok(Decoded { planned: vec![one("c", 8002)], ..slice(&[]) }));
+    assert_eq!(planned(&knowledge), [one("c", 8002)]);
+    assert_eq!(shape(&knowledge), shaped(&[("s0", &["a", "b"]), ("s1", &[])]));
+    knowledge.slice_is_gone("s1");
+    assert_eq!(planned(&knowledge), []);
+    // One that vanishes with forwards in it keeps those, but nobody asks any more.
+    knowledge.slice_is("s0", Ok(Decoded { planned: vec![one("c", 8002)], ..slice(&[one("a", 8000)]) }));
+    knowledge.slice_is_gone("s0");
+    assert_eq!((planned(&knowledge), shape(&knowledge)), (vec![], shaped(&[("s0", &["a"])])));
 }

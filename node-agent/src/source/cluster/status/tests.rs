@@ -16,6 +16,7 @@ struct Scene {
     knowledge: Knowledge,
     intents: Intents,
     draining: Draining,
+    plans: Option<Vec<PlannedChange>>,
 }
 
 fn scene(change: impl Fn(&mut serde_json::Value)) -> Scene {
@@ -27,7 +28,7 @@ fn scene(change: impl Fn(&mut serde_json::Value)) -> Scene {
     knowledge.node_is_listed();
     knowledge.slices_are("default", [("s0".to_owned(), decode(spec, 4))].into());
     let intents = knowledge.intents().unwrap();
-    Scene { knowledge, intents, draining: Draining::new() }
+    Scene { knowledge, intents, draining: Draining::new(), plans: None }
 }
 
 fn at(second: i64) -> Time {
@@ -48,6 +49,7 @@ impl Scene {
                 source_addresses: &["10.30.1.78".parse().unwrap()],
                 draining: &self.draining,
                 last_drift: None,
+                plans: self.plans.as_deref(),
                 generation: Some(7),
                 now: &at(1),
             },
@@ -219,4 +221,40 @@ fn the_last_drift_outlives_a_restart() {
     let drift = Drift { time: at(0), message: "nat SALLY-MT".to_owned() };
     let previous = GatewayNodeStatus { last_drift: Some(drift.clone()), ..GatewayNodeStatus::default() };
     assert_eq!(scene.status(&previous, None, &verified()).last_drift, Some(drift));
+}
+
+#[test]
+fn a_plan_is_told_while_it_is_one_and_is_bounded() {
+    let plan = |scene: &Scene, lines: usize| PlannedChange {
+        forward: scene.intents.planned().next().unwrap().r#ref.clone(),
+        hash: scene.intents.planned().next().unwrap().hash.clone(),
+        change: "+ -A SALLY-MT -j DNAT\n".repeat(lines),
+    };
+    let mut scene = scene(|spec| {
+        let forward = spec["forwards"].as_array_mut().unwrap().pop().unwrap();
+        spec["planned"] = json!([forward, { "newer": true }]);
+    });
+    scene.plans = Some(vec![plan(&scene, 2)]);
+    let status = scene.good();
+    assert_eq!(status.plans.len(), 1);
+    assert_eq!(status.plans[0].r#ref.name, "b");
+    assert_eq!(status.plans[0].change, "+ -A SALLY-MT -j DNAT\n+ -A SALLY-MT -j DNAT\n");
+
+    // After a restart what was told before stays until it is known again.
+    scene.plans = None;
+    assert_eq!(scene.status(&status, Some(&scene.intents), &verified()).plans, status.plans);
+
+    scene.plans = Some(vec![plan(&scene, 1000)]);
+    let told = &scene.good().plans[0].change;
+    let lines = told.lines().count() - 1;
+    assert!(told.len() <= MAX_PLAN_TEXT && told.ends_with(&format!("# and {} more lines\n", 1000 - lines)), "{told}");
+    assert!(lines > 100);
+
+    scene.plans = Some(vec![PlannedChange { hash: "v1:older".into(), ..plan(&scene, 1) }]);
+    assert_eq!(scene.good().plans, []);
+    scene.plans = Some(vec![plan(&scene, 1)]);
+    scene.intents.slices.clear();
+    assert_eq!(scene.good().plans, [], "the plan is gone");
+    scene.plans = None;
+    assert_eq!(scene.status(&status, None, &verified()).plans, []);
 }

@@ -1,0 +1,94 @@
+//! What a pass would do, without doing it.
+
+use sallyport_api::forward_slice::{ForwardRef, SliceForward};
+use sallyport_api::names::MARK_OURS;
+use sallyport_engine::Engine;
+use sallyport_ruleset::compile::{Failure, compile};
+use sallyport_ruleset::diff::diff;
+use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::flow::Allowed;
+use sallyport_ruleset::plan::{Batch, plan};
+
+use crate::converge::{Converger, Error, chain_of, not_forwarded};
+use crate::state::Intents;
+
+/// What a pass would do.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    /// The rules that it would load.
+    pub batch: Batch,
+    /// Families whose forwarding it would turn on.
+    pub families: Vec<Family>,
+    /// Connections that it would end.
+    pub ended: usize,
+    /// Forwards that would have no rules, and why.
+    pub failures: Vec<Failure>,
+}
+
+/// What would change for a forward that is only planned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedChange {
+    /// Which forward.
+    pub forward: ForwardRef,
+    /// Hash of its intent.
+    pub hash: String,
+    /// The rules that would go and come, a line each, for people.
+    pub change: String,
+}
+
+impl<E: Engine> Converger<E> {
+    /// What a pass would do.
+    pub async fn preview(&mut self, intents: &Intents, local: &[LocalAddress], now: i64) -> Result<Preview, Error> {
+        let forwards = intents.forwards();
+        let compiled = compile(&intents.node, &forwards, local, now);
+        self.at = now;
+        let installed = self.observe().await?;
+        let batch = plan(&compiled.ruleset, installed, false);
+        let families = not_forwarded(&self.forwarded(&compiled)?, intents.node.ip_forward)?;
+        let allowed = Allowed::new(&compiled, &forwards);
+        let ended = match self.engine.conntrack()? {
+            Some(conntrack) => {
+                conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count()
+            }
+            None => 0,
+        };
+        Ok(Preview { batch, families, ended, failures: compiled.failures })
+    }
+
+    /// What would change if each forward that is only planned were applied, it alone, to what the last pass or preview
+    /// found. `None` if somebody has changed something since: that is for a pass to see first.
+    pub fn plans(&mut self, intents: &Intents, local: &[LocalAddress]) -> Result<Option<Vec<PlannedChange>>, Error> {
+        if intents.planned().next().is_none() {
+            return Ok(Some(Vec::new()));
+        }
+        let known = self.known && !self.engine.moved()?;
+        let Some(installed) = self.installed.as_ref().filter(|_| known) else { return Ok(None) };
+        let forwards = intents.forwards();
+        let mut plans = Vec::new();
+        for planned in intents.planned() {
+            let others = forwards.iter().copied().filter(|forward| forward.uid != planned.uid);
+            let with_it: Vec<&SliceForward> = others.chain([planned]).collect();
+            let compiled = compile(&intents.node, &with_it, local, self.at);
+            let mut change = diff(&plan(&compiled.ruleset, installed, self.rivalry.yields()), installed);
+            let forwarding = self.forwarded(&compiled)?;
+            match not_forwarded(&forwarding, intents.node.ip_forward) {
+                Ok(families) => change.extend(families.into_iter().map(would_turn_on)),
+                Err(error) => change.push_str(&format!("# {}\n", chain_of(&error))),
+            }
+            if let Some(failure) = compiled.failures.iter().find(|failure| failure.forward == planned.r#ref) {
+                change.push_str(&format!("# it would fail here: {} ({:?})\n", failure.message, failure.reason));
+            } else if change.is_empty() {
+                change.push_str("# no rule comes or goes here\n");
+            }
+            plans.push(PlannedChange { forward: planned.r#ref.clone(), hash: planned.hash.clone(), change });
+        }
+        Ok(Some(plans))
+    }
+}
+
+/// A line that says so.
+#[must_use]
+pub fn would_turn_on(family: Family) -> String {
+    format!("# would turn on forwarding of {family} packets\n")
+}

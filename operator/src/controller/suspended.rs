@@ -1,0 +1,131 @@
+//! The status of forwards whose spec is not to be applied: what is kept for them, and what `Apply` would change.
+//!
+//! Pure. What keeps a forward from being acceptable is not here: its verdict says that, as for all others.
+
+use std::collections::BTreeMap;
+
+use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
+use sallyport_api::gateway_node::NodePlan;
+use sallyport_api::names::{MAX_PLAN_ENTRIES, MAX_PLANS};
+use sallyport_api::port_forward::PlannedChange;
+use sallyport_api::{Mode, Reason};
+
+use crate::controller::status::{Gateway, Subject, names};
+
+/// What the slices hold for a forward.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held<'a> {
+    /// What is carried for it, and the pool whose nodes carry that.
+    pub forward: Option<(&'a str, &'a SliceForward)>,
+    /// Whether the agents are asked what it would change.
+    pub planned: bool,
+}
+
+/// What the slices hold for each forward, by its uid.
+pub fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Held<'_>> {
+    let mut all: BTreeMap<&str, Held<'_>> = BTreeMap::new();
+    for slice in slices.values() {
+        for forward in &slice.forwards {
+            all.entry(&forward.uid).or_default().forward = Some((&slice.pool, forward));
+        }
+        for forward in &slice.planned {
+            all.entry(&forward.uid).or_default().planned = true;
+        }
+    }
+    all
+}
+
+/// Where a forward stands that is not to be applied, and is carried or could be.
+#[derive(Clone, Debug)]
+pub struct Standing<'a> {
+    /// `Plan` or `Paused`.
+    pub mode: Mode,
+    /// Hash of what its spec asks, if that is acceptable.
+    pub want: Option<&'a str>,
+    /// Hash of what is kept for it.
+    pub held: Option<&'a str>,
+    /// Whether some kernel was read back with anything of it.
+    pub carried: bool,
+    /// Where what is kept for it stands.
+    pub kept: (Reason, String),
+}
+
+impl Standing<'_> {
+    /// Its condition `Programmed`.
+    pub fn programmed(self, subject: &Subject<'_>, plan: &[PlannedChange]) -> (Reason, String) {
+        let (reason, message) = self.kept;
+        let word = if self.mode == Mode::Plan { "planned" } else { "paused" };
+        if self.held.is_some() && self.held == self.want {
+            let rest = match self.mode {
+                Mode::Plan => "mode Plan: Apply would change nothing, and edits are only shown",
+                _ => "paused, so edits wait until spec.mode is Apply",
+            };
+            return (reason, format!("{message}; {rest}"));
+        }
+        let now = match self.held {
+            Some(_) => format!("{word}: the gateways keep what they carry ({message})"),
+            None if self.carried => format!("{word}, and not allowed as it was: it is being taken off the gateways"),
+            None => format!("{word}: no gateway carries it and it holds no port"),
+        };
+        let apply = match self.want {
+            None => "undo the edit: with mode Apply it would be refused, and taken off the gateways".to_owned(),
+            Some(want) if self.mode == Mode::Plan => {
+                format!("{}; set spec.mode to Apply to program this spec", shown(subject, want, plan))
+            }
+            Some(_) => "set spec.mode to Apply to program this spec".to_owned(),
+        };
+        let reason = if self.mode == Mode::Plan { Reason::Planned } else { Reason::Paused };
+        (reason, format!("{now}; {apply}"))
+    }
+}
+
+/// How much of the plan is there to see.
+fn shown(subject: &Subject<'_>, want: &str, plan: &[PlannedChange]) -> String {
+    if !subject.held.planned {
+        return format!(
+            "the agents look at {MAX_PLANS} plans of a pool at a time, and this one is not among them, so only the verdict is known"
+        );
+    }
+    let waiting = subject.asked.iter().filter(|gateway| of_node(gateway, subject, want).is_none());
+    let waiting: Vec<&str> = waiting.map(|gateway| gateway.name).collect();
+    if waiting.is_empty() && plan.is_empty() {
+        return "the pool has no gateway".to_owned();
+    }
+    if waiting.is_empty() {
+        return "status.plan shows what Apply would change".to_owned();
+    }
+    format!(
+        "waiting for {} to say what Apply would change there; an agent older than the operator cannot say it",
+        names(&waiting)
+    )
+}
+
+/// What `Apply` would change, equal changes once.
+pub fn plan(subject: &Subject<'_>, want: Option<&str>) -> Vec<PlannedChange> {
+    let Some(want) = want.filter(|_| subject.held.planned) else { return Vec::new() };
+    let mut plan: Vec<PlannedChange> = Vec::new();
+    for gateway in subject.asked {
+        let Some(told) = of_node(gateway, subject, want) else { continue };
+        match plan.iter_mut().find(|change| change.change == told.change) {
+            Some(same) => {
+                if same.nodes.len() < MAX_PLAN_ENTRIES {
+                    same.nodes.push(gateway.name.to_owned());
+                }
+                same.nodes_total += 1;
+            }
+            None => plan.push(PlannedChange {
+                nodes: vec![gateway.name.to_owned()],
+                nodes_total: 1,
+                change: told.change.clone(),
+            }),
+        }
+    }
+    plan.truncate(MAX_PLAN_ENTRIES);
+    plan
+}
+
+/// What a node says about the plan of this hash; what a silent one said may not be so any more.
+fn of_node<'a>(gateway: &Gateway<'a>, subject: &Subject<'_>, hash: &str) -> Option<&'a NodePlan> {
+    let report = gateway.report().filter(|_| !gateway.silent)?;
+    report.plans.iter().find(|told| told.r#ref == *subject.key && told.hash == hash)
+}
