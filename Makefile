@@ -33,7 +33,7 @@ down: ## take that cluster away
 	@$(E2E) down
 
 demo-standalone: ## the origin story with real programs on a lone gateway (root)
-	cargo build --quiet --workspace --bins
+	cargo build --workspace --bins
 	@$(E2E) demo-standalone
 
 bench: ## measure, compare with the goals, print a table (root)

@@ -36,8 +36,7 @@ pub fn run() -> Result<()> {
     demo.story.chapter("installed once more, to look around");
     demo.install()?;
     story.end();
-    look_around(&cluster);
-    Ok(())
+    look_around(&cluster)
 }
 
 /// Tells the story in a cluster where nothing of ours is installed.
@@ -152,19 +151,22 @@ impl Demo<'_> {
     }
 }
 
-fn look_around(cluster: &Cluster) {
+fn look_around(cluster: &Cluster) -> Result<()> {
+    let programs = crate::binaries::ensure(&["kubectl", "helm"])?;
     let gateway = cluster.gateways.first().map_or("", |gateway| gateway.ip.as_str());
     note(&format!(
         "
 The cluster is still there. To look around:
-  export KUBECONFIG={kubeconfig}
+  export KUBECONFIG={kubeconfig} PATH={programs}:$PATH   # its kubectl and helm
   kubectl get pf,gatewaypools,gatewaynodes,forwardslices -A
   kubectl -n {NAMESPACE} logs ds/sallyport-node-agent
   docker exec sallyport-worker iptables-save | grep SALLY
   docker exec sallyport-app1 mariadb -h {gateway} -u app --password=seaworthy -t -e '{QUERY}'
   make down                  # takes all of it away",
         kubeconfig = cluster.kubeconfig().display(),
+        programs = programs.display(),
     ));
+    Ok(())
 }
 
 fn words(line: &str) -> Vec<String> {

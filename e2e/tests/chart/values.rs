@@ -163,6 +163,15 @@ fn collect_maps(pointer: String, value: &Value, into: &mut Vec<String>) {
     }
 }
 
+/// Values with one grant that has these fields.
+fn of_grant(fields: &Value) -> Value {
+    let mut grant = json!({ "name": "a", "namespaceSelector": {} });
+    for (key, value) in fields.as_object().into_iter().flatten() {
+        grant[key] = value.clone();
+    }
+    json!({ "defaultPool": { "grants": [grant] } })
+}
+
 #[test]
 fn impossible_values_are_refused_with_what_to_do() -> Result<()> {
     let grant = json!({ "name": "twin", "namespaceSelector": {} });
@@ -179,6 +188,17 @@ fn impossible_values_are_refused_with_what_to_do() -> Result<()> {
         (json!({ "defaultPool": { "reservedPorts": [{ "port": 70_000 }] } }), "/defaultPool/reservedPorts/0/port"),
         (json!({ "defaultPool": { "listen": { "addresses": [{ "type": "CIDR" }] } } }), "'value'"),
         (json!({ "defaultPool": { "grants": [grant, grant] } }), "there are two grants named twin"),
+        (
+            of_grant(&json!({ "ports": [{ "port": 3306, "endPort": 3300 }] })),
+            "grant a: endPort 3300 is below port 3306",
+        ),
+        (of_grant(&json!({ "targetCIDRs": ["10.30.1.0/33"] })), "/defaultPool/grants/0/targetCIDRs/0"),
+        (of_grant(&json!({ "targetCIDRs": ["10.30.1.256/32"] })), "/defaultPool/grants/0/targetCIDRs/0"),
+        (of_grant(&json!({ "sourceCIDRs": ["fd00::/129"] })), "/defaultPool/grants/0/sourceCIDRs/0"),
+        (
+            json!({ "defaultPool": { "reservedPorts": [{ "port": 9, "endPort": 8 }] } }),
+            "reservedPorts: endPort 8 is below port 9",
+        ),
         (
             json!({ "defaultPool": { "nodeSelector": { "matchLabels": { "sallyport.dev/gateway": null } } } }),
             "give it matchLabels or matchExpressions",
