@@ -60,11 +60,12 @@ impl<'a> Lingering<'a> {
         lingering
     }
 
-    /// A claim of somebody other than `uid` that overlaps `claim`.
+    /// The part of `claim` that somebody other than `uid` has too.
     fn conflict(&self, claim: &Claim, uid: &str) -> Option<Claim> {
         let (first, last) = claim.ports();
         let near = self.by_port.range(first.saturating_sub(self.longest)..=last).flat_map(|(_, claims)| claims);
-        near.filter(|(_, owner)| *owner != uid).map(|(held, _)| *held).find(|held| held.overlaps(claim))
+        let mut others = near.filter(|(held, owner)| *owner != uid && held.overlaps(claim));
+        others.next().map(|(held, _)| claim.shared_with(held))
     }
 }
 
@@ -207,7 +208,8 @@ impl Quota<'_> {
 }
 
 fn conflict(loser: &Contender<'_>, claim: Claim, holder: &Forward) -> Problem {
-    // Other namespaces' objects may be unreadable for the loser, so their names are not told.
+    // Other namespaces' objects may be unreadable for the loser: of them no name is told, and no port or address that the
+    // loser did not name itself.
     let holder = if holder.key.namespace == loser.forward.key.namespace {
         format!("PortForward {}", holder.key.name)
     } else {

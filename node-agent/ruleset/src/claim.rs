@@ -61,6 +61,11 @@ impl Claim {
             && (self.address.is_none() || other.address.is_none() || self.address == other.address)
     }
 
+    /// The ports of this claim that `other`, which overlaps it, wants too. Of the address of `other` it tells nothing.
+    pub(crate) fn shared_with(self, other: &Self) -> Self {
+        Self { first: self.first.max(other.first), last: self.last.min(other.last), ..self }
+    }
+
     /// Whether this claim lies wholly inside `other`.
     pub(crate) fn is_within(&self, other: &Self) -> bool {
         self.overlaps(other)
@@ -96,7 +101,7 @@ impl<Owner> Default for ClaimTable<Owner> {
 }
 
 impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
-    /// The first claim of somebody other than `owner` that overlaps one of `wanted`, with its owner.
+    /// The first of `wanted` that overlaps a claim of somebody other than `owner`, as far as it does, and who that is.
     pub fn conflict(&self, wanted: &[Claim], owner: Owner) -> Option<(Claim, Owner)> {
         wanted.iter().find_map(|claim| {
             let addresses = self.scopes.get(&(claim.family, claim.protocol))?;
@@ -105,9 +110,10 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
                 ports
                     .range(..=claim.last)
                     .rev()
-                    .map(|(_, held)| *held)
+                    .map(|(_, held)| held)
                     .take_while(|(held, _)| held.last >= claim.first)
                     .find(|(held, by)| *by != owner && held.overlaps(claim))
+                    .map(|(held, by)| (claim.shared_with(held), *by))
             })
         })
     }

@@ -14,11 +14,11 @@ use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
 use sallyport_api::port_forward::{Mode, OnTargetRemoved, PortForwardSpec, Protocol, SourceNatMode};
 use sallyport_ruleset::compile::compile;
-use sallyport_ruleset::decide::{Decision, Forward, Verdict};
+use sallyport_ruleset::decide::{Decision, Forward, Leaving, Verdict};
 use sallyport_ruleset::digest::intent_hash;
 use sallyport_ruleset::rule::{Rules, Ruleset};
 use sallyport_ruleset::slice::cut;
-use sallyport_ruleset::validate::validate;
+use sallyport_ruleset::validate::{Problem, validate};
 
 #[path = "support/scene.rs"]
 mod scene;
@@ -219,6 +219,49 @@ proptest! {
                 for problem in problems {
                     prop_assert!(problem.field.starts_with("spec"), "{key}: {problem}");
                     prop_assert!(problem.message.len() > 20, "{key}: {problem}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_tells_nothing_of_another_namespace(
+        specs in vec((0..3_usize, spec()), 2..10),
+        leaving in vec(any::<bool>(), 10),
+    ) {
+        let tenants = ["alpha", "bravo", "charlie"];
+        let mut scene = scene(&[], &LISTEN);
+        for (number, (tenant, spec)) in specs.iter().enumerate() {
+            let mut forward = forward(number, spec);
+            forward.key.namespace = tenants[*tenant].to_owned();
+            forward.key.name = format!("{}-private-{number}", tenants[*tenant]);
+            scene.forwards.push(forward);
+        }
+        // Some of those who hold a port have just been deleted, and the nodes may still carry them.
+        let held = scene.decide();
+        scene.leaving = (held.slices.values().flat_map(|slice| &slice.forwards))
+            .zip(&leaving)
+            .filter(|(_, leaving)| **leaving)
+            .map(|(forward, _)| {
+                scene.forwards.retain(|other| other.uid != forward.uid);
+                Leaving { pool: "default".into(), uid: forward.uid.clone(), intent: forward.intent.clone().into() }
+            })
+            .collect();
+        for (key, verdict) in scene.decide().forwards {
+            let Verdict::Refused(problems) = verdict else { continue };
+            let own = &scene.forwards.iter().find(|forward| forward.key == key).unwrap().spec;
+            let text = serde_json::to_string(&**own).unwrap();
+            let asked: BTreeSet<i32> = cells(own).into_iter().map(|(_, _, port)| port).collect();
+            for Problem { message, .. } in &problems {
+                for other in tenants.iter().filter(|name| **name != key.namespace) {
+                    prop_assert!(!message.contains(other), "{key} is told of {other}: {message}");
+                }
+                for address in LISTEN.iter().filter(|address| !text.contains(**address)) {
+                    prop_assert!(!message.contains(address), "{key} is told of {address}: {message}");
+                }
+                let Some(ports) = message.strip_prefix("port ").and_then(|rest| rest.split('/').next()) else { continue };
+                for port in ports.split('-').map(|port| port.parse().unwrap()) {
+                    prop_assert!(asked.contains(&port), "{key} is told of port {port}: {message}");
                 }
             }
         }
