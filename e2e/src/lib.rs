@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod lab;
 pub mod manifest;
 pub mod packages;
+pub mod permissions;
 pub mod program;
 pub mod runner;
 pub mod snapshot;

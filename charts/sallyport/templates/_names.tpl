@@ -8,9 +8,30 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }}
 {{- end }}
 
-{{/* An image's name with its tag. Argument: a dict of `root` and `image`. */}}
+{{/* An image's name with its digest, or else its tag. Argument: a dict of `root` and `image`. */}}
 {{- define "sallyport.image" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
 {{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{/*
+The binding of an admission policy to the whole cluster, which denies what the policy refuses. Arguments: a dict of `name`,
+the policy's, and `labels`.
+*/}}
+{{- define "sallyport.policyBinding" -}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- .labels | nindent 4 }}
+spec:
+  policyName: {{ .name }}
+  validationActions: [Deny, Audit]
 {{- end }}
 
 {{/* What no container of the operator's image may do. */}}

@@ -67,20 +67,27 @@ fn pods_of_the_operator_are_restricted() -> Result<()> {
 }
 
 #[test]
-fn images_have_the_version_of_the_application_unless_a_tag_is_given() -> Result<()> {
+fn images_have_the_version_of_the_application_unless_a_tag_or_a_digest_is_given() -> Result<()> {
+    let image = |tag: &str, digest: &str| json!({ "image": { "tag": tag, "digest": digest } });
+    let [one, other] = ["1a", "2b"].map(|byte| format!("sha256:{}", byte.repeat(32)));
     let version = env!("CARGO_PKG_VERSION");
     for (values, operator, agent) in [
-        (json!({}), version, version),
-        (json!({ "operator": { "image": { "tag": "o" } }, "agent": { "image": { "tag": "a" } } }), "o", "a"),
+        (json!({}), format!(":{version}"), format!(":{version}")),
+        (json!({ "operator": image("o", ""), "agent": image("a", "") }), ":o".to_owned(), ":a".to_owned()),
+        (json!({ "operator": image("o", &one), "agent": image("", &other) }), format!("@{one}"), format!("@{other}")),
     ] {
         let objects = helm::objects(&helm::render(&values)?)?;
         let deployment = object(&objects, "Deployment", "sallyport-operator")?;
         for workload in [deployment, object(&objects, "Job", "sallyport-uninstall")?] {
             let image = &workload["spec"]["template"]["spec"]["containers"][0]["image"];
-            ensure!(*image == format!("sallyport/operator:{operator}"), "{image}");
+            ensure!(*image == format!("sallyport/operator{operator}"), "{image}");
         }
-        let agent = format!("--agent-image=sallyport/node-agent:{agent}");
-        ensure!(arguments(deployment).contains(&agent.as_str()), "no {agent} in {:?}", arguments(deployment));
+        let agent = format!("sallyport/node-agent{agent}");
+        let told = format!("--agent-image={agent}");
+        ensure!(arguments(deployment).contains(&told.as_str()), "no {told} in {:?}", arguments(deployment));
+        // The image that the operator is told is the only one that it may run.
+        let policy = object(&objects, "ValidatingAdmissionPolicy", "sallyport-operator-daemonsets")?;
+        ensure!(policy["spec"].to_string().contains(&format!("image == '{agent}'")), "{policy}");
     }
     Ok(())
 }
@@ -113,7 +120,7 @@ fn policies_deny_what_they_do_not_know_and_name_the_accounts_of_the_namespace() 
         ensure!(*binding == json!({ "policyName": name, "validationActions": ["Deny", "Audit"] }), "{name}: {binding}");
         policies += 1;
     }
-    ensure!(policies == 3, "{policies} policies");
+    ensure!(policies == 5, "{policies} policies");
     Ok(())
 }
 

@@ -1,47 +1,12 @@
-//! What the programs may do, as a table: a role that is widened, or bound to somebody else, fails here.
+//! The roles of the chart: a role that is widened, or bound to somebody else, fails here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
+use sallyport_e2e::permissions::{PERMISSIONS, account};
 use serde_json::{Value, json};
 
 use crate::helm::{self, NAMESPACE};
-
-/// Role, API group, resource (with the names that it is limited to), verbs.
-const PERMISSIONS: &[(&str, &str, &str, &str)] = &[
-    ("ClusterRole sallyport-node-agent", "sallyport.dev", "gatewaynodes", "get list watch"),
-    ("ClusterRole sallyport-node-agent", "sallyport.dev", "gatewaynodes/status", "patch"),
-    ("ClusterRole sallyport-node-agent", "sallyport.dev", "forwardslices", "get list watch"),
-    ("Role sallyport-system/sallyport-node-agent", "coordination.k8s.io", "leases", "create get patch update"),
-    ("ClusterRole sallyport-operator", "sallyport.dev", "portforwards", "get list patch update watch"),
-    ("ClusterRole sallyport-operator", "sallyport.dev", "portforwards/status", "patch update"),
-    ("ClusterRole sallyport-operator", "sallyport.dev", "gatewaypools", "create get list patch watch"),
-    ("ClusterRole sallyport-operator", "sallyport.dev", "gatewaypools/status", "patch"),
-    ("ClusterRole sallyport-operator", "sallyport.dev", "forwardslices", "create delete get list patch update watch"),
-    ("ClusterRole sallyport-operator", "sallyport.dev", "gatewaynodes", "create delete get list patch update watch"),
-    ("ClusterRole sallyport-operator", "", "nodes", "get list patch watch"),
-    ("ClusterRole sallyport-operator", "", "namespaces", "get list watch"),
-    ("ClusterRole sallyport-operator", "apiextensions.k8s.io", "customresourcedefinitions", "list watch"),
-    (
-        "ClusterRole sallyport-operator",
-        "apiextensions.k8s.io",
-        "customresourcedefinitions forwardslices.sallyport.dev gatewaynodes.sallyport.dev gatewaypools.sallyport.dev \
-         portforwards.sallyport.dev",
-        "get",
-    ),
-    ("ClusterRole sallyport-operator", "networking.k8s.io", "servicecidrs", "get list watch"),
-    ("ClusterRole sallyport-operator", "events.k8s.io", "events", "create patch"),
-    ("Role default/sallyport-operator-api-server", "discovery.k8s.io", "endpointslices", "get list watch"),
-    ("Role sallyport-system/sallyport-operator", "apps", "daemonsets", "create list watch"),
-    ("Role sallyport-system/sallyport-operator", "apps", "daemonsets sallyport-node-agent", "delete get patch"),
-    ("Role sallyport-system/sallyport-operator", "apps", "deployments/scale sallyport-operator", "get patch"),
-    (
-        "Role sallyport-system/sallyport-operator",
-        "coordination.k8s.io",
-        "leases",
-        "create delete get list patch update watch",
-    ),
-];
 
 type Table = BTreeMap<(String, String, String), BTreeSet<String>>;
 
@@ -110,10 +75,9 @@ fn each_role_is_bound_to_the_one_account_that_it_is_for() -> Result<()> {
         let mut bound = BTreeSet::new();
         for binding in of_kind(binding_kind) {
             let name = binding["metadata"]["name"].as_str().context("a binding has a name")?;
-            let account = name.trim_end_matches("-api-server");
             let role = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": role_kind, "name": name });
             ensure!(binding["roleRef"] == role, "{}", binding["roleRef"]);
-            let subject = json!([{ "kind": "ServiceAccount", "name": account, "namespace": NAMESPACE }]);
+            let subject = json!([{ "kind": "ServiceAccount", "name": account(name), "namespace": NAMESPACE }]);
             ensure!(binding["subjects"] == subject, "{}", binding["subjects"]);
             bound.insert(title(role_kind, binding)?);
         }

@@ -35,12 +35,13 @@ pub fn full_pool() -> Value {
 
 /// Every value, by its JSON pointer, with another one that it may have.
 fn changes() -> Vec<(&'static str, Value)> {
-    let pool = full_pool();
+    let (pool, digest) = (full_pool(), format!("sha256:{}", "5a".repeat(32)));
     vec![
         ("/crds/install", json!(false)),
         ("/crds/keep", json!(false)),
         ("/operator/image/repository", json!("registry.example:5000/sallyport/operator")),
         ("/operator/image/tag", json!("1.2.3")),
+        ("/operator/image/digest", json!(digest)),
         ("/operator/image/pullPolicy", json!("Always")),
         ("/operator/replicas", json!(3)),
         ("/operator/resources/requests/cpu", json!("1")),
@@ -49,6 +50,7 @@ fn changes() -> Vec<(&'static str, Value)> {
         ("/operator/tolerations", json!([{ "key": "role", "operator": "Exists", "effect": "NoSchedule" }])),
         ("/agent/image/repository", json!("registry.example:5000/sallyport/node-agent")),
         ("/agent/image/tag", json!("1.2.3")),
+        ("/agent/image/digest", json!(digest)),
         ("/agent/image/pullPolicy", json!("Never")),
         ("/agent/privileged", json!(true)),
         ("/imagePullSecrets", json!([{ "name": "my-registry" }])),
@@ -179,6 +181,7 @@ fn impossible_values_are_refused_with_what_to_do() -> Result<()> {
         (json!({ "operator": { "replicas": 0 } }), "/operator/replicas"),
         (json!({ "operator": { "image": { "repository": "" } } }), "/operator/image/repository"),
         (json!({ "agent": { "image": { "tag": "a b" } } }), "/agent/image/tag"),
+        (json!({ "agent": { "image": { "digest": "sha256:5a" } } }), "/agent/image/digest"),
         (json!({ "agent": { "image": { "pullPolicy": "Sometimes" } } }), "'Always', 'IfNotPresent', 'Never'"),
         (json!({ "logFormat": "xml" }), "'text', 'json'"),
         (
