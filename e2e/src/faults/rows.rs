@@ -244,7 +244,7 @@ pub const ROWS: &[Row] = &[
             control_plane("bad_input_is_refused_with_words", "every_refusal_says_what_to_do_and_makes_no_rule"),
             control_plane(
                 "malformed_object_stops_nobody",
-                "object_of_a_looser_schema_is_named_and_all_others_are_served",
+                "hostile_objects_are_refused_by_schema_and_operator_and_all_others_are_served",
             ),
         ],
     },
@@ -254,7 +254,10 @@ pub const ROWS: &[Row] = &[
         promise: "the holder keeps it; its successor waits until no node carries it any more",
         tests: &[
             pure("no_port_is_given_twice_and_nobody_loses_what_they_hold"),
-            control_plane("port_conflict_has_one_winner", "holder_keeps_the_port_and_hands_it_over_when_deleted"),
+            control_plane(
+                "port_conflict_has_one_winner",
+                "of_a_hundred_at_once_one_wins_and_neither_restarts_nor_edits_evict_it",
+            ),
             control_plane("port_conflict_has_one_winner", "successor_waits_for_every_node"),
         ],
     },

@@ -53,6 +53,8 @@ pub struct ForwardReport {
     pub status: PortForwardStatus,
     /// Its status before.
     pub before: PortForwardStatus,
+    /// Whether its newest form cannot be read.
+    pub unreadable: bool,
 }
 
 /// What a write changes: two writes with the same target never run at once.
@@ -155,7 +157,7 @@ impl Write {
                 Ok(Box::new(|world| world.forwards.wrote(new)))
             }
             Self::ForwardStatus(report) => {
-                let ForwardReport { key, uid, status, .. } = *report;
+                let ForwardReport { key, uid, status, unreadable, .. } = *report;
                 let api = Api::<DeserializeGuard<PortForward>>::namespaced(client, &key.namespace);
                 let patch = json!({
                     "apiVersion": PortForward::api_version(&()),
@@ -163,7 +165,12 @@ impl Write {
                     "metadata": { "uid": uid },
                     "status": status,
                 });
-                let new = api.patch_status(&key.name, &apply, &Patch::Apply(&patch)).await?;
+                // Applying takes an object that is of its schema, which one that cannot be read is not.
+                let new = if unreadable {
+                    api.patch_status(&key.name, &merge, &Patch::Merge(&patch)).await?
+                } else {
+                    api.patch_status(&key.name, &apply, &Patch::Apply(&patch)).await?
+                };
                 Ok(Box::new(move |world| {
                     if new.0.is_err() {
                         world.told.insert(uid, status);

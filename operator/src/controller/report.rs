@@ -112,7 +112,8 @@ impl Reporter {
                 }
                 waiting.insert(key.clone(), Instant::now());
             }
-            reports.push(ForwardReport { key, uid, status: new, before: old });
+            let unreadable = entry.problem().is_some();
+            reports.push(ForwardReport { key, uid, status: new, before: old, unreadable });
         }
         self.progress = waiting;
         for (status, number) in &ready {

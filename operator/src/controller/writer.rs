@@ -36,6 +36,8 @@ struct Trouble {
     why: String,
     /// Somebody else was quicker; nothing is wrong.
     outdated: bool,
+    /// The API server takes no write of this object as it is.
+    invalid: bool,
 }
 
 /// What waits to be written and what is under way.
@@ -78,9 +80,9 @@ impl Writer {
         self.start();
     }
 
-    /// Whether nothing waits, is under way, or has failed.
+    /// Whether nothing waits, is under way, or has failed, apart from statuses that could not be told.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.busy.is_empty() && self.failed.is_empty()
+        self.waiting.is_empty() && self.busy.is_empty() && !self.failed.values().any(|failed| failed.write.matters())
     }
 
     /// When the next failed write may be tried again.
@@ -115,10 +117,14 @@ impl Writer {
         (answer, again)
     }
 
-    fn put_off(&mut self, subject: Subject, write: Write, Trouble { why, outdated }: Trouble) {
+    fn put_off(&mut self, subject: Subject, write: Write, Trouble { why, outdated, invalid }: Trouble) {
         let before = self.failed.remove(&subject);
         if !outdated && before.as_ref().is_none_or(|before| before.why != why) {
             tracing::warn!(%subject, why, "write failed; trying again");
+            if let (Write::ForwardStatus(report), true) = (&write, invalid) {
+                // Of an object on which a rule of its schema fails not even the status can be written: an Event can.
+                self.events.tell(report);
+            }
         }
         let wait = before.map_or(FIRST_WAIT, |before| (before.wait * 2).min(LONGEST_WAIT));
         self.failed.insert(subject, Failed { write, wait, until: Instant::now() + wait, why });
@@ -159,10 +165,13 @@ impl Writer {
                     Ok(Ok(answer)) => Ok(answer),
                     Ok(Err(kube::Error::Api(status))) => {
                         let outdated = status.is_conflict() || status.is_already_exists() || status.is_not_found();
-                        Err(Trouble { why: status.message.clone(), outdated })
+                        Err(Trouble { why: status.message.clone(), outdated, invalid: status.code == 422 })
                     }
-                    Ok(Err(error)) => Err(Trouble { why: error.to_string(), outdated: false }),
-                    Err(_) => Err(Trouble { why: "the API server did not answer in time".to_owned(), outdated: false }),
+                    Ok(Err(error)) => Err(Trouble { why: error.to_string(), outdated: false, invalid: false }),
+                    Err(_) => {
+                        let why = "the API server did not answer in time".to_owned();
+                        Err(Trouble { why, outdated: false, invalid: false })
+                    }
                 };
                 (subject, write, answer)
             }));

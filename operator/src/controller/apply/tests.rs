@@ -119,6 +119,7 @@ fn what_one_object_is_is_written_one_after_the_other() {
         uid: String::new(),
         status: PortForwardStatus::default(),
         before: PortForwardStatus::default(),
+        unreadable: false,
     };
     let status = Write::ForwardStatus(Box::new(report));
     let finalizers = Write::Finalizers(key, String::new(), vec![]);
@@ -169,6 +170,7 @@ async fn a_status_is_for_the_object_of_this_uid_only() {
         uid: "u".into(),
         status: PortForwardStatus::default(),
         before: PortForwardStatus::default(),
+        unreadable: false,
     };
     let (said, body) = sent(Write::ForwardStatus(Box::new(report))).await;
     assert!(said.starts_with("PATCH /apis/sallyport.dev/v1alpha1/namespaces/apps/portforwards/a/status?"), "{said}");
