@@ -1,8 +1,10 @@
 # The index of what can be done here. `make` lists it.
 TIERS ?= pure kernel control-plane cluster
+# Inputs of each target that `make fuzz` tries.
+RUNS ?= 1000000
 E2E = cargo run --quiet --package sallyport-e2e --
 
-.PHONY: help build check test generate images demo up down demo-standalone bench faults clean-labs
+.PHONY: help build check test generate images demo up down demo-standalone bench faults fuzz clean-labs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -42,6 +44,14 @@ bench: ## measure, compare with the goals, print a table (root)
 
 faults: ## do to Sallyport what it promises to live through, print a table of what was seen (root)
 	@$(E2E) faults
+
+fuzz: ## try RUNS inputs on what reads files and kernels, led by coverage (cargo-fuzz, a C++ compiler)
+	@cp Cargo.lock node-agent/fuzz/
+	@for target in manifests save; do \
+	  mkdir -p node-agent/fuzz/corpus/$$target && \
+	  (cd node-agent && cargo fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+	    -runs=$(RUNS) -max_len=4096 -timeout=10 -verbosity=0 -print_final_stats=1) || exit 1; \
+	done
 
 clean-labs: ## remove network namespaces left behind by runs that died
 	@$(E2E) sweep

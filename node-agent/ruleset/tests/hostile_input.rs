@@ -1,24 +1,19 @@
 //! Whatever strings and numbers come in, from users or from a forged slice: no rule but ours, and no panic.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::sync::LazyLock;
-
 use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use regex::RegexSet;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::port_forward::{OnTargetRemoved, Protocol, SourceNatMode};
 use sallyport_ruleset::compile::{Compiled, compile};
 use sallyport_ruleset::decide::Verdict;
 use sallyport_ruleset::digest::{intent_hash, short_id};
-use sallyport_ruleset::family::Family;
-use sallyport_ruleset::installed::{Installed, InstalledRuleset};
-use sallyport_ruleset::plan::{plan, render};
-use sallyport_ruleset::rule::Ruleset;
 
+#[path = "support/grammar.rs"]
+mod grammar;
 #[path = "support/kernel.rs"]
 mod kernel;
 #[path = "support/scene.rs"]
@@ -26,58 +21,12 @@ mod scene;
 #[path = "support/specs.rs"]
 mod specs;
 
-use kernel::Kernel;
 use scene::Scene;
 use specs::{LISTEN, forward, minimal, scene, spec};
 
-/// Each line that may stand in a batch, written down anew: nothing that a user wrote can look like one.
-static GRAMMAR: LazyLock<RegexSet> = LazyLock::new(|| {
-    let chain = r"SALLY-(?:PRE|POST|FWD|[MP][TU]?|[MP][TU]-\d{1,5}-\d{1,5}|[SD]-[0-9a-f]{16})";
-    let ip = r"(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f:]*:[0-9a-f:]*)";
-    let port = r"\d{1,5}";
-    let to = format!(r"(?:{ip}|(?:\d{{1,3}}\.){{3}}\d{{1,3}}:{port}|\[[0-9a-f:]+\]:{port})");
-    let guard = format!(
-        r"(?:-s {ip}/\d{{1,3}} )?(?:-d {ip}/(?:32|128) )?(?:-p (?:tcp|udp) )?(?:-m (?:tcp|udp) --dport {port}(?::{port})? )?(?:-m statistic --mode random --probability 0\.\d{{11}} )?"
-    );
-    let ours = r"(?:-m conntrack --ctstate DNAT -m connmark --mark 0x[13]0000000/0x[13]0000000 )";
-    let action = format!(
-        r"(?:-j RETURN|-[jg] {chain}|-j CONNMARK --set-xmark 0x[0-3]0{{0,7}}/0x30000000|-j DNAT --to-destination {to})"
-    );
-    RegexSet::new([
-        r"^\*(?:filter|nat)$".to_owned(),
-        "^COMMIT$".to_owned(),
-        format!(r"^:{chain} - \[0:0\]$"),
-        format!(r"^-A {chain} {guard}{action}$"),
-        format!(r"^-A SALLY-(?:POST|FWD) {ours}-j (?:MASQUERADE|ACCEPT)$"),
-        "^-I FORWARD 1 -j SALLY-FWD$".to_owned(),
-        "^-I (?:PREROUTING|OUTPUT) 1 -j SALLY-PRE$".to_owned(),
-        "^-I POSTROUTING 1 -j SALLY-POST$".to_owned(),
-        "^-D FORWARD -j SALLY-FWD$".to_owned(),
-        "^-D (?:PREROUTING|OUTPUT) -j SALLY-PRE$".to_owned(),
-        "^-D POSTROUTING -j SALLY-POST$".to_owned(),
-        format!("^-X {chain}$"),
-    ])
-    .unwrap()
-});
-
 /// Both the batch that installs and the batch that removes say nothing but what the grammar knows.
 fn batches_are_clean(compiled: &Compiled) -> Result<(), TestCaseError> {
-    let mut installed = InstalledRuleset::default();
-    for family in Family::BOTH {
-        let mut kernel = Kernel::default();
-        let batch = render(&compiled.ruleset);
-        let Some(text) = batch.family(family) else {
-            continue;
-        };
-        kernel.restore(text).map_err(TestCaseError::fail)?;
-        *installed.family_mut(family) = Installed::parse(&kernel.save());
-        let removal = plan(&Ruleset::default(), &installed, false);
-        for line in text.split('\n').chain(removal.family(family).unwrap().split('\n')).filter(|line| !line.is_empty())
-        {
-            prop_assert!(GRAMMAR.is_match(line), "{line:?}");
-        }
-    }
-    Ok(())
+    grammar::batches_are_clean(&compiled.ruleset).map_err(TestCaseError::fail)
 }
 
 /// Strings that somebody might hope end up in a rule.

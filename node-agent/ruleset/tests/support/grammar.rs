@@ -1,0 +1,65 @@
+//! What may stand in a batch, written down anew: nothing that anybody wrote can look like one of its lines.
+
+use std::sync::LazyLock;
+
+use regex::RegexSet;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::plan::{plan, render};
+use sallyport_ruleset::rule::Ruleset;
+
+use super::kernel::Kernel;
+
+/// Each line that there is.
+static GRAMMAR: LazyLock<RegexSet> = LazyLock::new(|| {
+    let chain = r"SALLY-(?:PRE|POST|FWD|[MP][TU]?|[MP][TU]-\d{1,5}-\d{1,5}|[SD]-[0-9a-f]{16})";
+    let ip = r"(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f:]*:[0-9a-f:]*)";
+    let port = r"\d{1,5}";
+    let to = format!(r"(?:{ip}|(?:\d{{1,3}}\.){{3}}\d{{1,3}}:{port}|\[[0-9a-f:]+\]:{port})");
+    let guard = format!(
+        r"(?:-s {ip}/\d{{1,3}} )?(?:-d {ip}/(?:32|128) )?(?:-p (?:tcp|udp) )?(?:-m (?:tcp|udp) --dport {port}(?::{port})? )?(?:-m statistic --mode random --probability 0\.\d{{11}} )?"
+    );
+    let ours = r"(?:-m conntrack --ctstate DNAT -m connmark --mark 0x[13]0000000/0x[13]0000000 )";
+    let action = format!(
+        r"(?:-j RETURN|-[jg] {chain}|-j CONNMARK --set-xmark 0x[0-3]0{{0,7}}/0x30000000|-j DNAT --to-destination {to})"
+    );
+    RegexSet::new([
+        r"^\*(?:filter|nat)$".to_owned(),
+        "^COMMIT$".to_owned(),
+        format!(r"^:{chain} - \[0:0\]$"),
+        format!(r"^-A {chain} {guard}{action}$"),
+        format!(r"^-A SALLY-(?:POST|FWD) {ours}-j (?:MASQUERADE|ACCEPT)$"),
+        "^-I FORWARD 1 -j SALLY-FWD$".to_owned(),
+        "^-I (?:PREROUTING|OUTPUT) 1 -j SALLY-PRE$".to_owned(),
+        "^-I POSTROUTING 1 -j SALLY-POST$".to_owned(),
+        "^-D FORWARD -j SALLY-FWD$".to_owned(),
+        "^-D (?:PREROUTING|OUTPUT) -j SALLY-PRE$".to_owned(),
+        "^-D POSTROUTING -j SALLY-POST$".to_owned(),
+        format!("^-X {chain}$"),
+    ])
+    .unwrap()
+});
+
+/// Checks that a kernel takes the batch that installs `ruleset`, and that neither it nor the batch that removes it says
+/// anything but what the grammar knows.
+pub fn batches_are_clean(ruleset: &Ruleset) -> Result<(), String> {
+    let mut installed = InstalledRuleset::default();
+    let batch = render(ruleset);
+    for family in Family::BOTH {
+        let Some(text) = batch.family(family) else { continue };
+        let mut kernel = Kernel::default();
+        kernel.restore(text)?;
+        *installed.family_mut(family) = Installed::parse(&kernel.save());
+    }
+    if installed.ours() != *ruleset {
+        return Err(format!("the kernel holds something else: {installed:?}"));
+    }
+    let removal = plan(&Ruleset::default(), &installed, false);
+    let texts = Family::BOTH.into_iter().flat_map(|family| [batch.family(family), removal.family(family)]);
+    for line in texts.flatten().flat_map(|text| text.split('\n')).filter(|line| !line.is_empty()) {
+        if !GRAMMAR.is_match(line) {
+            return Err(format!("no line of ours: {line:?}"));
+        }
+    }
+    Ok(())
+}
