@@ -165,9 +165,14 @@ impl Write {
                     "metadata": { "uid": uid },
                     "status": status,
                 });
-                // Applying takes an object that is of its schema, which one that cannot be read is not.
+                // Applying takes an object that is of its schema, which one that cannot be read is not: replace its status.
                 let new = if unreadable {
-                    api.patch_status(&key.name, &merge, &Patch::Merge(&patch)).await?
+                    let whole = json!([
+                        { "op": "test", "path": "/metadata/uid", "value": uid },
+                        { "op": "add", "path": "/status", "value": status },
+                    ]);
+                    let whole = serde_json::from_value(whole).expect("these are operations of a JSON patch");
+                    api.patch_status(&key.name, &merge, &Patch::<()>::Json(whole)).await?
                 } else {
                     api.patch_status(&key.name, &apply, &Patch::Apply(&patch)).await?
                 };

@@ -136,7 +136,7 @@ async fn sent(write: Write) -> (String, Value) {
         let (request, answer) = handle.next_request().await.unwrap();
         let said = format!("{} {}", request.method(), request.uri());
         let body: Value = serde_json::from_slice(&request.into_body().collect_bytes().await.unwrap()).unwrap();
-        let mut object = body.clone();
+        let mut object = if body.is_object() { body.clone() } else { json!({}) };
         object["metadata"]["name"] = "gw1".into();
         object["metadata"]["labels"] = json!({});
         crate::fixture::respond(answer, 200, &object);
@@ -165,17 +165,21 @@ async fn labels_and_owners_are_what_the_api_server_gets() {
 #[tokio::test]
 async fn a_status_is_for_the_object_of_this_uid_only() {
     let key = ForwardRef { namespace: "apps".into(), name: "a".into() };
-    let report = ForwardReport {
-        key,
+    let report = |unreadable| ForwardReport {
+        key: key.clone(),
         uid: "u".into(),
         status: PortForwardStatus::default(),
         before: PortForwardStatus::default(),
-        unreadable: false,
+        unreadable,
     };
-    let (said, body) = sent(Write::ForwardStatus(Box::new(report))).await;
+    let (said, body) = sent(Write::ForwardStatus(Box::new(report(false)))).await;
     assert!(said.starts_with("PATCH /apis/sallyport.dev/v1alpha1/namespaces/apps/portforwards/a/status?"), "{said}");
     assert_eq!(body["metadata"], json!({ "uid": "u" }));
     assert!(body.get("spec").is_none());
+    // Of what cannot be read the whole status is replaced: nothing is left that was said of its better days.
+    let (_, body) = sent(Write::ForwardStatus(Box::new(report(true)))).await;
+    assert_eq!(body[0], json!({ "op": "test", "path": "/metadata/uid", "value": "u" }));
+    assert_eq!(body[1], json!({ "op": "add", "path": "/status", "value": {} }));
 }
 
 #[test]
