@@ -178,7 +178,11 @@ mod tests {
             assert!(!row.tests.is_empty(), "nothing tests row {number}");
             for test in row.tests {
                 let there = match test.target {
-                    Some(target) => fs::read_to_string(root.join(format!("e2e/tests/{target}.rs"))).unwrap(),
+                    Some(target) => {
+                        let [file, folder] =
+                            [".rs", "/main.rs"].map(|end| root.join(format!("e2e/tests/{target}{end}")));
+                        fs::read_to_string(file).or_else(|_| fs::read_to_string(folder)).unwrap()
+                    }
                     None => sources.clone(),
                 };
                 assert!(there.contains(&format!("fn {}(", test.name)), "row {number}: there is no {}", test.name);

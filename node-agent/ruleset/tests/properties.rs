@@ -251,7 +251,7 @@ proptest! {
             let Verdict::Refused(problems) = verdict else { continue };
             let own = &scene.forwards.iter().find(|forward| forward.key == key).unwrap().spec;
             let text = serde_json::to_string(&**own).unwrap();
-            let asked: BTreeSet<i32> = cells(own).into_iter().map(|(_, _, port)| port).collect();
+            let asked: BTreeSet<i32> = (own.ports.iter()).flat_map(|port| port.port..=port.end_port.unwrap_or(port.port)).collect();
             for Problem { message, .. } in &problems {
                 for other in tenants.iter().filter(|name| **name != key.namespace) {
                     prop_assert!(!message.contains(other), "{key} is told of {other}: {message}");
