@@ -22,6 +22,8 @@ pub enum ConditionType {
     /// On a `GatewayNode`: the kernel forwards packets of every family that a forward needs.
     #[serde(rename = "IPForwarding")]
     IpForwarding,
+    /// On a `GatewayNode`: no other firewall of the host drops what is forwarded.
+    HostFirewallCompatible,
 }
 
 impl ConditionType {
@@ -34,6 +36,7 @@ impl ConditionType {
             Self::Ready => "Ready",
             Self::Synced => "Synced",
             Self::IpForwarding => "IPForwarding",
+            Self::HostFirewallCompatible => "HostFirewallCompatible",
         }
     }
 }
@@ -93,7 +96,7 @@ pub enum Reason {
     NoListenAddress,
     /// With `Preserve`, a target would answer the client directly, past the gateway. Use `Masquerade`.
     AsymmetricReturnPath,
-    /// A firewall rule of the host itself would drop the forward's packets. Change the rule that the message names.
+    /// Another firewall of the host drops the forward's packets. Do what the message says.
     HostFirewallConflict,
     /// The agent of a node does not know a field of the intent and keeps the old rules. Upgrade the agent.
     UnsupportedIntent,
@@ -111,6 +114,11 @@ pub enum Reason {
     /// The kernel does not forward packets. With `ipForward: Require`, turn `ip_forward` on at the node; else the message
     /// says what failed.
     NotForwarding,
+    /// No other firewall of the host drops what is forwarded. Nothing to do.
+    HostFirewallCompatible,
+    /// Another firewall of the host may drop what is forwarded, but that cannot be told from here. Try a forward; if it
+    /// does not answer, do what the message says.
+    HostFirewallUnclear,
 }
 
 impl Reason {
@@ -143,6 +151,8 @@ impl Reason {
         Self::SliceMissing,
         Self::Forwarding,
         Self::NotForwarding,
+        Self::HostFirewallCompatible,
+        Self::HostFirewallUnclear,
     ];
 
     /// The word in `reason` of a condition.
@@ -176,6 +186,8 @@ impl Reason {
             Self::SliceMissing => "SliceMissing",
             Self::Forwarding => "Forwarding",
             Self::NotForwarding => "NotForwarding",
+            Self::HostFirewallCompatible => "HostFirewallCompatible",
+            Self::HostFirewallUnclear => "HostFirewallUnclear",
         }
     }
 
@@ -183,8 +195,13 @@ impl Reason {
     #[must_use]
     pub fn status(self) -> &'static str {
         match self {
-            Self::Accepted | Self::Verified | Self::Ready | Self::Synced | Self::Forwarding => "True",
-            Self::Pending | Self::AgentUnreachable => "Unknown",
+            Self::Accepted
+            | Self::Verified
+            | Self::Ready
+            | Self::Synced
+            | Self::Forwarding
+            | Self::HostFirewallCompatible => "True",
+            Self::Pending | Self::AgentUnreachable | Self::HostFirewallUnclear => "Unknown",
             _ => "False",
         }
     }
@@ -254,6 +271,7 @@ mod tests {
             ConditionType::Ready,
             ConditionType::Synced,
             ConditionType::IpForwarding,
+            ConditionType::HostFirewallCompatible,
         ] {
             assert_eq!(serde_json::to_value(about).unwrap(), about.as_str());
         }

@@ -50,6 +50,12 @@ use crate::port_forward::AddressValue;
         description = "Whether the kernel carries every slice seen"
     ),
     printcolumn(
+        name = "Firewall",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"HostFirewallCompatible\")].status",
+        description = "Whether the host's other firewalls let forwarded packets pass"
+    ),
+    printcolumn(
         name = "Failures",
         type_ = "integer",
         json_path = ".status.failuresTotal",
@@ -140,6 +146,7 @@ pub struct GatewayNodeStatus {
     #[schemars(length(max = 80))]
     pub rules_digest: Option<String>,
     /// `Synced`: the kernel carries every slice of the pool. `IPForwarding`: the kernel forwards.
+    /// `HostFirewallCompatible`: no other firewall of the host drops what is forwarded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Map(vec!["type".into()])))]

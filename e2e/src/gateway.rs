@@ -49,6 +49,11 @@ impl Gateway {
         &self.host
     }
 
+    /// Lets the agents that are started from now on use another backend.
+    pub fn use_backend(&mut self, backend: Backend) {
+        self.backend = backend;
+    }
+
     /// Its manifests.
     #[must_use]
     pub fn manifests(&self) -> &Manifests {

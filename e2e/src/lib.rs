@@ -10,6 +10,7 @@ pub mod control_plane;
 pub mod demo;
 pub mod demo_standalone;
 pub mod faults;
+pub mod firewalls;
 pub mod gateway;
 pub mod lab;
 pub mod manifest;

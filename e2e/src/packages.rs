@@ -1,6 +1,7 @@
 //! The programs of other people that labs need, and the Debian packages that hold them.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -56,12 +57,50 @@ pub fn install_missing(needed: &[Needed]) -> Result<()> {
     apt_get(&install)
 }
 
+/// Downloads packages, each once, without installing anything, and says where they are.
+pub fn download(packages: &[&str]) -> Result<Vec<PathBuf>> {
+    let cache = match (std::env::var_os("SALLYPORT_E2E_CACHE"), std::env::var_os("HOME")) {
+        (Some(cache), _) => PathBuf::from(cache),
+        (None, Some(home)) => Path::new(&home).join(".cache/sallyport-e2e"),
+        (None, None) => std::env::temp_dir(),
+    };
+    let folder = cache.join("packages");
+    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    // Tests that run beside each other wait here for the one that downloads.
+    let lock = File::create(folder.join("lock")).context("open the lock of the packages")?;
+    lock.lock().context("wait for the packages")?;
+    let find = |package: &str| {
+        let files = std::fs::read_dir(&folder).ok()?.flatten().map(|entry| entry.path());
+        let of_package = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{package}_")))
+        };
+        files.into_iter().find(of_package)
+    };
+    let absent: Vec<&str> = packages.iter().copied().filter(|package| find(package).is_none()).collect();
+    if !absent.is_empty() {
+        apt_get(&["update", "-qq"])?;
+        let fresh = tempfile::tempdir_in(&folder).context("make a folder for packages")?;
+        let mut command = Command::new("apt-get");
+        command.args(["download", "-qq", "-o", "APT::Sandbox::User=root"]).args(&absent).current_dir(fresh.path());
+        finish(command, &format!("download {}", absent.join(" ")))?;
+        // Only what has arrived completely is ever seen there.
+        for entry in std::fs::read_dir(fresh.path()).context("list the packages")?.flatten() {
+            std::fs::rename(entry.path(), folder.join(entry.file_name())).context("keep a package")?;
+        }
+    }
+    packages.iter().map(|package| find(package).with_context(|| format!("find the package {package}"))).collect()
+}
+
 fn apt_get(args: &[&str]) -> Result<()> {
-    let output =
-        Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive").output().context("run apt-get")?;
+    let mut command = Command::new("apt-get");
+    command.args(args);
+    finish(command, &args.join(" "))
+}
+
+fn finish(mut command: Command, what: &str) -> Result<()> {
+    let output = command.env("DEBIAN_FRONTEND", "noninteractive").output().context("run apt-get")?;
     if !output.status.success() {
-        let errors = String::from_utf8_lossy(&output.stderr);
-        bail!("apt-get {}: {}", args.join(" "), errors.trim());
+        bail!("apt-get {what}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

@@ -40,11 +40,6 @@ pub async fn choose(flag: BackendArg, pool: FirewallBackend) -> Result<Backend, 
         (BackendArg::Auto, FirewallBackend::Auto) => {
             let detected = detect().await?;
             tracing::info!(backend = detected.variant.name(), because = detected.because, "backend chosen");
-            if detected.mixed {
-                tracing::warn!(
-                    "this host has rules in both iptables-nft and iptables-legacy; packets pass through both"
-                );
-            }
             Backend::Iptables(detected.variant)
         }
     })

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
+use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
@@ -18,12 +19,14 @@ use sallyport_ruleset::compile::{Compiled, Failure, compile};
 use sallyport_ruleset::drift::{Difference, Kind, differences, told};
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::family::Family;
+use sallyport_ruleset::firewall::{Assessment, assess};
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::plan::{Batch, plan};
 
 use self::rivalry::Rivalry;
 use crate::connections::{Connections, Draining};
+use crate::routes::Interfaces;
 use crate::state::{Host, Intents, StateDir};
 use crate::sysctl::{self, Sysctl};
 
@@ -78,6 +81,8 @@ pub struct Report {
     pub listen: Vec<IpAddr>,
     /// Rules of somebody who keeps taking the first place, to whom it was left.
     pub rival: Option<String>,
+    /// What the host's other firewalls do with forwarded packets.
+    pub firewall: Assessment,
 }
 
 /// Keeps one kernel equal to intents.
@@ -158,9 +163,19 @@ impl<E: Engine> Converger<E> {
             let conntrack = self.engine.conntrack()?;
             report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &compiled.failures)?;
         }
+        report.firewall = self.assess(&compiled, &forwards, local);
+        // They keep their rules, so that they work as soon as the other firewall lets them.
+        report.failures.extend(report.firewall.blocked.iter().cloned());
         // Last, so that trouble with it keeps no rule and no connection alive that has to go.
         report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, &compiled, state)?;
         Ok(report)
+    }
+
+    /// What the other firewalls, as they were last read, do with the packets of `forwards`.
+    fn assess(&self, compiled: &Compiled, forwards: &[&SliceForward], local: &[LocalAddress]) -> Assessment {
+        let Some(installed) = &self.installed else { return Assessment::default() };
+        let interfaces = Interfaces::of(local);
+        assess(&installed.firewall, compiled, forwards, &|net| interfaces.towards(net))
     }
 
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod notices;
 pub mod plan;
 pub mod render;
+pub mod routes;
 pub mod run;
 pub mod source;
 pub mod state;

@@ -9,12 +9,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use sallyport_api::names::MAX_ADDRESSES;
 use sallyport_engine::netlink::{Error, Socket};
+
+use crate::routes::{self, Route};
 
 /// An IPv4 address that masquerading may choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,14 +23,6 @@ struct Primary {
     interface: u32,
     ip: IpAddr,
     network: IpNet,
-}
-
-/// How the kernel reaches a target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Route {
-    interface: u32,
-    gateway: Option<IpAddr>,
-    source: Option<IpAddr>,
 }
 
 /// The addresses that connections to `targets` leave from, sorted, as many as a status lists. A target that cannot be
@@ -49,18 +42,8 @@ pub fn source_addresses(targets: &BTreeSet<IpAddr>) -> Result<Vec<IpAddr>, Error
     })?;
     let mut sources = BTreeSet::new();
     for target in targets {
-        let mut route = None;
-        let outcome = socket.ask("look up a route", question(*target), 0, |answer| {
-            if let RouteNetlinkMessage::NewRoute(message) = answer {
-                route = Some(read(&message));
-            }
-            Ok(())
-        });
-        match outcome {
-            Ok(()) => sources.extend(route.and_then(|route| select(*target, &route, &primaries))),
-            Err(Error::Refused { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        let route = routes::look_up(&socket, *target)?;
+        sources.extend(route.and_then(|route| select(*target, &route, &primaries)));
     }
     Ok(sources.into_iter().take(MAX_ADDRESSES).collect())
 }
@@ -74,41 +57,6 @@ fn select(target: IpAddr, route: &Route, primaries: &[Primary]) -> Option<IpAddr
     let chosen = there().find(|own| own.network.contains(&next_hop)).or_else(|| there().next());
     // An interface without an address of its own borrows one of another.
     chosen.map(|own| own.ip).or(route.source)
-}
-
-fn question(target: IpAddr) -> RouteNetlinkMessage {
-    let mut message = RouteMessage::default();
-    let (family, bits) = match target {
-        IpAddr::V4(_) => (AddressFamily::Inet, 32),
-        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-    };
-    message.header.address_family = family;
-    message.header.destination_prefix_length = bits;
-    message.attributes.push(RouteAttribute::Destination(target.into()));
-    RouteNetlinkMessage::GetRoute(message)
-}
-
-fn read(message: &RouteMessage) -> Route {
-    let mut route = Route::default();
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => route.interface = *index,
-            RouteAttribute::Gateway(address) => route.gateway = plain(address),
-            RouteAttribute::Via(RouteVia::Inet(address)) => route.gateway = Some((*address).into()),
-            RouteAttribute::Via(RouteVia::Inet6(address)) => route.gateway = Some((*address).into()),
-            RouteAttribute::PrefSource(address) => route.source = plain(address),
-            _ => {}
-        }
-    }
-    route
-}
-
-fn plain(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some((*ip).into()),
-        RouteAddress::Inet6(ip) => Some((*ip).into()),
-        _ => None,
-    }
 }
 
 fn primary(message: &AddressMessage) -> Option<Primary> {

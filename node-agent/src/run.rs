@@ -11,13 +11,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sallyport_api::NodeState;
 use sallyport_api::gateway_pool::FirewallBackend;
+use sallyport_api::{NodeState, Reason};
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::{Iptables, Variant};
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::drift::told;
+use sallyport_ruleset::firewall::Assessment;
 use sallyport_ruleset::plan::plan;
 use sallyport_ruleset::rule::Ruleset;
 use sallyport_runtime::shutdown::Shutdown;
@@ -128,6 +129,8 @@ struct Agent<'a, S, E> {
     error: Option<String>,
     /// Whether the kernel or the intents have changed since planned changes were last worked out.
     unplanned: bool,
+    /// What was last told of the host's other firewalls.
+    firewall: Assessment,
 }
 
 /// When to try again after a failure.
@@ -154,6 +157,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             lasting: None,
             error: None,
             unplanned: false,
+            firewall: Assessment::default(),
         }
     }
 
@@ -306,6 +310,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                 Ok(report) => {
                     self.plan(intents);
                     lines.extend(report.failures.iter().map(|failure| self.source.locate(failure)));
+                    self.tell_firewall(&report.firewall);
                     let accepted = intents.forwards().len() - report.failures.len();
                     // Lost output must not look like a lost rule.
                     let _ = writeln!(std::io::stdout(), "verified: forwards {accepted}, rules {}", report.digest);
@@ -355,6 +360,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                 }
                 self.error = None;
                 self.tell(intents, &report, cause);
+                self.tell_firewall(&report.firewall);
                 self.failures = report.failures;
             }
             Err(error) => {
@@ -427,6 +433,21 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             None if cause == "drift" => {}
             None => tracing::info!(cause, backend, forwards, rules = report.digest, "verified, nothing to change"),
         }
+    }
+}
+
+impl<S: Source, E: Engine> Agent<'_, S, E> {
+    /// Tells, when that changes, what the host's other firewalls do with forwarded packets.
+    fn tell_firewall(&mut self, found: &Assessment) {
+        if *found == self.firewall {
+            return;
+        }
+        if found.reason() == Reason::HostFirewallCompatible && !found.mixed {
+            tracing::info!("{found}");
+        } else {
+            tracing::warn!("{found}");
+        }
+        self.firewall = found.clone();
     }
 }
 

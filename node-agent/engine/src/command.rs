@@ -1,4 +1,4 @@
-//! Runs one program with a deadline. No shell; arguments are constants of this package, never anything a user wrote.
+//! Runs one program with a deadline. No shell; arguments are never anything a user wrote.
 
 use std::io;
 use std::process::Stdio;
@@ -14,7 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is not installed.
-    #[error("{program} is not installed; install iptables (Debian: apt-get install iptables)")]
+    #[error("{program} is not installed; install iptables and nftables (Debian: apt-get install iptables nftables)")]
     NotInstalled {
         /// Its name.
         program: &'static str,
@@ -39,7 +39,7 @@ pub enum Error {
         /// Its name.
         program: &'static str,
         /// Its arguments.
-        arguments: Vec<&'static str>,
+        arguments: Vec<String>,
         /// How it ended.
         status: std::process::ExitStatus,
         /// What it said, on one line.
@@ -48,7 +48,7 @@ pub enum Error {
 }
 
 /// Runs `program`, feeds it `input`, and returns what it printed.
-pub async fn run(program: &'static str, arguments: &[&'static str], input: &str) -> Result<String, Error> {
+pub async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<String, Error> {
     let finish = async {
         let mut child = Command::new(program)
             .args(arguments)
@@ -78,5 +78,10 @@ pub async fn run(program: &'static str, arguments: &[&'static str], input: &str)
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let stderr = said.lines().filter(|line| !line.is_empty()).take(3).collect::<Vec<_>>().join("; ");
-    Err(Error::Failed { program, arguments: arguments.to_vec(), status: output.status, stderr })
+    Err(Error::Failed {
+        program,
+        arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+        status: output.status,
+        stderr,
+    })
 }

@@ -4,12 +4,14 @@
 
 mod detect;
 mod lock;
+mod others;
 mod vacant;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sallyport_ruleset::family::Family;
+use sallyport_ruleset::firewall::{FirewallTable, Holder, xtables};
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::Batch;
 
@@ -57,6 +59,17 @@ impl Variant {
         }
     }
 
+    /// The program with which people look at its tables and change them.
+    fn holder(self, family: Family, own: bool) -> Holder {
+        let program = match (self, family) {
+            (Self::Nft, Family::V4) => "iptables-nft",
+            (Self::Nft, Family::V6) => "ip6tables-nft",
+            (Self::Legacy, Family::V4) => "iptables-legacy",
+            (Self::Legacy, Family::V6) => "ip6tables-legacy",
+        };
+        Holder::Iptables { program, own }
+    }
+
     fn save_program(self, family: Family) -> &'static str {
         match (self, family) {
             (Self::Nft, Family::V4) => "iptables-nft-save",
@@ -82,13 +95,19 @@ pub fn has_family(family: Family) -> bool {
     family == Family::V4 || Path::new("/proc/net/if_inet6").exists()
 }
 
-/// Whether legacy tables of `family` exist.
-fn has_legacy_tables(family: Family) -> bool {
+/// The legacy tables of `family` that exist.
+fn legacy_tables(family: Family) -> Vec<String> {
     let names = match family {
         Family::V4 => "/proc/net/ip_tables_names",
         Family::V6 => "/proc/net/ip6_tables_names",
     };
-    std::fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
+    let names = std::fs::read_to_string(names).unwrap_or_default();
+    names.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Whether legacy tables of `family` exist.
+fn has_legacy_tables(family: Family) -> bool {
+    !legacy_tables(family).is_empty()
 }
 
 /// Whether anything was ever put into nftables: a network namespace starts at generation 1 and every transaction moves it.
@@ -127,16 +146,19 @@ impl Iptables {
         }
     }
 
-    async fn save(&self, family: Family) -> Result<Installed, Error> {
+    /// What of ours is in `family`, and the tables that it is in as a part of the host's firewall.
+    async fn save(&self, family: Family) -> Result<(Installed, Vec<FirewallTable>), Error> {
         // Asking a legacy program about tables that are not there would make them.
         if !has_family(family) || (self.variant == Variant::Legacy && !has_legacy_tables(family)) {
-            return Ok(Installed::default());
+            return Ok(Default::default());
         }
         let program = self.variant.save_program(family);
         let (filter, nat) =
             tokio::try_join!(command::run(program, &["-t", "filter"], ""), command::run(program, &["-t", "nat"], ""))?;
+        let holder = self.variant.holder(family, true);
+        let tables = [&filter, &nat].into_iter().flat_map(|save| xtables::parse(save, family, holder)).collect();
         let (filter, nat) = (Installed::parse(&filter).filter, Installed::parse(&nat).nat);
-        Ok(Installed { filter, nat })
+        Ok((Installed { filter, nat }, tables))
     }
 
     fn current_generation(&mut self) -> Result<u32, Error> {
@@ -166,7 +188,9 @@ impl Engine for Iptables {
                 None
             }
         };
-        let (v4, v6) = tokio::try_join!(self.save(Family::V4), self.save(Family::V6))?;
+        let ((v4, mut tables), (v6, of_v6)) = tokio::try_join!(self.save(Family::V4), self.save(Family::V6))?;
+        tables.extend(of_v6);
+        let firewall = others::read(self.variant, tables).await;
         self.seen = Some(before.map_or_else(
             || {
                 let (least, most) = LEGACY_LOOKS;
@@ -174,7 +198,7 @@ impl Engine for Iptables {
             },
             Seen::Generation,
         ));
-        Ok(InstalledRuleset { v4, v6 })
+        Ok(InstalledRuleset { v4, v6, firewall })
     }
 
     async fn apply(&mut self, batch: &Batch) -> Result<(), Error> {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::family::Family;
+use crate::firewall::HostFirewall;
 use crate::rule::{Chains, Rules, Ruleset, Table, digest_of, is_ours};
 
 /// One table as the kernel holds it.
@@ -32,6 +33,8 @@ pub struct InstalledRuleset {
     pub v4: Installed,
     /// IPv6.
     pub v6: Installed,
+    /// Everything else on the host that may decide about our packets.
+    pub firewall: HostFirewall,
 }
 
 impl InstalledRuleset {

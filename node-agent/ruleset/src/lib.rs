@@ -17,6 +17,7 @@ pub mod drift;
 pub mod expiry;
 pub mod facts;
 pub mod family;
+pub mod firewall;
 pub mod flow;
 pub mod installed;
 mod judge;

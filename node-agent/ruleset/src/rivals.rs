@@ -153,7 +153,7 @@ impl Packets {
 }
 
 /// Splits a rule into words; a quoted comment stays one word.
-fn words(rule: &str) -> Vec<&str> {
+pub(crate) fn words(rule: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = rule.trim_start();
     while !rest.is_empty() {

@@ -171,7 +171,11 @@ fn hosts() -> [Kernel; 2] {
 }
 
 fn read(hosts: &[Kernel; 2]) -> InstalledRuleset {
-    InstalledRuleset { v4: Installed::parse(&hosts[0].save()), v6: Installed::parse(&hosts[1].save()) }
+    InstalledRuleset {
+        v4: Installed::parse(&hosts[0].save()),
+        v6: Installed::parse(&hosts[1].save()),
+        ..InstalledRuleset::default()
+    }
 }
 
 /// Plans and applies, and checks all that a plan promises.

@@ -108,9 +108,14 @@ fn progress<'a>(
             None => Carries::Nothing,
             Some(forward) => forward.on(report),
         };
+        let failure = (carries == Carries::Failed).then(|| failure_of(subject.key, gateway.name, report));
         match &carries {
             Carries::Unknown => {}
             Carries::Hash(hash) => drop(progress.hashes.insert(Some(Arc::clone(hash)))),
+            // Its rules are there; it is another firewall that keeps them from working.
+            Carries::Failed if matches!(failure, Some((Reason::HostFirewallConflict, _))) => {
+                progress.hashes.insert(want.map(Arc::from));
+            }
             Carries::Nothing | Carries::Failed => drop(progress.hashes.insert(None)),
         }
         if gateway.silent {
@@ -127,7 +132,7 @@ fn progress<'a>(
             Carries::Hash(hash) if Some(&*hash) == want => progress.counts.programmed += 1,
             Carries::Failed => {
                 progress.counts.failed += 1;
-                progress.failure.get_or_insert_with(|| failure_of(subject.key, gateway.name, report));
+                progress.failure = progress.failure.or(failure);
             }
             _ => match gateway.synced().and_then(|synced| trouble(gateway.name, synced)) {
                 Some(trouble) => {

@@ -17,8 +17,6 @@ pub struct Detected {
     pub variant: Variant,
     /// What spoke for it.
     pub because: &'static str,
-    /// Whether somebody has rules in both, which is hard for people to follow.
-    pub mixed: bool,
 }
 
 /// Chains that the kubelet makes in the variant that the node uses.
@@ -39,7 +37,6 @@ pub async fn detect() -> Result<Detected, command::Error> {
 }
 
 fn choose(nft: Traces, legacy: Traces, command: &str) -> Detected {
-    let mixed = nft.rules > 0 && legacy.rules > 0;
     let (variant, because) = if nft.hint {
         (Variant::Nft, "the kubelet's hint chain is there")
     } else if legacy.hint {
@@ -53,7 +50,7 @@ fn choose(nft: Traces, legacy: Traces, command: &str) -> Detected {
     } else {
         (Variant::Nft, "the host has no rules and its iptables command is not the legacy one")
     };
-    Detected { variant, because, mixed }
+    Detected { variant, because }
 }
 
 async fn traces(variant: Variant) -> Result<Traces, command::Error> {
@@ -108,11 +105,9 @@ mod tests {
     }
 
     #[test]
-    fn the_variant_with_more_rules_of_the_host_is_chosen_and_a_mix_is_told() {
-        let chosen = choose(rules(2), rules(5), COMMAND_NFT);
-        assert_eq!((chosen.variant, chosen.mixed), (Variant::Legacy, true));
-        let chosen = choose(rules(5), rules(0), COMMAND_LEGACY);
-        assert_eq!((chosen.variant, chosen.mixed), (Variant::Nft, false));
+    fn the_variant_with_more_rules_of_the_host_is_chosen() {
+        assert_eq!(choose(rules(2), rules(5), COMMAND_NFT).variant, Variant::Legacy);
+        assert_eq!(choose(rules(5), rules(0), COMMAND_LEGACY).variant, Variant::Nft);
     }
 
     #[test]

@@ -134,6 +134,9 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
     if let Some(found) = forwarding(facts.outcome) {
         condition(ConditionType::IpForwarding, found);
     }
+    if let Some(report) = report {
+        condition(ConditionType::HostFirewallCompatible, (report.firewall.reason(), report.firewall.to_string()));
+    }
     status
 }
 

@@ -110,6 +110,17 @@ fn programmed_is_true_only_when_every_gateway_read_it_back() {
 }
 
 #[test]
+fn a_forward_that_another_firewall_blocks_is_not_programmed_although_its_rules_are_there() {
+    let mut scene = with_report(|report| fails(report, "HostFirewallConflict"));
+    let status = fresh(&mut scene, "a", &[]);
+    assert_eq!(reasons(&status), "Accepted HostFirewallConflict HostFirewallConflict");
+    assert_eq!(message(&status, ConditionType::Programmed), "gw2: look here");
+    assert_eq!(status.applied_hash, status.hash);
+    let mut scene = with_report(|report| fails(report, "NoListenAddress"));
+    assert_eq!(fresh(&mut scene, "a", &[]).applied_hash, None);
+}
+
+#[test]
 fn a_gateway_that_cannot_write_rules_fails_what_it_does_not_carry_and_only_that() {
     let trouble = |reason: &str| {
         let condition = serde_json::from_value(synced("False", reason, "somebody else", 1)).unwrap();

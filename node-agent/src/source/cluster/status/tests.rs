@@ -5,6 +5,7 @@
 use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_engine::command;
 use sallyport_ruleset::family::Family;
+use sallyport_ruleset::firewall::{Assessment, Conflict};
 use serde_json::json;
 
 use super::*;
@@ -257,4 +258,42 @@ fn a_plan_is_told_while_it_is_one_and_is_bounded() {
     assert_eq!(scene.good().plans, [], "the plan is gone");
     scene.plans = None;
     assert_eq!(scene.status(&status, None, &verified()).plans, []);
+}
+
+#[test]
+fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed() {
+    let scene = scene(|_| ());
+    assert_eq!(words(&scene.good(), "HostFirewallCompatible").unwrap(), is("True", "HostFirewallCompatible"));
+
+    let place = "table inet filter, chain forward".to_owned();
+    let conflict = Conflict { place, remedy: "run `nft insert rule …`".to_owned() };
+    let blocked = Failure {
+        forward: scene.intents.forwards()[0].r#ref.clone(),
+        reason: Reason::HostFirewallConflict,
+        message: format!("its packets are dropped by {conflict}"),
+    };
+    let report = |firewall| Report { digest: "v1:digest".to_owned(), firewall, ..Report::default() };
+    let firewall =
+        Assessment { conflicts: vec![conflict.clone()], blocked: vec![blocked.clone()], ..Assessment::default() };
+    let outcome = Outcome::Verified(Report { failures: vec![blocked], ..report(firewall) });
+    let status = scene.status(&GatewayNodeStatus::default(), Some(&scene.intents), &outcome);
+    assert_eq!(words(&status, "HostFirewallCompatible").unwrap(), is("False", "HostFirewallConflict"));
+    assert_eq!(synced(&status), is("True", "Synced"));
+    assert_eq!(status.observed_slices[0].state, SliceState::Programmed);
+    assert_eq!(
+        (status.observed_slices[0].failed.len(), status.failures[0].reason.as_str()),
+        (1, "HostFirewallConflict")
+    );
+    let message = |status: &GatewayNodeStatus| {
+        status.conditions.iter().find(|condition| condition.type_ == "HostFirewallCompatible").unwrap().message.clone()
+    };
+    assert!(message(&status).contains(&conflict.to_string()), "{}", message(&status));
+
+    let firewall = Assessment { doubts: vec![conflict], mixed: true, ..Assessment::default() };
+    let status = scene.status(&status, Some(&scene.intents), &Outcome::Verified(report(firewall)));
+    assert_eq!(words(&status, "HostFirewallCompatible").unwrap(), is("Unknown", "HostFirewallUnclear"));
+    assert!(message(&status).contains("both iptables-nft and iptables-legacy"), "{}", message(&status));
+    // A pass that failed says nothing about them, so what was known stays.
+    let after = scene.status(&status, None, &failed(&engine_error(), false));
+    assert_eq!(message(&after), message(&status));
 }

@@ -1,0 +1,237 @@
+//! Other people's firewalls on this host as values: their base chains, and of each rule as much as decides whether a
+//! packet of ours passes.
+//!
+//! A kernel asks every base chain of a hook, so an accept of ours in one does not undo a drop in another. Here is what
+//! they hold; `walk` says what becomes of a `packet` in them, `assess` what that means for the forwards. Reading them from
+//! the host is the engine's, understanding what it read is `nft`'s and `xtables`'.
+
+mod assess;
+mod lane;
+pub mod nft;
+mod packet;
+mod remedy;
+mod walk;
+pub mod xtables;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+
+pub use self::assess::{Assessment, assess};
+pub use self::remedy::Conflict;
+use crate::family::Family;
+
+/// Everything on a host that may decide about packets of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFirewall {
+    /// Tables of nftables and of both variants of iptables.
+    pub tables: Vec<FirewallTable>,
+    /// What could not be read, for people.
+    pub unread: Vec<String>,
+}
+
+impl HostFirewall {
+    /// Whether somebody else's rules are in both variants of iptables.
+    #[must_use]
+    pub fn is_mixed(&self) -> bool {
+        let used = |own: bool| {
+            self.tables
+                .iter()
+                .any(|table| matches!(table.holder, Holder::Iptables { own: of, .. } if of == own) && table.used)
+        };
+        used(true) && used(false)
+    }
+}
+
+/// One table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirewallTable {
+    /// Which programs show and change it.
+    pub holder: Holder,
+    /// Its name.
+    pub name: String,
+    /// Whose packets pass through it.
+    pub families: Vec<Family>,
+    /// The chains that the kernel calls by itself, those that packets of ours may pass.
+    pub base: Vec<BaseChain>,
+    /// The rules of all chains.
+    pub chains: BTreeMap<String, Vec<FirewallRule>>,
+    /// Whether somebody else has a rule here.
+    pub used: bool,
+}
+
+impl FirewallTable {
+    /// Whether it is the table in which our own rules accept our packets.
+    fn holds_our_accept(&self) -> bool {
+        matches!(self.holder, Holder::Iptables { own: true, .. }) && self.name == "filter"
+    }
+}
+
+/// Which programs show and change a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// `nft`.
+    Nftables,
+    /// A variant of iptables.
+    Iptables {
+        /// Its program for the table's address family.
+        program: &'static str,
+        /// Whether it is the variant that holds our rules.
+        own: bool,
+    },
+}
+
+/// A chain that the kernel calls by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseChain {
+    /// Its name.
+    pub name: String,
+    /// Where it is called.
+    pub hook: Hook,
+    /// Smaller numbers are called earlier.
+    pub priority: i32,
+    /// Whether it drops what no rule of it decided about.
+    pub drops: bool,
+}
+
+/// Where on a forwarded packet's way a chain is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// As it comes in.
+    Prerouting,
+    /// Once it is known that it goes on to another host.
+    Forward,
+    /// As it leaves.
+    Postrouting,
+}
+
+impl Hook {
+    /// Its name in nftables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prerouting => "prerouting",
+            Self::Forward => "forward",
+            Self::Postrouting => "postrouting",
+        }
+    }
+
+    /// The one of that name, in nftables or iptables.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Prerouting, Self::Forward, Self::Postrouting]
+            .into_iter()
+            .find(|hook| hook.name().eq_ignore_ascii_case(name))
+    }
+}
+
+/// A rule: what it asks of a packet, and what it does with one that meets all of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirewallRule {
+    /// All must hold.
+    pub tests: Vec<Test>,
+    /// Then this happens.
+    pub verdict: Verdict,
+}
+
+/// A property that a rule asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Test {
+    /// The property.
+    pub what: What,
+    /// Whether it must be absent.
+    pub negated: bool,
+}
+
+/// The properties of packets that are understood here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Address family.
+    Family(Family),
+    /// One of these IP protocols.
+    Protocols(Vec<u8>),
+    /// From one of these addresses.
+    Sources(Vec<RangeInclusive<IpAddr>>),
+    /// To one of these addresses.
+    Destinations(Vec<RangeInclusive<IpAddr>>),
+    /// From one of these ports.
+    SourcePorts(Vec<RangeInclusive<u16>>),
+    /// To one of these ports.
+    DestinationPorts(Vec<RangeInclusive<u16>>),
+    /// In through one of these interfaces; a name that ends with `*` stands for all that begin so.
+    In(Vec<String>),
+    /// Out through one of these interfaces.
+    Out(Vec<String>),
+    /// In one of these states of connection tracking.
+    States(Vec<State>),
+    /// With this value in these bits of the connection mark.
+    ConnectionMark {
+        /// The bits.
+        mask: u32,
+        /// The value.
+        value: u32,
+    },
+    /// Whether it is an answer.
+    Reply(bool),
+    /// Something else: nobody can tell from here.
+    Unknown,
+}
+
+/// States of connection tracking, as far as it matters which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The first packet of a connection.
+    New,
+    /// A later one.
+    Established,
+    /// Its destination was translated.
+    Dnat,
+    /// Any other.
+    Other,
+}
+
+/// What a rule does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The packet passes this base chain.
+    Accept,
+    /// It is dropped or rejected.
+    Drop,
+    /// Another chain, then back.
+    Jump(String),
+    /// Another chain, and not back.
+    Goto(String),
+    /// Back to where this chain was jumped to from; in a base chain its policy.
+    Return,
+    /// Somebody else decides, such as a program in user space.
+    Elsewhere,
+    /// Nothing.
+    Continue,
+}
+
+/// From the first to the last address of `net`.
+fn range_of(net: IpNet) -> RangeInclusive<IpAddr> {
+    net.network()..=net.broadcast()
+}
+
+/// The number of an IP protocol as firewalls name it.
+fn protocol_number(name: &str) -> Option<u8> {
+    Some(match name {
+        "icmp" => 1,
+        "igmp" => 2,
+        "tcp" => 6,
+        "udp" => 17,
+        "dccp" => 33,
+        "gre" => 47,
+        "esp" => 50,
+        "ah" => 51,
+        "icmpv6" | "ipv6-icmp" => 58,
+        "ospf" => 89,
+        "vrrp" => 112,
+        "sctp" => 132,
+        "udplite" => 136,
+        number => number.parse().ok()?,
+    })
+}
