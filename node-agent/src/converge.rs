@@ -82,7 +82,7 @@ pub struct Report {
     /// Rules of somebody who keeps taking the first place, to whom it was left.
     pub rival: Option<String>,
     /// What the host's other firewalls do with forwarded packets.
-    pub firewall: Assessment,
+    pub firewall: Box<Assessment>,
 }
 
 /// Keeps one kernel equal to intents.
@@ -163,7 +163,7 @@ impl<E: Engine> Converger<E> {
             let conntrack = self.engine.conntrack()?;
             report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &compiled.failures)?;
         }
-        report.firewall = self.assess(&compiled, &forwards, local);
+        report.firewall = Box::new(self.assess(&compiled, &forwards, local));
         // They keep their rules, so that they work as soon as the other firewall lets them.
         report.failures.extend(report.firewall.blocked.iter().cloned());
         // Last, so that trouble with it keeps no rule and no connection alive that has to go.

@@ -272,7 +272,10 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
         reason: Reason::HostFirewallConflict,
         message: format!("its packets are dropped by {conflict}"),
     };
-    let report = |firewall| Report { digest: "v1:digest".to_owned(), firewall, ..Report::default() };
+    let report = |firewall| {
+        let firewall = Box::new(firewall);
+        Report { digest: "v1:digest".to_owned(), firewall, ..Report::default() }
+    };
     let firewall =
         Assessment { conflicts: vec![conflict.clone()], blocked: vec![blocked.clone()], ..Assessment::default() };
     let outcome = Outcome::Verified(Report { failures: vec![blocked], ..report(firewall) });
