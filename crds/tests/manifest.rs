@@ -139,7 +139,7 @@ fn kubectl_get_shows_the_columns_of_the_contract() {
     assert_eq!(columns(PortForward::crd(), 1), ["Reason", "Expires", "Mode"]);
     assert_eq!(columns(ForwardSlice::crd(), 0), ["Pool", "Hash", "Age"]);
     assert_eq!(columns(GatewayPool::crd(), 0), ["Nodes", "Ready-Nodes", "Accepted", "Refused", "Ready", "Age"]);
-    assert_eq!(columns(GatewayNode::crd(), 0), ["Pool", "Wanted", "State", "Synced", "Failures", "Age"]);
+    assert_eq!(columns(GatewayNode::crd(), 0), ["Pool", "Wanted", "State", "Synced", "Firewall", "Failures", "Age"]);
 }
 
 #[test]

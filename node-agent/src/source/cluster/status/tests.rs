@@ -297,6 +297,6 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
     assert_eq!(words(&status, "HostFirewallCompatible").unwrap(), is("Unknown", "HostFirewallUnclear"));
     assert!(message(&status).contains("both iptables-nft and iptables-legacy"), "{}", message(&status));
     // A pass that failed says nothing about them, so what was known stays.
-    let after = scene.status(&status, None, &failed(&engine_error(), false));
+    let after = scene.status(&status, None, &failed(&engine_error(), None));
     assert_eq!(message(&after), message(&status));
 }
