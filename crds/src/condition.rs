@@ -123,7 +123,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the condition types, the good one of each type first.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Accepted,
         Self::PoolNotFound,
         Self::NotGranted,
