@@ -92,7 +92,8 @@ pub fn save(data: &[u8]) {
     });
     assert!(!SOME.v4.is_empty() && !SOME.v6.is_empty());
     let text = String::from_utf8_lossy(data);
-    let installed = InstalledRuleset { v4: Installed::parse(&text), v6: Installed::parse(&text) };
+    let installed =
+        InstalledRuleset { v4: Installed::parse(&text), v6: Installed::parse(&text), ..InstalledRuleset::default() };
     for desired in [&SOME, &Ruleset::default()] {
         for yield_place in [false, true] {
             let batch = plan(desired, &installed, yield_place);
