@@ -250,6 +250,12 @@ impl Cluster {
                 if of_node { self.take_node(event) } else { self.take_slice(event) }
             }
             Some(Err(error)) => {
+                let lost = match &error {
+                    watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+                        !matches!(error, kube::Error::Api(_))
+                    }
+                    _ => false,
+                };
                 let error = match &error {
                     watcher::Error::InitialListFailed(error)
                     | watcher::Error::WatchStartFailed(error)
@@ -259,6 +265,10 @@ impl Cluster {
                 if self.silent.as_ref() != Some(&error) {
                     tracing::warn!(error, "cannot follow the cluster; what was last known holds");
                     self.silent = Some(error);
+                }
+                if lost {
+                    // Whoever answers next may be of another history, in which a watch from here on would miss the difference.
+                    self.list_anew();
                 }
             }
             // Watches never end; should one, spinning would be the worst answer.

@@ -230,3 +230,34 @@ async fn an_api_server_that_refuses_is_asked_less_and_less_often() {
         assert!((30..50).contains(&asked), "{code}: asked {asked} times in 5 minutes");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn after_a_lost_connection_everything_is_listed_anew() {
+    let guard = tempfile::tempdir().unwrap();
+    let state = Rc::new(StateDir::lock(&guard.path().join("state")).unwrap());
+    let (service, mut requests) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
+    let mut cluster = Cluster::new(Client::new(service, "default"), "gw1", state, watch::channel(()).1);
+    let serve = async {
+        let mut asked = Vec::new();
+        while asked.len() < 3 {
+            let (request, send) = requests.next_request().await.unwrap();
+            let watches = request.uri().query().unwrap().contains("watch=true");
+            asked.push(if watches { "watch" } else { "list" });
+            if watches {
+                send.send_error(std::io::Error::other("connection reset"));
+            } else {
+                let list = json!({ "kind": "GatewayNodeList", "apiVersion": "sallyport.dev/v1alpha1",
+                    "metadata": { "resourceVersion": "450" }, "items": [] });
+                send.send_response(http::Response::new(Body::from(list.to_string().into_bytes())));
+            }
+        }
+        asked
+    };
+    let follow = async {
+        loop {
+            cluster.changed().await;
+        }
+    };
+    let asked = tokio::select! { asked = serve => asked, () = follow => unreachable!("it follows for ever") };
+    assert_eq!(asked, ["list", "watch", "list"]);
+}
