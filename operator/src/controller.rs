@@ -29,7 +29,6 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
@@ -99,7 +98,7 @@ pub struct Controller {
     readiness: Readiness,
     /// The generation at which the `DaemonSet` was seen as it shall be.
     settled: Option<i64>,
-    /// Seconds since 1970; never goes back.
+    /// Seconds since 1970 by the API server's clock; never goes back.
     now: i64,
     /// When the next forward expires.
     next_expiry: Option<i64>,
@@ -197,8 +196,9 @@ impl Controller {
     }
 
     fn look_at_the_clock(&mut self) -> bool {
-        self.now = self.now.max(Timestamp::now().as_second());
-        let mut vital = self.pulse.feel(&self.world, self.leadership.now());
+        let now = self.leadership.now();
+        self.now = self.now.max(now.as_second());
+        let mut vital = self.pulse.feel(&self.world, now);
         if matches!(self.aim, Aim::Uninstall { force: true }) {
             vital.dead.extend(vital.silent.iter().chain(&vital.unborn).cloned());
         }
@@ -422,3 +422,6 @@ async fn until(when: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

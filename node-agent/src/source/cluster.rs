@@ -93,6 +93,8 @@ pub struct Cluster {
     writer: StatusWriter,
     /// What the watches last failed with, told when it changes.
     silent: Option<String>,
+    /// When a lost connection was last a reason to list everything anew.
+    listed_anew: Option<tokio::time::Instant>,
 }
 
 /// The slices of one pool.
@@ -150,6 +152,7 @@ impl Cluster {
             reported: None,
             writer: StatusWriter::start(nodes, node.to_owned()),
             silent: None,
+            listed_anew: None,
         }
     }
 
@@ -266,8 +269,10 @@ impl Cluster {
                     tracing::warn!(error, "cannot follow the cluster; what was last known holds");
                     self.silent = Some(error);
                 }
-                if lost {
-                    // Whoever answers next may be of another history, in which a watch from here on would miss the difference.
+                // Whoever answers next may be of another history, in which a watch from here on would miss the difference.
+                // A connection that is lost again and again is left to the watches, which are patient.
+                if lost && self.listed_anew.is_none_or(|at| at.elapsed() > WITHOUT_TROUBLE) {
+                    self.listed_anew = Some(tokio::time::Instant::now());
                     self.list_anew();
                 }
             }

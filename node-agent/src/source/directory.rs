@@ -252,7 +252,18 @@ impl ManifestFile {
             // Something in the file is not understood, so nothing of it is taken for removed.
             let known: BTreeSet<Identity> = objects.iter().map(Object::identity).collect();
             let before = before.unwrap_or_else(|| last_good(name, good));
-            objects.extend(before.into_iter().filter(|object| !known.contains(&object.identity())));
+            // Of a document without a name nobody can say whether it is one of those that were there.
+            let named = |object: &String| !object.starts_with("document ");
+            let whole = found.iter().all(|problem| problem.object.as_ref().is_some_and(named));
+            for object in before.into_iter().filter(|object| !known.contains(&object.identity())) {
+                let Identity(gone) = object.identity();
+                if whole && found.iter().all(|problem| problem.object.as_ref() != Some(&gone)) {
+                    let message =
+                        "is not in the file any more, but stays until nothing in the file is wrong".to_owned();
+                    found.push(FileProblem { file: name.to_owned(), object: Some(gone), message });
+                }
+                objects.push(object);
+            }
         }
         objects.shrink_to_fit();
         if let Err(error) = good.keep_good_objects(name, &objects) {

@@ -228,6 +228,15 @@ fn one_broken_document_keeps_its_object_and_lets_the_others_change() {
     assert_eq!(now, [("a".into(), 8000), ("b".into(), 9001)]);
     assert_eq!(scene.problems().len(), 1);
 
+    // What is taken out beside one that is broken stays, and that is told.
+    scene.put("a.yaml", forward("a", 0));
+    scene.look();
+    assert_eq!(scene.forwards().len(), 2);
+    let gone =
+        "a.yaml: PortForward default/b: is not in the file any more, but stays until nothing in the file is wrong";
+    let problems = scene.problems();
+    assert!(problems.len() == 2 && problems.contains(&gone.to_owned()), "{problems:?}");
+
     // Taken out on purpose, it goes.
     scene.put("a.yaml", forward("b", 9001));
     scene.look();

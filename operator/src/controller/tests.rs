@@ -1,0 +1,34 @@
+//! Tests.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use prometheus_client::registry::Registry;
+use serde_json::json;
+
+use super::*;
+use crate::fixture::{api_server, respond};
+
+#[tokio::test(start_paused = true)]
+async fn forwards_expire_by_the_clock_of_the_api_server_and_it_never_goes_back() {
+    let (client, mut requests) = api_server();
+    let leadership = Arc::new(Leadership::new(Api::namespaced(client, "system"), OPERATOR_NAME, "me"));
+    let serve = async {
+        let (_, to) = requests.next_request().await.unwrap();
+        respond(to, 404, &json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404 }));
+        let (_, to) = requests.next_request().await.unwrap();
+        let noted = json!([{ "manager": "sallyport-operator", "operation": "Update", "time": "2001-02-03T04:05:06Z" }]);
+        respond(to, 201, &json!({ "metadata": { "name": OPERATOR_NAME, "managedFields": noted } }));
+    };
+    tokio::join!(leadership.acquire(), serve);
+
+    let metrics = Arc::new(Metrics::new(&mut Registry::default()));
+    let (client, _silent) = api_server();
+    let aim = Aim::Uninstall { force: false };
+    let mut controller = Controller::new(client, "system", aim, leadership, metrics, Readiness::default(), "me");
+    controller.look_at_the_clock();
+    let told = "2001-02-03T04:05:06Z".parse::<jiff::Timestamp>().unwrap().as_second();
+    assert_eq!(controller.now, told, "ours is decades ahead");
+    controller.now += 3600;
+    controller.look_at_the_clock();
+    assert_eq!(controller.now, told + 3600);
+}
