@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the network, the cluster (one control plane, two workers) and beside it two plain hosts, app1 and db1.
-# A cluster that runs is used again; the hosts are always made anew.
+# A cluster that answers is used again; the hosts are always made anew.
 . "$(dirname "$0")/env.sh"
 
 need jq jq
@@ -14,8 +14,13 @@ docker network inspect "$name" >/dev/null 2>&1 ||
   docker network create --subnet "$subnet" --ip-range "$nodes_range" --ipv6 --subnet "$subnet_v6" "$name" >/dev/null
 
 nodes=("$name-control-plane" "$name-worker" "$name-worker2")
-of_image() { docker inspect --format '{{.State.Running}} {{.Image}}' "$@" 2>/dev/null | sort -u; }
-if [ "$(of_image "${nodes[@]}")" != "true $(docker image inspect --format '{{.Id}}' "$image")" ]; then
+ready() { kubectl wait --for=condition=Ready nodes --all --timeout="$1"; }
+# One that docker has just started again, after a run that was killed, may never find its nodes at their old addresses.
+usable() {
+  [ "$(docker inspect --format '{{.State.Running}} {{.Image}}' "${nodes[@]}" | sort -u)" = \
+    "true $(docker image inspect --format '{{.Id}}' "$image")" ] && kubectl get --raw /readyz --request-timeout=5s && ready 10s
+}
+if ! usable >/dev/null 2>&1; then
   kind delete cluster --quiet --name "$name"
   # Our node image brings a simpler pod network: pods reach everything outside their node, but not pods of other nodes.
   built_here=$([[ $image = "$name"-* ]] && echo true || echo false)
@@ -32,7 +37,7 @@ kubeadmConfigPatches:
 K
   step "the cluster is made"
 fi
-kubectl wait --for=condition=Ready nodes --all --timeout=120s >/dev/null
+ready 120s >/dev/null
 kubectl --namespace kube-system rollout status daemonset/kube-proxy --timeout=120s >/dev/null
 step "all nodes are Ready"
 

@@ -159,7 +159,13 @@ pub fn run(tiers: &str) -> Result<bool> {
         let name = tier.name();
         println!("=== tier {name}");
         totals.add(match tier.obstacle() {
-            None => tier.run()?,
+            None => match tier.run() {
+                Err(error) if !INTERRUPTED.load(Ordering::Relaxed) => {
+                    println!("FAILED: tier {name}: {error:#}");
+                    Totals { failed: 1, ..Totals::default() }
+                }
+                ran => ran?,
+            },
             Some(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => {
                 println!("FAILED: tier {name} cannot run here: {why}");
                 Totals { failed: 1, ..Totals::default() }
