@@ -94,6 +94,9 @@ pub enum Reason {
     /// A gateway has no listen address of the forward's address family. Give the node such an address, or widen
     /// `spec.listen` of the pool.
     NoListenAddress,
+    /// A program of a node listens on one of the ports already, and would lose its clients. Stop it, or choose another port;
+    /// a forward that the node has carried before is not affected.
+    PortInUse,
     /// With `Preserve`, a target would answer the client directly, past the gateway. Use `Masquerade`.
     AsymmetricReturnPath,
     /// Another firewall of the host drops the forward's packets. Do what the message says.
@@ -123,7 +126,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the condition types, the good one of each type first.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Accepted,
         Self::PoolNotFound,
         Self::NotGranted,
@@ -142,6 +145,7 @@ impl Reason {
         Self::AgentUnreachable,
         Self::NoGatewayNodes,
         Self::NoListenAddress,
+        Self::PortInUse,
         Self::AsymmetricReturnPath,
         Self::HostFirewallConflict,
         Self::UnsupportedIntent,
@@ -177,6 +181,7 @@ impl Reason {
             Self::AgentUnreachable => "AgentUnreachable",
             Self::NoGatewayNodes => "NoGatewayNodes",
             Self::NoListenAddress => "NoListenAddress",
+            Self::PortInUse => "PortInUse",
             Self::AsymmetricReturnPath => "AsymmetricReturnPath",
             Self::HostFirewallConflict => "HostFirewallConflict",
             Self::UnsupportedIntent => "UnsupportedIntent",

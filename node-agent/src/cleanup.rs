@@ -4,11 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use sallyport_api::names::MARK_OURS;
+use sallyport_engine::Engine as _;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
+use sallyport_ruleset::plan::plan;
+use sallyport_ruleset::rule::Ruleset;
 
 use crate::converge::chain_of;
-use crate::run::remove_rules;
 use crate::state::StateDir;
 use crate::sysctl::Sysctl;
 
@@ -41,4 +43,27 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
     }
     tracing::info!(ended, removed, "this host is as it was");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes our rules out of the kernel, if there are any.
+pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, sallyport_engine::Error> {
+    if !iptables.is_in_use() {
+        return Ok(false);
+    }
+    let installed = iptables.observe().await?;
+    let batch = plan(&Ruleset::default(), &installed, false);
+    if batch.is_empty() {
+        return Ok(false);
+    }
+    iptables.apply(&batch).await?;
+    let left = iptables.observe().await?.ours();
+    if left == Ruleset::default() {
+        tracing::info!(backend = iptables.name(), "removed our rules");
+    } else {
+        tracing::warn!(
+            backend = iptables.name(),
+            "somebody's rules lead to our chains, which were emptied but cannot be deleted; delete those rules"
+        );
+    }
+    Ok(true)
 }

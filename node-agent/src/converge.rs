@@ -26,6 +26,7 @@ use sallyport_ruleset::plan::{Batch, plan};
 
 use self::rivalry::Rivalry;
 use crate::connections::{Connections, Draining};
+use crate::newcomers::Waiting;
 use crate::routes::Interfaces;
 use crate::state::{Host, Intents, StateDir};
 use crate::sysctl::{self, Sysctl};
@@ -105,14 +106,16 @@ pub struct Converger<E> {
     /// Whether what was absent before us has been noted.
     remembered: bool,
     rivalry: Rivalry,
+    /// Forwards that are left out because somebody else listens on their ports.
+    pub waiting: Waiting,
 }
 
 impl<E: Engine> Converger<E> {
     /// Knows nothing of the kernel yet.
     pub fn new(engine: E, sysctl: Option<Sysctl>) -> Self {
         let (installed, connections, forwarding, rivalry) = Default::default();
-        let (known, held, remembered) = Default::default();
-        Self { engine, sysctl, installed, connections, known, held, forwarding, at: 0, remembered, rivalry }
+        let (known, held, remembered, waiting) = Default::default();
+        Self { engine, sysctl, installed, connections, known, held, forwarding, at: 0, remembered, rivalry, waiting }
     }
 
     /// Whether the last pass read our rules back as they should be, even if it failed afterwards.
@@ -128,10 +131,10 @@ impl<E: Engine> Converger<E> {
         state: &StateDir,
         now: i64,
     ) -> Result<Report, Error> {
-        let forwards = intents.forwards();
+        let forwards = self.waiting.others(intents);
         let compiled = compile(&intents.node, &forwards, local, now);
-        let (failures, listen) = (compiled.failures.clone(), compiled.listen.clone());
-        let mut report = Report { failures, listen, ..Report::default() };
+        let failures = self.waiting.failures.iter().chain(&compiled.failures).cloned().collect();
+        let mut report = Report { failures, listen: compiled.listen.clone(), ..Report::default() };
 
         (self.held, self.at) = (false, now);
         let mut written = Vec::new();
@@ -158,10 +161,10 @@ impl<E: Engine> Converger<E> {
         report.rival = self.rival(&compiled);
 
         // An intent may say something else about connections while its rules stay as they are.
-        if !self.connections.is_settled(intents, &compiled.failures) {
+        if !self.connections.is_settled(intents, &report.failures) {
             let allowed = Allowed::new(&compiled, &forwards);
             let conntrack = self.engine.conntrack()?;
-            report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &compiled.failures)?;
+            report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &report.failures)?;
         }
         report.firewall = Box::new(self.assess(&compiled, &forwards, local));
         // They keep their rules, so that they work as soon as the other firewall lets them.
@@ -192,7 +195,7 @@ impl<E: Engine> Converger<E> {
         }
         let mut found = match &self.installed {
             Some(installed) if due && self.held => {
-                let compiled = compile(&intents.node, &intents.forwards(), local, self.at);
+                let compiled = compile(&intents.node, &self.waiting.others(intents), local, self.at);
                 differences(&compiled.ruleset, installed)
             }
             _ => Vec::new(),
@@ -223,7 +226,7 @@ impl<E: Engine> Converger<E> {
     }
 
     /// What the kernel holds: known from the last look if nothing moved since.
-    async fn observe(&mut self) -> Result<&InstalledRuleset, Error> {
+    pub(crate) async fn observe(&mut self) -> Result<&InstalledRuleset, Error> {
         let known = self.known && !self.engine.moved()?;
         let fresh = match self.installed.take() {
             Some(installed) if known => installed,

@@ -15,6 +15,7 @@ pub mod converge;
 pub mod manifest;
 pub mod masquerade;
 pub mod metrics;
+pub mod newcomers;
 pub mod notices;
 pub mod plan;
 pub mod render;

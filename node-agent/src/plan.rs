@@ -51,6 +51,8 @@ async fn preview<E: Engine>(
     source: &mut Manifests,
 ) -> anyhow::Result<Vec<String>> {
     let now = source.host().clock.now();
+    let newcomers = source.newcomers().among(intents);
+    converger.admit(&newcomers, intents, source.local(), now).await;
     let Preview { batch, families, ended, failures } = converger.preview(intents, source.local(), now).await?;
     let plans = converger.plans(intents, source.local())?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;

@@ -19,13 +19,12 @@ use sallyport_engine::iptables::{Iptables, Variant};
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::drift::told;
 use sallyport_ruleset::firewall::Assessment;
-use sallyport_ruleset::plan::plan;
-use sallyport_ruleset::rule::Ruleset;
 use sallyport_runtime::shutdown::Shutdown;
 use tokio::time::MissedTickBehavior;
 
 use crate::args::{HostArgs, RunArgs};
 use crate::backend::{self, Backend};
+use crate::cleanup::remove_rules;
 use crate::connections::Draining;
 use crate::converge::{Converger, Error, Report, chain_of};
 use crate::metrics::Metrics;
@@ -43,6 +42,8 @@ const BEAT: Duration = Duration::from_millis(100);
 /// [`LONGEST_REST`]: others may change their own rules all the time.
 const REST: u32 = 5;
 const LONGEST_REST: Duration = Duration::from_millis(300);
+/// Time between two looks whether a port that somebody else listens on was freed, while a forward waits for it.
+const LISTENERS: Duration = Duration::from_millis(500);
 /// Rest after a pass that failed, before drift is a reason for another.
 const FAILED_REST: Duration = Duration::from_secs(1);
 /// Drift that is put back within this time is told when that is done; what takes longer is told while it lasts.
@@ -122,6 +123,8 @@ struct Agent<'a, S, E> {
     retry: Retry,
     /// Drift is not looked for before.
     rest: Instant,
+    /// When it was last looked whether a port was freed.
+    listened: Instant,
     trouble: Trouble,
     /// What was last told to last, although the passes are good.
     lasting: Option<String>,
@@ -153,6 +156,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             draining: Draining::new(),
             retry,
             rest: Instant::now(),
+            listened: Instant::now(),
             trouble: Trouble::default(),
             lasting: None,
             error: None,
@@ -230,7 +234,8 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         self.source.host().tell(problems);
     }
 
-    /// Looks for what has expired and for drift, and tries again what failed when its time has come.
+    /// Looks for what has expired, for ports that were freed and for drift, and tries again what failed when its time
+    /// has come.
     async fn repair(&mut self, intents: &Rc<Intents>) {
         if self.source.host().clock.is_due() {
             return self.pass(intents, "expiry").await;
@@ -238,6 +243,12 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         let begun = Instant::now();
         if self.retry.at.is_some_and(|at| begun >= at) {
             return self.pass(intents, "retry").await;
+        }
+        if self.retry.at.is_none() && begun >= self.listened + LISTENERS {
+            self.listened = begun;
+            if self.converger.is_freed() {
+                return self.pass(intents, "port freed").await;
+            }
         }
         if begun < self.rest {
             return;
@@ -381,12 +392,15 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
 
     async fn try_pass(&mut self, intents: &Rc<Intents>) -> Result<Report, Error> {
         let host = self.source.host();
+        let now = host.clock.now();
+        let newcomers = host.newcomers.among(intents);
+        self.converger.admit(&newcomers, intents, &host.local, now).await;
+        host.newcomers.wait(&newcomers, &self.converger.waiting, &host.state);
         // Before the kernel changes, so that who holds a claim is known whatever happens next.
         host.keep(intents);
-        let now = host.clock.now();
         host.clock.expect(intents.forwards().iter().filter_map(|forward| forward.intent.expires_at), now);
         let (local, state) = (host.local.clone(), Rc::clone(&host.state));
-        let report = {
+        let outcome = {
             let mut pass = Box::pin(self.converger.converge(intents, &local, &state, now));
             if let Ok(outcome) = tokio::time::timeout(MOMENT, &mut pass).await {
                 outcome
@@ -397,7 +411,10 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                 }
                 pass.await
             }
-        }?;
+        };
+        let failures = outcome.as_ref().ok().map(|report| report.failures.as_slice());
+        self.source.host().newcomers.passed(intents, failures, &state);
+        let report = outcome?;
         if let Some(variant) = self.abandoned {
             remove_rules(&mut Iptables::new(variant)).await?;
             self.abandoned = None;
@@ -460,29 +477,6 @@ impl Retry {
         self.at = Some(Instant::now() + self.wait);
         self.wait = (self.wait * 2).min(LONGEST_RETRY);
     }
-}
-
-/// Takes our rules out of the kernel, if there are any.
-pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, sallyport_engine::Error> {
-    if !iptables.is_in_use() {
-        return Ok(false);
-    }
-    let installed = iptables.observe().await?;
-    let batch = plan(&Ruleset::default(), &installed, false);
-    if batch.is_empty() {
-        return Ok(false);
-    }
-    iptables.apply(&batch).await?;
-    let left = iptables.observe().await?.ours();
-    if left == Ruleset::default() {
-        tracing::info!(backend = iptables.name(), "removed our rules");
-    } else {
-        tracing::warn!(
-            backend = iptables.name(),
-            "somebody's rules lead to our chains, which were emptied but cannot be deleted; delete those rules"
-        );
-    }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! ```text
 //! lock            held while an agent runs: two never run on one directory
 //! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
+//! newcomers.json  those of them that never were in the kernel, if any: somebody else may listen on their ports
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
 //! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
 //! first-seen.json since when each forward is there, for grants that limit lifetimes
@@ -10,11 +11,13 @@
 //! ```
 //! Files are written whole and renamed into place, readable by root only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::GatewayNodeSpec;
@@ -86,6 +89,10 @@ pub enum Error {
     },
 }
 
+/// A program that an agent was just about to start when it was killed keeps the agent's lock until the kernel has loaded
+/// it: that is waited for, at most so long.
+const FORK: Duration = Duration::from_secs(1);
+
 /// A state directory; exclusive while it lives if it was opened by [`StateDir::lock`].
 #[derive(Debug)]
 pub struct StateDir {
@@ -109,10 +116,14 @@ impl StateDir {
                 if error.kind() == io::ErrorKind::ReadOnlyFilesystem { File::open(&lock_path) } else { Err(error) }
             })
             .map_err(|source| access(&lock_path, source))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), lock: Some(file) }),
-            Err(fs::TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
-            Err(fs::TryLockError::Error(source)) => Err(access(&lock_path, source)),
+        let begun = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { path: path.to_owned(), lock: Some(file) }),
+                Err(fs::TryLockError::WouldBlock) if begun.elapsed() < FORK => thread::sleep(FORK / 100),
+                Err(fs::TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned() }),
+                Err(fs::TryLockError::Error(source)) => return Err(access(&lock_path, source)),
+            }
         }
     }
 
@@ -130,6 +141,20 @@ impl StateDir {
     /// Keeps `intents` as the last good ones; on disk when this returns.
     pub fn keep_intents(&self, intents: &Intents) -> Result<(), Error> {
         self.store("intents.json", intents, true)
+    }
+
+    /// Uids of forwards among the intents that this host never carried.
+    pub fn newcomers(&self) -> Result<BTreeSet<String>, Error> {
+        Ok(self.load("newcomers.json")?.unwrap_or_default())
+    }
+
+    /// Keeps them; on disk when this returns.
+    pub fn keep_newcomers(&self, uids: &BTreeSet<String>) -> Result<(), Error> {
+        if uids.is_empty() {
+            remove(&self.path.join("newcomers.json"))
+        } else {
+            self.store("newcomers.json", uids, true)
+        }
     }
 
     /// The highest time that was seen, in seconds since 1970; 0 if none was kept.
@@ -216,7 +241,7 @@ impl StateDir {
     /// Forgets everything, after a cleanup.
     pub fn clear(&self) -> Result<(), Error> {
         // The `.new` are what a crash left.
-        for name in ["intents.json", "clock.json", "first-seen.json", "host.json"] {
+        for name in ["intents.json", "newcomers.json", "clock.json", "first-seen.json", "host.json"] {
             remove(&self.path.join(name))?;
             remove(&self.path.join(format!("{name}.new")))?;
         }

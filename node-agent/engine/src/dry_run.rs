@@ -2,6 +2,7 @@
 
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::listener::Listener;
 use sallyport_ruleset::plan::Batch;
 
 use crate::conntrack::Conntrack;
@@ -45,6 +46,10 @@ impl Engine for DryRun {
 
     fn conntrack(&self) -> Result<Option<Conntrack>, Error> {
         Ok(None)
+    }
+
+    fn listeners(&self) -> Result<Vec<Listener>, Error> {
+        Ok(Vec::new())
     }
 }
 

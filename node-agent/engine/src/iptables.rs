@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{FirewallTable, Holder, xtables};
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::listener::Listener;
 use sallyport_ruleset::plan::Batch;
 
 pub use self::detect::{Detected, detect};
@@ -21,6 +22,7 @@ pub use self::vacant::{Place, remove_vacant};
 use crate::command;
 use crate::conntrack::Conntrack;
 use crate::generation::Generation;
+use crate::listeners::listeners;
 use crate::{Engine, Error};
 
 /// Shortest and longest time between two looks at legacy tables that nobody seems to have changed.
@@ -227,5 +229,9 @@ impl Engine for Iptables {
 
     fn conntrack(&self) -> Result<Option<Conntrack>, Error> {
         Ok(Some(Conntrack::open()?))
+    }
+
+    fn listeners(&self) -> Result<Vec<Listener>, Error> {
+        Ok(listeners()?)
     }
 }

@@ -8,9 +8,11 @@ pub mod conntrack;
 pub mod dry_run;
 pub mod generation;
 pub mod iptables;
+pub mod listeners;
 pub mod netlink;
 
 use sallyport_ruleset::installed::InstalledRuleset;
+use sallyport_ruleset::listener::Listener;
 use sallyport_ruleset::plan::Batch;
 
 use crate::conntrack::Conntrack;
@@ -53,4 +55,7 @@ pub trait Engine {
 
     /// Connection tracking beside these rules; none where no kernel is involved.
     fn conntrack(&self) -> Result<Option<Conntrack>, Error>;
+
+    /// The sockets that listen beside these rules; none where no kernel is involved.
+    fn listeners(&self) -> Result<Vec<Listener>, Error>;
 }

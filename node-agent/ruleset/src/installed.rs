@@ -2,7 +2,7 @@
 //!
 //! Splits lines by chain and no more: our rules are compared as text, so nothing is parsed that could be misread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::family::Family;
 use crate::firewall::HostFirewall;
@@ -59,6 +59,21 @@ impl InstalledRuleset {
     #[must_use]
     pub fn digest(&self) -> String {
         digest_of(|family, table| &self.family(family).table(table).ours)
+    }
+
+    /// Whether every rule of `alone`, a rule set of one forward, that is this forward's own is there, in whatever chain.
+    #[must_use]
+    pub fn delivers(&self, alone: &Ruleset) -> bool {
+        let mut any = false;
+        let all = Family::BOTH.into_iter().all(|family| {
+            let there: BTreeSet<&String> = self.family(family).nat.ours.values().flatten().collect();
+            let own = |rule: &&String| rule.contains("-j DNAT ") || rule.contains("-j SALLY-S-");
+            alone.family(family).nat.values().flatten().filter(own).all(|rule| {
+                any = true;
+                there.contains(rule)
+            })
+        });
+        any && all
     }
 
     /// Our rules, as they are in the kernel.

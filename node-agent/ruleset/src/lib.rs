@@ -23,6 +23,7 @@ pub mod installed;
 mod judge;
 pub mod kept;
 pub mod limits;
+pub mod listener;
 pub mod plan;
 pub mod pool;
 mod rivals;

@@ -10,6 +10,7 @@ use sallyport_engine::iptables::Place;
 use sallyport_engine::{Error, command};
 use sallyport_ruleset::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::listener::Listener;
 
 use super::*;
 use crate::manifest;
@@ -34,8 +35,14 @@ pub(crate) struct Kernel {
     pub(crate) failures: (usize, usize),
     /// Times that connections were looked at.
     pub(crate) looked: Cell<usize>,
-    /// Whether connections can be listed.
+    /// Whether connections cannot be listed.
     pub(crate) blind: bool,
+    /// The sockets that listen beside it.
+    pub(crate) listeners: Vec<Listener>,
+    /// Times that those were read.
+    pub(crate) asked: Cell<usize>,
+    /// Whether they cannot be.
+    pub(crate) deaf: bool,
     /// How long each change takes.
     pub(crate) slow: Duration,
     /// What it says does not exist.
@@ -109,6 +116,19 @@ impl Engine for Kernel {
         }
         Ok(None)
     }
+
+    fn listeners(&self) -> Result<Vec<Listener>, Error> {
+        self.asked.update(|asked| asked + 1);
+        if self.deaf {
+            refuse(&mut 1)?;
+        }
+        Ok(self.listeners.clone())
+    }
+}
+
+/// A TCP socket that listens on every IPv4 address.
+pub(crate) fn listener(port: u16) -> Listener {
+    Listener { protocol: 6, ip: "0.0.0.0".parse().unwrap(), port, inode: 0 }
 }
 
 /// The addresses of the host of tests.

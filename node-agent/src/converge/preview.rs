@@ -40,7 +40,7 @@ pub struct PlannedChange {
 impl<E: Engine> Converger<E> {
     /// What a pass would do.
     pub async fn preview(&mut self, intents: &Intents, local: &[LocalAddress], now: i64) -> Result<Preview, Error> {
-        let forwards = intents.forwards();
+        let forwards = self.waiting.others(intents);
         let compiled = compile(&intents.node, &forwards, local, now);
         self.at = now;
         let installed = self.observe().await?;
@@ -53,7 +53,8 @@ impl<E: Engine> Converger<E> {
             }
             None => 0,
         };
-        Ok(Preview { batch, families, ended, failures: compiled.failures })
+        let failures = self.waiting.failures.iter().chain(&compiled.failures).cloned().collect();
+        Ok(Preview { batch, families, ended, failures })
     }
 
     /// What would change if each forward that is only planned were applied, it alone, to what the last pass or preview
@@ -64,11 +65,14 @@ impl<E: Engine> Converger<E> {
         }
         let known = self.known && !self.engine.moved()?;
         let Some(installed) = self.installed.as_ref().filter(|_| known) else { return Ok(None) };
-        let forwards = intents.forwards();
+        let forwards = self.waiting.others(intents);
         let mut plans = Vec::new();
         for planned in intents.planned() {
+            // One that is carried is no newcomer, whatever becomes of it.
+            let is_new = intents.forwards().iter().all(|forward| forward.uid != planned.uid);
+            let refused = if is_new { self.who_waits(&[planned], intents, local).failures } else { Vec::new() };
             let others = forwards.iter().copied().filter(|forward| forward.uid != planned.uid);
-            let with_it: Vec<&SliceForward> = others.chain([planned]).collect();
+            let with_it: Vec<&SliceForward> = others.chain(refused.is_empty().then_some(planned)).collect();
             let compiled = compile(&intents.node, &with_it, local, self.at);
             let mut change = diff(&plan(&compiled.ruleset, installed, self.rivalry.yields()), installed);
             let forwarding = self.forwarded(&compiled)?;
@@ -76,7 +80,8 @@ impl<E: Engine> Converger<E> {
                 Ok(families) => change.extend(families.into_iter().map(would_turn_on)),
                 Err(error) => change.push_str(&format!("# {}\n", chain_of(&error))),
             }
-            if let Some(failure) = compiled.failures.iter().find(|failure| failure.forward == planned.r#ref) {
+            let mut failures = refused.iter().chain(&compiled.failures);
+            if let Some(failure) = failures.find(|failure| failure.forward == planned.r#ref) {
                 change.push_str(&format!("# it would fail here: {} ({:?})\n", failure.message, failure.reason));
             } else if change.is_empty() {
                 change.push_str("# no rule comes or goes here\n");

@@ -9,6 +9,7 @@ use sallyport_ruleset::facts::LocalAddress;
 use crate::addresses::local_addresses;
 use crate::clock::Clock;
 use crate::converge::chain_of;
+use crate::newcomers::Newcomers;
 use crate::state::{Intents, StateDir};
 
 /// Addresses are read this often even if the kernel reported no change.
@@ -24,6 +25,8 @@ pub struct ThisHost {
     pub local: Vec<LocalAddress>,
     /// The time by which forwards expire.
     pub clock: Clock,
+    /// The forwards that this host has carried.
+    pub newcomers: Newcomers,
     /// When the addresses are to be read again.
     due: Instant,
     /// The intents that are on disk.
@@ -40,7 +43,8 @@ impl ThisHost {
     pub fn new(state: Rc<StateDir>) -> Self {
         let clock = Clock::new(Rc::clone(&state));
         let due = Instant::now();
-        Self { state, local: Vec::new(), clock, due, kept: None, unkept: None, told: BTreeSet::new() }
+        let newcomers = Newcomers::default();
+        Self { state, local: Vec::new(), clock, newcomers, due, kept: None, unkept: None, told: BTreeSet::new() }
     }
 
     /// The kernel reports that its addresses may be others.
@@ -74,6 +78,9 @@ impl ThisHost {
             tracing::error!(error = chain_of(&error), "the last good intents are lost");
             None
         });
+        if let Some(kept) = &kept {
+            self.newcomers.restore(kept, &self.state);
+        }
         self.kept = kept.map(Rc::new);
         self.kept.clone()
     }

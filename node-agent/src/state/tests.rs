@@ -47,6 +47,19 @@ fn a_second_agent_is_refused_until_the_first_is_gone() {
 }
 
 #[test]
+fn what_a_killed_agent_was_just_starting_is_waited_for() {
+    let guard = tempfile::tempdir().unwrap();
+    // A child that was forked shares the lock until it is another program.
+    let dead = StateDir::lock(guard.path()).unwrap();
+    let forked = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(dead);
+    });
+    StateDir::lock(guard.path()).unwrap();
+    forked.join().unwrap();
+}
+
+#[test]
 fn the_lock_survives_a_clear() {
     let (guard, state) = state();
     state.clear().unwrap();

@@ -1,0 +1,103 @@
+//! What already listens on a gateway where a forward would: it would lose its clients to the forward.
+
+use std::net::IpAddr;
+
+use sallyport_api::Protocol;
+use sallyport_api::intent::Intent;
+
+use crate::family::Family;
+
+/// A socket of this host that takes connections or datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listener {
+    /// IP protocol number: 6 for TCP, 17 for UDP.
+    pub protocol: u8,
+    /// Where it listens; unspecified for every address of its family.
+    pub ip: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// The socket, as `/proc` names it.
+    pub inode: u32,
+}
+
+/// The first of `listeners` that listens where a forward would, if this host has the listen addresses `listen`.
+#[must_use]
+pub fn in_the_way<'a>(intent: &Intent, listen: &[IpAddr], listeners: &'a [Listener]) -> Option<&'a Listener> {
+    let served = |ip: &&IpAddr| {
+        let family = Family::of(**ip);
+        let chosen = intent.addresses.is_empty() || intent.addresses.contains(*ip);
+        chosen && intent.targets.iter().any(|target| Family::of(target.ip) == family)
+    };
+    let addresses: Vec<&IpAddr> = listen.iter().filter(served).collect();
+    listeners.iter().find(|listener| {
+        let port = |port: &sallyport_api::IntentPort| {
+            number(port.protocol) == listener.protocol && (port.port..=port.end_port).contains(&listener.port)
+        };
+        let address = |ip: &&IpAddr| {
+            listener.ip == **ip || (listener.ip.is_unspecified() && Family::of(listener.ip) == Family::of(**ip))
+        };
+        intent.ports.iter().any(port) && addresses.iter().any(address)
+    })
+}
+
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sallyport_api::SourceNatMode;
+    use sallyport_api::intent::{IntentPort, IntentTarget};
+    use sallyport_api::port_forward::OnTargetRemoved;
+
+    use super::*;
+
+    fn listener(protocol: Protocol, ip: &str, port: u16) -> Listener {
+        Listener { protocol: number(protocol), ip: ip.parse().unwrap(), port, inode: 7 }
+    }
+
+    /// TCP 3306 to 3310 on every listen address, for IPv4.
+    fn intent() -> Intent {
+        Intent {
+            addresses: Vec::new(),
+            ports: vec![IntentPort { protocol: Protocol::Tcp, port: 3306, end_port: 3310, target_port: 3306 }],
+            allow: vec!["10.30.1.80/32".parse().unwrap()],
+            deny: Vec::new(),
+            targets: vec![IntentTarget { ip: "10.30.1.79".parse().unwrap(), weight: 1 }],
+            source_nat: SourceNatMode::Masquerade,
+            on_target_removed: OnTargetRemoved::Drain,
+            expires_at: None,
+        }
+    }
+
+    #[test]
+    fn whoever_would_lose_clients_is_in_the_way_and_nobody_else() {
+        use Protocol::{Tcp, Udp};
+        let listen: Vec<IpAddr> = ["10.30.1.77", "10.30.1.78", "fd00::78"].map(|ip| ip.parse().unwrap()).to_vec();
+        let limited = Intent { addresses: vec![listen[1]], ..intent() };
+        for (protocol, ip, port, everywhere, on_one) in [
+            (Tcp, "0.0.0.0", 3306, true, true),
+            (Tcp, "0.0.0.0", 3310, true, true),
+            (Tcp, "10.30.1.78", 3308, true, true),
+            (Tcp, "10.30.1.77", 3308, true, false),
+            (Tcp, "0.0.0.0", 3305, false, false),
+            (Tcp, "0.0.0.0", 3311, false, false),
+            (Udp, "0.0.0.0", 3306, false, false),
+            (Tcp, "127.0.0.1", 3306, false, false),
+            (Tcp, "10.30.1.99", 3306, false, false),
+            (Tcp, "::", 3306, false, false),
+            (Tcp, "fd00::78", 3306, false, false),
+        ] {
+            let there = [listener(protocol, ip, port)];
+            let found = |intent| in_the_way(intent, &listen, &there).is_some();
+            assert_eq!((found(&intent()), found(&limited)), (everywhere, on_one), "{protocol} {ip} {port}");
+        }
+        let mut six = intent();
+        six.targets[0].ip = "fd00::79".parse().unwrap();
+        assert!(in_the_way(&six, &listen, &[listener(Tcp, "::", 3306)]).is_some());
+        assert!(in_the_way(&intent(), &[], &[listener(Tcp, "0.0.0.0", 3306)]).is_none(), "no address, no clients");
+    }
+}
