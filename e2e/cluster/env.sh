@@ -8,6 +8,9 @@ helm=v4.3.1
 helm3=v3.22.0
 debian=bookworm
 
+# The commit of the version that upgrades are tested from, and rolled back to: the last that was given out.
+previous=21ae4356d709a6a1ffe6a57526b9dd26b0ba7de0
+
 # All that is made here has this name or begins with it; nothing else is ever touched.
 name=sallyport
 

@@ -30,9 +30,17 @@ impl Helm {
     /// The command line that installs the chart, or upgrades to it, and waits until it runs.
     #[must_use]
     pub fn install(&self, settings: &[&str]) -> Vec<String> {
+        self.install_from(".", settings)
+    }
+
+    /// The same with the chart of the checkout in the folder `tree`.
+    #[must_use]
+    pub fn install_from(&self, tree: &str, settings: &[&str]) -> Vec<String> {
         let mut command = vec![self.program.display().to_string()];
-        let line = "upgrade --install sallyport charts/sallyport --namespace sallyport-system --create-namespace \
-                    --values e2e/cluster/values.yaml --wait --timeout 3m";
+        let line = format!(
+            "upgrade --install sallyport {tree}/charts/sallyport --namespace sallyport-system --create-namespace \
+             --values {tree}/e2e/cluster/values.yaml --wait --timeout 3m"
+        );
         command.extend(line.split_whitespace().map(str::to_owned));
         for setting in settings {
             command.extend(["--set".to_owned(), (*setting).to_owned()]);
@@ -54,10 +62,16 @@ impl Cluster {
         script::run("images.sh", &["load"])
     }
 
-    /// Whether images were put into the cluster since it was made.
+    /// Puts the images of the version before into the cluster, under the tag `previous`, and gives the folder of its
+    /// checkout.
+    pub fn load_previous_images(&self) -> Result<String> {
+        script::answer("images.sh", &["load", "previous"])
+    }
+
+    /// Whether images of this version were put into the cluster since it was made.
     pub fn has_images(&self) -> Result<bool> {
-        let mark = ["docker", "exec", "sallyport-worker", "test", "-e", "/kind/sallyport-images"];
-        Ok(self.admin.run(&mark)?.success())
+        let mark = concat!("/kind/sallyport-images-", env!("CARGO_PKG_VERSION"));
+        Ok(self.admin.run(&["docker", "exec", "sallyport-worker", "test", "-e", mark])?.success())
     }
 
     /// Takes away what an earlier run has left: a release, our objects and definitions, labels.

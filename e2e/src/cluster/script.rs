@@ -15,19 +15,33 @@ static RUNNING: AtomicU32 = AtomicU32::new(0);
 
 /// Runs a script, which must succeed. It says on standard error what it does.
 pub fn run(name: &str, arguments: &[&str]) -> Result<()> {
-    let mut child = Command::new("timeout")
+    output(name, arguments, Stdio::inherit()).map(drop)
+}
+
+/// Runs a script, which must succeed, and gives what it prints.
+pub fn answer(name: &str, arguments: &[&str]) -> Result<String> {
+    let printed = output(name, arguments, Stdio::piped())?;
+    Ok(String::from_utf8(printed)
+        .with_context(|| format!("read what e2e/cluster/{name} prints"))?
+        .trim_end()
+        .to_owned())
+}
+
+fn output(name: &str, arguments: &[&str], stdout: Stdio) -> Result<Vec<u8>> {
+    let child = Command::new("timeout")
         .args(["--kill-after=10", LIMIT])
         .arg(program::repository()?.join("e2e/cluster").join(name))
         .args(arguments)
         .stdin(Stdio::null())
+        .stdout(stdout)
         .spawn()
         .with_context(|| format!("run e2e/cluster/{name}"))?;
     RUNNING.store(child.id(), Ordering::Relaxed);
-    let status = child.wait().with_context(|| format!("wait for e2e/cluster/{name}"));
+    let output = child.wait_with_output().with_context(|| format!("wait for e2e/cluster/{name}"));
     RUNNING.store(0, Ordering::Relaxed);
-    let status = status?;
-    ensure!(status.success(), "e2e/cluster/{name} ended with {status}");
-    Ok(())
+    let output = output?;
+    ensure!(output.status.success(), "e2e/cluster/{name} ended with {}", output.status);
+    Ok(output.stdout)
 }
 
 /// Ends the script that is running, with all that it has started; [`run`] then fails. Says whether there was one.

@@ -84,7 +84,10 @@ pub const ROWS: &[Row] = &[
         promise: "swapped in one transaction, nothing is lost",
         tests: &[
             kernel("survives_agent_death", "rules_in_the_format_of_another_version_are_swapped_and_nothing_is_lost"),
-            cluster("upgrade_under_load_loses_nothing", "no_connection_is_lost_while_operator_and_agents_are_replaced"),
+            cluster(
+                "upgrade_under_load_loses_nothing",
+                "no_connection_is_lost_from_the_version_before_to_this_one_and_back",
+            ),
         ],
     },
     Row {
@@ -302,10 +305,14 @@ pub const ROWS: &[Row] = &[
     Row {
         number: 24,
         fault: "operator and agent are of different versions",
-        promise: "what an agent does not understand leaves the old rules, and says so",
+        promise: "nothing is lost; what an agent does not understand leaves the old rules, and says so",
         tests: &[
             control_plane("versions_apart", "what_is_newer_than_an_agent_leaves_the_old_rules_and_says_so"),
             control_plane("versions_apart", "report_of_another_version_is_none_and_is_waited_for"),
+            cluster(
+                "upgrade_under_load_loses_nothing",
+                "no_connection_is_lost_from_the_version_before_to_this_one_and_back",
+            ),
             pure("a_field_that_the_operator_hashed_and_we_do_not_know_is_noticed"),
             pure("what_one_forward_has_new_leaves_the_other_as_it_is"),
         ],
