@@ -39,6 +39,8 @@ const START: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Programs {
     root: TempDir,
+    /// Whether they run with that as their root, because they are of another release than this machine.
+    apart: bool,
 }
 
 impl Programs {
@@ -51,15 +53,38 @@ impl Programs {
                 Command::new("dpkg").arg("-x").arg(&package).arg(root.path()).output().context("run dpkg")?;
             ensure!(unpacked.status.success(), "dpkg -x {}", package.display());
         }
-        Ok(Self { root })
+        Ok(Self { root, apart: false })
+    }
+
+    /// firewalld 2, which has options that the one of Debian 12 lacks.
+    pub fn of_debian_13() -> Result<Self> {
+        packages::install_missing(NEEDED)?;
+        let root = lab::folder()?;
+        packages::root_file_system("trixie", &["firewalld"], root.path())?;
+        Ok(Self { root, apart: true })
     }
 
     fn path(&self, below: &str) -> String {
         self.root.path().join(below).display().to_string()
     }
 
+    /// The same path as the programs see it.
+    fn seen(&self, below: &str) -> String {
+        if self.apart { format!("/{below}") } else { self.path(below) }
+    }
+
     /// The command that runs one of the programs, which are all written in Python.
     fn command(&self, program: &str, arguments: &[&str]) -> Result<Vec<String>> {
+        if self.apart {
+            let root = self.root.path().display();
+            // The mounts go with the program.
+            let enter = format!(
+                "mount --rbind /proc {root}/proc && mount --rbind /dev {root}/dev && \
+                 exec env DBUS_SYSTEM_BUS_ADDRESS=unix:path=/bus chroot {root} \"$0\" \"$@\""
+            );
+            let command = ["unshare", "--mount", "sh", "-c", &enter, &format!("/{program}")].map(str::to_owned);
+            return Ok(command.into_iter().chain(arguments.iter().map(|&word| word.to_owned())).collect());
+        }
         // The folder that is named after this machine's architecture.
         let libraries = find(&self.root.path().join("usr/lib"), "girepository-1.0")?;
         let libraries = libraries.parent().context("find the folder of libraries")?.display().to_string();
@@ -140,8 +165,8 @@ impl Firewalld {
     }
 
     fn start_daemon(&mut self) -> Result<()> {
-        let (system, default) = (self.programs.path("etc/firewalld"), self.programs.path("usr/lib/firewalld"));
-        let log = self.programs.path("firewalld.log");
+        let (system, default) = (self.programs.seen("etc/firewalld"), self.programs.seen("usr/lib/firewalld"));
+        let log = self.programs.seen("firewalld.log");
         let arguments =
             ["--nofork", "--nopid", "--system-config", &system, "--default-config", &default, "--log-file", &log];
         let command = self.programs.command("usr/sbin/firewalld", &arguments)?;
@@ -158,6 +183,16 @@ impl Firewalld {
         let outcome = self.ask(arguments)?;
         ensure!(outcome.success(), "firewall-cmd {}: {}{}", arguments.join(" "), outcome.stdout, outcome.stderr);
         Ok(())
+    }
+
+    /// Writes an option of `firewalld.conf`, which a reload then reads.
+    pub fn set(&self, option: &str, value: &str) -> Result<()> {
+        let path = self.programs.path("etc/firewalld/firewalld.conf");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let key = format!("{option}=");
+        let (options, others): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with(&key));
+        ensure!(!options.is_empty(), "this firewalld has no option {option}");
+        std::fs::write(&path, format!("{}\n{key}{value}\n", others.join("\n"))).with_context(|| format!("write {path}"))
     }
 
     /// As `systemctl restart firewalld`.

@@ -57,8 +57,8 @@ pub fn install_missing(needed: &[Needed]) -> Result<()> {
     apt_get(&install)
 }
 
-/// Downloads packages, each once, without installing anything, and says where they are.
-pub fn download(packages: &[&str]) -> Result<Vec<PathBuf>> {
+/// Where downloads are kept, and a lock on it: tests that run beside each other wait for the one that downloads.
+fn cache() -> Result<(PathBuf, File)> {
     let cache = match (std::env::var_os("SALLYPORT_E2E_CACHE"), std::env::var_os("HOME")) {
         (Some(cache), _) => PathBuf::from(cache),
         (None, Some(home)) => Path::new(&home).join(".cache/sallyport-e2e"),
@@ -66,9 +66,39 @@ pub fn download(packages: &[&str]) -> Result<Vec<PathBuf>> {
     };
     let folder = cache.join("packages");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    // Tests that run beside each other wait here for the one that downloads.
     let lock = File::create(folder.join("lock")).context("open the lock of the packages")?;
     lock.lock().context("wait for the packages")?;
+    Ok((folder, lock))
+}
+
+/// Unpacks into `root` a root file system of another release of Debian with `packages`, which is put together once.
+pub fn root_file_system(release: &str, packages: &[&str], root: &Path) -> Result<()> {
+    install_missing(&[Needed { program: "mmdebstrap", package: "mmdebstrap" }])?;
+    let archive = {
+        let (folder, _lock) = cache()?;
+        let archive = folder.join(format!("{release}-{}.tar", packages.join("-")));
+        if !archive.exists() {
+            let unfinished = archive.with_extension("unfinished");
+            let mut command = Command::new("mmdebstrap");
+            command
+                .args(["--quiet", "--variant=minbase", "--format=tar", "--aptopt=APT::Install-Recommends \"false\""])
+                .args(["man", "doc", "locale"].map(|what| format!("--dpkgopt=path-exclude=/usr/share/{what}/*")))
+                .arg(format!("--include={}", packages.join(",")))
+                .arg(release)
+                .arg(&unfinished);
+            finish(command, release)?;
+            std::fs::rename(&unfinished, &archive).context("keep a root file system")?;
+        }
+        archive
+    };
+    let mut command = Command::new("tar");
+    command.args(["--exclude=./dev/*", "--extract", "--file"]).arg(archive).arg("--directory").arg(root);
+    finish(command, "a root file system")
+}
+
+/// Downloads packages, each once, without installing anything, and says where they are.
+pub fn download(packages: &[&str]) -> Result<Vec<PathBuf>> {
+    let (folder, _lock) = cache()?;
     let find = |package: &str| {
         let files = std::fs::read_dir(&folder).ok()?.flatten().map(|entry| entry.path());
         let of_package = |path: &PathBuf| {
@@ -98,9 +128,10 @@ fn apt_get(args: &[&str]) -> Result<()> {
 }
 
 fn finish(mut command: Command, what: &str) -> Result<()> {
-    let output = command.env("DEBIAN_FRONTEND", "noninteractive").output().context("run apt-get")?;
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.env("DEBIAN_FRONTEND", "noninteractive").output().with_context(|| format!("run {program}"))?;
     if !output.status.success() {
-        bail!("apt-get {what}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("{program} {what}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

@@ -102,24 +102,32 @@ fn ufw_reloads_and_restarts_beside_us() -> Result<()> {
     })
 }
 
+/// firewalld reloads and restarts beside a forward.
+fn beside_firewalld(scene: &mut Scene, firewalld: &mut Firewalld) -> Result<Process> {
+    let gw1 = scene.article.gw1.clone();
+    let before = theirs(&gw1)?;
+    ensure!(before.iter().any(|rule| rule.contains("filter_FORWARD")), "firewalld has no rules: {before:#?}");
+    let db1 = forwarding(scene)?;
+    expect_untouched(&gw1, &before, "with a forward")?;
+    firewalld.run(&["--reload"])?;
+    works_after(scene, "firewall-cmd --reload")?;
+    expect_untouched(&gw1, &before, "after a reload")?;
+    firewalld.run(&["--complete-reload"])?;
+    works_after(scene, "firewall-cmd --complete-reload")?;
+    firewalld.restart()?;
+    works_after(scene, "restart of firewalld")?;
+    expect_no_complaint(scene)?;
+    Ok(db1)
+}
+
+const STRICT: [&str; 3] = ["dropped by", "table inet firewalld, chain filter_FORWARD", "StrictForwardPorts=no"];
+
 #[test]
 fn firewalld_reloads_and_restarts_beside_us_and_is_named_when_it_is_strict() -> Result<()> {
     scene(NFT, Backend::Iptables(NFT), |scene| {
         let gw1 = scene.article.gw1.clone();
         let mut firewalld = Firewalld::start(&gw1, Programs::unpack()?)?;
-        let before = theirs(&gw1)?;
-        ensure!(before.iter().any(|rule| rule.contains("filter_FORWARD")), "firewalld has no rules: {before:#?}");
-        let _db1 = forwarding(scene)?;
-        expect_untouched(&gw1, &before, "with a forward")?;
-        firewalld.run(&["--reload"])?;
-        works_after(scene, "firewall-cmd --reload")?;
-        expect_untouched(&gw1, &before, "after a reload")?;
-        firewalld.run(&["--complete-reload"])?;
-        works_after(scene, "firewall-cmd --complete-reload")?;
-        firewalld.restart()?;
-        works_after(scene, "restart of firewalld")?;
-        expect_no_complaint(scene)?;
-
+        let _db1 = beside_firewalld(scene, &mut firewalld)?;
         // What StrictForwardPorts=yes of later versions leaves out.
         let chain = ["inet", "firewalld", "filter_FORWARD"];
         let listed = gw1.check(&[&["nft", "--handle", "list", "chain"][..], &chain].concat())?;
@@ -127,10 +135,26 @@ fn firewalld_reloads_and_restarts_beside_us_and_is_named_when_it_is_strict() -> 
         let handle =
             handle.and_then(|line| line.rsplit(' ').next()).context("find the rule for what was translated")?;
         gw1.check(&[&["nft", "delete", "rule"][..], &chain, &["handle", handle]].concat())?;
-        says(scene, &["dropped by", "table inet firewalld, chain filter_FORWARD", "StrictForwardPorts=no"])?;
+        says(scene, &STRICT)?;
         scene.expect_no_answer(Protocol::Tcp, 3306)?;
         firewalld.run(&["--reload"])?;
         works_after(scene, "firewalld letting forwards pass again")?;
+        says(scene, &["nothing else on this host drops forwarded packets"])
+    })
+}
+
+#[test]
+fn firewalld_2_reloads_and_restarts_beside_us_and_what_is_said_of_it_helps() -> Result<()> {
+    scene(NFT, Backend::Iptables(NFT), |scene| {
+        let mut firewalld = Firewalld::start(&scene.article.gw1.clone(), Programs::of_debian_13()?)?;
+        let _db1 = beside_firewalld(scene, &mut firewalld)?;
+        firewalld.set("StrictForwardPorts", "yes")?;
+        firewalld.run(&["--reload"])?;
+        says(scene, &STRICT)?;
+        scene.expect_no_answer(Protocol::Tcp, 3306)?;
+        firewalld.set("StrictForwardPorts", "no")?;
+        firewalld.run(&["--reload"])?;
+        works_after(scene, "StrictForwardPorts=no and firewall-cmd --reload")?;
         says(scene, &["nothing else on this host drops forwarded packets"])
     })
 }
