@@ -1,6 +1,8 @@
 //! Who listens on a gateway already keeps a new forward from their port until they stop; who comes later revokes nothing,
 //! whatever happens to the agent, its host or its memory.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use sallyport_e2e::article::{APP1, DB1, GW1, SOON, Scene, WEB1, scene, socket};
 use sallyport_e2e::gateway::Backend;
@@ -8,6 +10,9 @@ use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::manifest::Forward;
 use sallyport_e2e::traffic::{Protocol, serve};
 use sallyport_e2e::wait;
+
+/// How long a port has to be free before a forward takes it.
+const FREE: Duration = Duration::from_secs(10);
 
 fn mysql(port: u16) -> Forward {
     let forward = Forward::tcp(&format!("mysql-{port}"), port, &format!("{APP1}/32"), DB1);
@@ -55,7 +60,9 @@ fn a_listener_refuses_the_first_programming_and_revokes_nothing() -> Result<()> 
         scene.wait_for_answer(Protocol::Tcp, 3307, "db1")?;
         ensure!(!is_programmed(scene, Protocol::Tcp, 3306)? && !is_programmed(scene, Protocol::Udp, 3308)?);
         drop(first);
-        scene.wait_for_answer(Protocol::Tcp, 3306, "db1").context("the listener has gone")?;
+        let freed = wait::until_true("the forward following", 2 * FREE, || is_programmed(scene, Protocol::Tcp, 3306))?;
+        ensure!(freed > FREE / 2, "the port was taken while its listener might have been starting anew");
+        scene.expect_answer(Protocol::Tcp, 3306, "db1")?;
         ensure!(!is_programmed(scene, Protocol::Udp, 3308)?, "the other listener has not gone");
 
         // One that comes later revokes nothing: not by a repair, not by a restart, not with the state lost.

@@ -1,9 +1,12 @@
 //! Forwards that this host never carried: one of them waits while somebody else listens on its ports.
 //!
-//! Whoever starts to listen later revokes nothing. What is remembered of the forwards are those that never were in the
-//! kernel, so that all others count as carried after a restart, and after a reboot, which empties the kernel.
+//! Whoever starts to listen later revokes nothing: a forward is let in once, whatever becomes of it afterwards. Remembered are
+//! those that never were let in, so that all others count as let in after a restart, and after a reboot, which empties the
+//! kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::SliceForward;
@@ -11,29 +14,52 @@ use sallyport_engine::Engine;
 use sallyport_engine::listeners::process_of;
 use sallyport_ruleset::compile::{Failure, compile};
 use sallyport_ruleset::facts::LocalAddress;
-use sallyport_ruleset::listener::{Listener, in_the_way};
+use sallyport_ruleset::listener::{Listener, Place, in_the_way};
 
 use crate::converge::{Converger, chain_of};
 use crate::state::{Intents, StateDir};
 
-/// The forwards that this host carries or did, and those that wait.
+/// A port must have been free for so long before a forward takes it: whoever listened there may only be starting anew.
+const FREE: Duration = Duration::from_secs(10);
+/// So long after the agent's start, for those that waited before it: after a boot, others may start later than the agent.
+const START: Duration = Duration::from_mins(1);
+
+/// The forwards that were let in, and those that wait.
 #[derive(Debug, Default)]
 pub struct Newcomers {
-    /// Uids of the forwards that were read back from the kernel while they were wanted.
-    carried: BTreeSet<String>,
-    /// Uids of those that were not, as they are on disk.
+    /// Uids of the forwards that were let in and are wanted.
+    admitted: BTreeSet<String>,
+    /// Those that wait, by uid.
+    waiting: BTreeMap<String, Wait>,
+    /// Uids of those that were not let in, as they are on disk.
     kept: BTreeSet<String>,
+    /// What was last told of what cannot be seen or kept.
+    told: Option<String>,
 }
 
-/// Newcomers that have to wait.
+/// Why and for how long a forward waits.
+#[derive(Debug)]
+struct Wait {
+    /// Hash of its intent: whoever asks for something else is a newcomer again.
+    hash: String,
+    /// Where somebody listened when it came. Who listens elsewhere later is not waited for.
+    places: BTreeSet<Place>,
+    /// Until when more of them are found.
+    open: Instant,
+    /// When it is let in if nobody listens there until then.
+    free: Instant,
+    /// Who was told to be in the way.
+    listener: Option<Listener>,
+    failure: Failure,
+}
+
+/// What a pass leaves out.
 #[derive(Clone, Debug, Default)]
 pub struct Waiting {
     /// Why, for each.
     pub failures: Vec<Failure>,
-    /// Their uids.
+    /// Uids of the forwards that wait.
     pub uids: BTreeSet<String>,
-    /// Who is in their way.
-    pub listeners: BTreeSet<Listener>,
 }
 
 impl Waiting {
@@ -44,110 +70,195 @@ impl Waiting {
     }
 }
 
+impl Wait {
+    fn new(forward: &SliceForward, listener: &Listener, places: BTreeSet<Place>, now: Instant) -> Self {
+        let failure = in_use(forward, listener);
+        Self { hash: forward.hash.clone(), places, open: now, free: now + FREE, listener: Some(*listener), failure }
+    }
+
+    /// One that waited when the agent ended.
+    fn restored(forward: &SliceForward, now: Instant) -> Self {
+        let message = "a program of this host listened on its ports before the agent started; a minute after the start \
+                       the forward is programmed if none does any more";
+        let failure = refused(forward, message.to_owned());
+        let (open, free) = (now + START, now + START);
+        Self { hash: forward.hash.clone(), places: BTreeSet::new(), open, free, listener: None, failure }
+    }
+
+    /// Looks who is in the way now.
+    fn look(&mut self, forward: &SliceForward, sight: &Sight, now: Instant) {
+        let there = sight.in_the_way(forward);
+        if now < self.open {
+            self.places.extend(there.iter().map(|listener| listener.place()));
+        }
+        if let Some(first) = there.into_iter().find(|listener| self.places.contains(&listener.place())) {
+            self.free = self.free.max(now + FREE);
+            if self.listener != Some(*first) {
+                self.listener = Some(*first);
+                self.failure = in_use(forward, first);
+            }
+        }
+    }
+}
+
+/// Who listens on this host, and where forwards would.
+struct Sight {
+    listeners: Vec<Listener>,
+    listen: Vec<IpAddr>,
+}
+
+impl Sight {
+    /// `None` where no kernel is involved.
+    fn of<E: Engine>(
+        converger: &Converger<E>,
+        intents: &Intents,
+        local: &[LocalAddress],
+    ) -> Result<Option<Self>, sallyport_engine::Error> {
+        let listeners = converger.engine.listeners()?;
+        Ok(listeners.map(|listeners| Self { listeners, listen: compile(&intents.node, &[], local, 0).listen }))
+    }
+
+    fn in_the_way(&self, forward: &SliceForward) -> Vec<&Listener> {
+        in_the_way(&forward.intent, &self.listen, &self.listeners)
+    }
+}
+
 impl Newcomers {
     /// Takes up what was known before a restart.
-    pub fn restore(&mut self, intents: &Intents, state: &StateDir) {
+    pub fn restore(&mut self, intents: &Intents, state: &StateDir, now: Instant) {
         self.kept = state.newcomers().unwrap_or_else(|error| {
-            tracing::warn!(error = chain_of(&error), "which forwards wait is lost; all of them count as carried");
+            tracing::warn!(error = chain_of(&error), "which forwards wait is lost; all of them count as let in");
             BTreeSet::new()
         });
-        let uids = intents.forwards().into_iter().map(|forward| forward.uid.clone());
-        self.carried = uids.filter(|uid| !self.kept.contains(uid)).collect();
+        for forward in intents.forwards() {
+            if self.kept.contains(&forward.uid) {
+                self.waiting.insert(forward.uid.clone(), Wait::restored(forward, now));
+            } else {
+                self.admitted.insert(forward.uid.clone());
+            }
+        }
     }
 
-    /// Those among the forwards that this host never carried.
-    #[must_use]
-    pub fn among<'a>(&self, intents: &'a Intents) -> Vec<&'a SliceForward> {
-        intents.forwards().into_iter().filter(|forward| !self.carried.contains(&forward.uid)).collect()
+    /// Lets in who comes where nobody listens, and says to `converger` who has to wait. What the kernel holds already is let in
+    /// as well: state that was lost must not take away what runs.
+    pub async fn admit<E: Engine>(
+        &mut self,
+        converger: &mut Converger<E>,
+        intents: &Intents,
+        local: &[LocalAddress],
+        at: i64,
+        now: Instant,
+    ) {
+        let forwards = intents.forwards();
+        let current: BTreeMap<&str, &str> = forwards.iter().map(|f| (f.uid.as_str(), f.hash.as_str())).collect();
+        self.waiting.retain(|uid, wait| current.get(uid.as_str()) == Some(&wait.hash.as_str()));
+        let newcomers = forwards.into_iter().filter(|forward| !self.admitted.contains(&forward.uid));
+        let newcomers: Vec<&SliceForward> = newcomers.collect();
+        let sight = if newcomers.is_empty() { Ok(None) } else { Sight::of(converger, intents, local) };
+        match sight {
+            Ok(None) => {}
+            Ok(Some(sight)) => {
+                for forward in newcomers {
+                    self.look_at(forward, &sight, converger, intents, local, at, now).await;
+                }
+                let free = self.waiting.extract_if(.., |_, wait| wait.free <= now);
+                self.admitted.extend(free.map(|(uid, _)| uid));
+            }
+            Err(error) => {
+                self.tell("cannot see who listens on this host, so no new forward waits for anybody", &error);
+                let new = newcomers.iter().map(|forward| &forward.uid).filter(|uid| !self.waiting.contains_key(*uid));
+                self.admitted.extend(new.cloned().collect::<Vec<_>>());
+            }
+        }
+        let failures = self.waiting.values().map(|wait| wait.failure.clone()).collect();
+        converger.waiting = Waiting { failures, uids: self.waiting.keys().cloned().collect() };
     }
 
-    /// Hears who waits. They are on disk before their intents are, so that a crash makes none of them look carried; who
-    /// did not get in before for another reason stays there until a pass lets them in.
-    pub fn wait(&mut self, newcomers: &[&SliceForward], waiting: &Waiting, state: &StateDir) {
-        let mut uids = waiting.uids.clone();
-        uids.extend(newcomers.iter().map(|forward| &forward.uid).filter(|uid| self.kept.contains(*uid)).cloned());
-        self.keep(uids, state);
+    #[expect(clippy::too_many_arguments, reason = "the parts of one look, none of which belongs to another")]
+    async fn look_at<E: Engine>(
+        &mut self,
+        forward: &SliceForward,
+        sight: &Sight,
+        converger: &mut Converger<E>,
+        intents: &Intents,
+        local: &[LocalAddress],
+        at: i64,
+        now: Instant,
+    ) {
+        if let Some(wait) = self.waiting.get_mut(&forward.uid) {
+            return wait.look(forward, sight, now);
+        }
+        let there = sight.in_the_way(forward);
+        if let Some(first) = there.first() {
+            let alone = compile(&intents.node, &[forward], local, at);
+            if !alone.failures.is_empty() {
+                // Nobody shall stop a program for the sake of a forward that cannot be carried anyway.
+                return;
+            }
+            // What could not be read may be there.
+            if converger.observe().await.is_ok_and(|installed| !installed.delivers(&alone.ruleset)) {
+                let places = there.iter().map(|listener| listener.place()).collect();
+                self.waiting.insert(forward.uid.clone(), Wait::new(forward, first, places, now));
+                return;
+            }
+        }
+        self.admitted.insert(forward.uid.clone());
     }
 
-    fn keep(&mut self, uids: BTreeSet<String>, state: &StateDir) {
-        if self.kept == uids {
+    /// Keeps who was not let in. That is on disk before the intents are, so that a crash makes nobody look let in.
+    pub fn keep(&mut self, intents: &Intents, state: &StateDir) {
+        let outside =
+            intents.forwards().into_iter().map(|forward| &forward.uid).filter(|uid| !self.admitted.contains(*uid));
+        let outside: BTreeSet<String> = outside.cloned().collect();
+        if self.kept == outside {
             return;
         }
-        match state.keep_newcomers(&uids) {
-            Ok(()) => self.kept = uids,
-            Err(error) => {
-                tracing::warn!(
-                    error = chain_of(&error),
-                    "cannot note which forwards wait; after a restart they do not"
-                );
-            }
+        match state.keep_newcomers(&outside) {
+            Ok(()) => (self.kept, self.told) = (outside, None),
+            Err(error) => self.tell("cannot note which forwards wait; after a restart they do not", &error),
         }
     }
 
-    /// Hears which forwards a pass could not program; `None` if it did not come to its end.
-    pub fn passed(&mut self, intents: &Intents, failures: Option<&[Failure]>, state: &StateDir) {
-        let failed: Option<BTreeSet<_>> = failures.map(|all| all.iter().map(|failure| &failure.forward).collect());
-        let mut waiting = BTreeSet::new();
-        let before = std::mem::take(&mut self.carried);
+    /// Hears that a pass came to its end: who was not wanted in it is no longer in the kernel, and comes anew.
+    pub fn passed(&mut self, intents: &Intents) {
+        let wanted: BTreeSet<&str> = intents.forwards().into_iter().map(|forward| forward.uid.as_str()).collect();
+        self.admitted.retain(|uid| wanted.contains(uid.as_str()));
+    }
+
+    /// Whether somebody who waits may be let in.
+    pub fn is_freed<E: Engine>(
+        &mut self,
+        converger: &Converger<E>,
+        intents: &Intents,
+        local: &[LocalAddress],
+        now: Instant,
+    ) -> bool {
+        if self.waiting.is_empty() {
+            return false;
+        }
+        let Ok(Some(sight)) = Sight::of(converger, intents, local) else { return false };
         for forward in intents.forwards() {
-            let done = failed.as_ref().is_some_and(|failed| !failed.contains(&forward.r#ref));
-            if done || before.contains(&forward.uid) {
-                self.carried.insert(forward.uid.clone());
-            } else {
-                waiting.insert(forward.uid.clone());
+            if let Some(wait) = self.waiting.get_mut(&forward.uid) {
+                wait.look(forward, &sight, now);
             }
         }
-        self.keep(waiting, state);
+        self.waiting.values().any(|wait| wait.free <= now)
+    }
+
+    fn tell(&mut self, what: &str, error: &dyn std::error::Error) {
+        let text = format!("{what}: {}", chain_of(error));
+        if self.told.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.told = Some(text);
+        }
     }
 }
 
 impl<E: Engine> Converger<E> {
-    /// Makes those of the `newcomers` among the forwards wait in the next pass where somebody listens where they would,
-    /// unless the kernel holds them already: state that was lost must not take away what runs.
-    pub async fn admit(&mut self, newcomers: &[&SliceForward], intents: &Intents, local: &[LocalAddress], now: i64) {
-        let mut waiting = self.who_waits(newcomers, intents, local);
-        let mut held = BTreeSet::new();
-        for forward in newcomers {
-            if !waiting.uids.contains(&forward.uid) {
-                continue;
-            }
-            let alone = compile(&intents.node, &[*forward], local, now).ruleset;
-            if self.observe().await.is_ok_and(|installed| installed.delivers(&alone)) {
-                held.insert(&forward.r#ref);
-                waiting.uids.remove(&forward.uid);
-            }
-        }
-        waiting.failures.retain(|failure| !held.contains(&failure.forward));
-        self.waiting = waiting;
-    }
-
-    /// Which of these forwards are to listen where somebody listens already.
-    pub(crate) fn who_waits(&self, forwards: &[&SliceForward], intents: &Intents, local: &[LocalAddress]) -> Waiting {
-        let mut waiting = Waiting::default();
-        if forwards.is_empty() {
-            return waiting;
-        }
-        let listeners = match self.engine.listeners() {
-            Ok(listeners) => listeners,
-            Err(error) => {
-                tracing::warn!(error = chain_of(&error), "cannot see who listens on this host; nobody has to wait");
-                return waiting;
-            }
-        };
-        let listen = compile(&intents.node, &[], local, 0).listen;
-        for forward in forwards {
-            let Some(listener) = in_the_way(&forward.intent, &listen, &listeners) else { continue };
-            waiting.uids.insert(forward.uid.clone());
-            waiting.listeners.insert(*listener);
-            waiting.failures.push(in_use(forward, listener));
-        }
-        waiting
-    }
-
-    /// Whether somebody who was in the way of those who wait is not any more.
-    pub fn is_freed(&self) -> bool {
-        let gone = |now: Vec<Listener>| self.waiting.listeners.iter().any(|listener| !now.contains(listener));
-        !self.waiting.uids.is_empty() && self.engine.listeners().is_ok_and(gone)
+    /// Why a forward that this host never carried would have to wait.
+    pub(crate) fn refusal(&self, forward: &SliceForward, intents: &Intents, local: &[LocalAddress]) -> Option<Failure> {
+        let sight = Sight::of(self, intents, local).ok()??;
+        sight.in_the_way(forward).first().map(|listener| in_use(forward, listener))
     }
 }
 
@@ -156,9 +267,17 @@ fn in_use(forward: &SliceForward, listener: &Listener) -> Failure {
     let who = process_of(listener.inode).unwrap_or_else(|| "a program of this host".to_owned());
     let place = if listener.ip.is_unspecified() { "every address".to_owned() } else { listener.ip.to_string() };
     let port = listener.port;
-    let message = format!(
-        "{who} listens on port {port}/{protocol} on {place} and would lose its clients; stop it, or let it listen on another port or address, and the forward follows by itself (`ss -lntup 'sport = :{port}'` shows it)"
-    );
+    let wait = FREE.as_secs();
+    refused(
+        forward,
+        format!(
+            "{who} listens on port {port}/{protocol} on {place} and would lose its clients; stop it, or let it listen on \
+             another port or address, and {wait} s later the forward follows by itself (`ss -lntup 'sport = :{port}'` shows it)"
+        ),
+    )
+}
+
+fn refused(forward: &SliceForward, message: String) -> Failure {
     Failure { forward: forward.r#ref.clone(), reason: Reason::PortInUse, message }
 }
 

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use sallyport_engine::Engine;
@@ -51,8 +52,8 @@ async fn preview<E: Engine>(
     source: &mut Manifests,
 ) -> anyhow::Result<Vec<String>> {
     let now = source.host().clock.now();
-    let newcomers = source.newcomers().among(intents);
-    converger.admit(&newcomers, intents, source.local(), now).await;
+    let local = source.local().to_vec();
+    source.host().newcomers.admit(&mut converger, intents, &local, now, Instant::now()).await;
     let Preview { batch, families, ended, failures } = converger.preview(intents, source.local(), now).await?;
     let plans = converger.plans(intents, source.local())?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;

@@ -246,7 +246,8 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         }
         if self.retry.at.is_none() && begun >= self.listened + LISTENERS {
             self.listened = begun;
-            if self.converger.is_freed() {
+            let host = self.source.host();
+            if host.newcomers.is_freed(&self.converger, intents, &host.local, begun) {
                 return self.pass(intents, "port freed").await;
             }
         }
@@ -393,14 +394,13 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     async fn try_pass(&mut self, intents: &Rc<Intents>) -> Result<Report, Error> {
         let host = self.source.host();
         let now = host.clock.now();
-        let newcomers = host.newcomers.among(intents);
-        self.converger.admit(&newcomers, intents, &host.local, now).await;
-        host.newcomers.wait(&newcomers, &self.converger.waiting, &host.state);
+        host.newcomers.admit(&mut self.converger, intents, &host.local, now, Instant::now()).await;
+        host.newcomers.keep(intents, &host.state);
         // Before the kernel changes, so that who holds a claim is known whatever happens next.
         host.keep(intents);
         host.clock.expect(intents.forwards().iter().filter_map(|forward| forward.intent.expires_at), now);
         let (local, state) = (host.local.clone(), Rc::clone(&host.state));
-        let outcome = {
+        let report = {
             let mut pass = Box::pin(self.converger.converge(intents, &local, &state, now));
             if let Ok(outcome) = tokio::time::timeout(MOMENT, &mut pass).await {
                 outcome
@@ -411,10 +411,8 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                 }
                 pass.await
             }
-        };
-        let failures = outcome.as_ref().ok().map(|report| report.failures.as_slice());
-        self.source.host().newcomers.passed(intents, failures, &state);
-        let report = outcome?;
+        }?;
+        self.source.host().newcomers.passed(intents);
         if let Some(variant) = self.abandoned {
             remove_rules(&mut Iptables::new(variant)).await?;
             self.abandoned = None;

@@ -3,7 +3,7 @@
 //! ```text
 //! lock            held while an agent runs: two never run on one directory
 //! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
-//! newcomers.json  those of them that never were in the kernel, if any: somebody else may listen on their ports
+//! newcomers.json  those of them that never were let in, if any: somebody else listens on their ports
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
 //! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
 //! first-seen.json since when each forward is there, for grants that limit lifetimes
@@ -143,18 +143,18 @@ impl StateDir {
         self.store("intents.json", intents, true)
     }
 
-    /// Uids of forwards among the intents that this host never carried.
+    /// Uids of forwards among the intents that never were let in.
     pub fn newcomers(&self) -> Result<BTreeSet<String>, Error> {
         Ok(self.load("newcomers.json")?.unwrap_or_default())
     }
 
-    /// Keeps them; on disk when this returns.
+    /// Keeps them, or forgets all: forwards that count as let in by mistake take nothing from anybody.
     pub fn keep_newcomers(&self, uids: &BTreeSet<String>) -> Result<(), Error> {
+        let path = self.path.join("newcomers.json");
         if uids.is_empty() {
-            remove(&self.path.join("newcomers.json"))
-        } else {
-            self.store("newcomers.json", uids, true)
+            return remove(&path);
         }
+        self.store("newcomers.json", uids, true).inspect_err(|_| drop(remove(&path)))
     }
 
     /// The highest time that was seen, in seconds since 1970; 0 if none was kept.

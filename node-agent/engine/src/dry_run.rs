@@ -48,8 +48,8 @@ impl Engine for DryRun {
         Ok(None)
     }
 
-    fn listeners(&self) -> Result<Vec<Listener>, Error> {
-        Ok(Vec::new())
+    fn listeners(&self) -> Result<Option<Vec<Listener>>, Error> {
+        Ok(None)
     }
 }
 

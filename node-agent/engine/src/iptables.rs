@@ -231,7 +231,7 @@ impl Engine for Iptables {
         Ok(Some(Conntrack::open()?))
     }
 
-    fn listeners(&self) -> Result<Vec<Listener>, Error> {
-        Ok(listeners()?)
+    fn listeners(&self) -> Result<Option<Vec<Listener>>, Error> {
+        Ok(Some(listeners()?))
     }
 }

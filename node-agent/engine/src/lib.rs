@@ -56,6 +56,6 @@ pub trait Engine {
     /// Connection tracking beside these rules; none where no kernel is involved.
     fn conntrack(&self) -> Result<Option<Conntrack>, Error>;
 
-    /// The sockets that listen beside these rules; none where no kernel is involved.
-    fn listeners(&self) -> Result<Vec<Listener>, Error>;
+    /// The sockets that listen beside these rules; `None` where no kernel is involved.
+    fn listeners(&self) -> Result<Option<Vec<Listener>>, Error>;
 }

@@ -3,6 +3,7 @@
 //! TCP sockets that listen and UDP sockets that are bound and not connected, as the kernel lists them by `sock_diag`.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::NLM_F_DUMP;
@@ -27,12 +28,17 @@ pub fn listeners() -> Result<Vec<Listener>, Error> {
             let (states, extensions) = (states.clone(), ExtensionFlags::empty());
             let request = InetRequest { family, protocol, extensions, states, socket_id };
             let question = SockDiagMessage::InetRequest(request);
-            socket.ask("list the host's listeners", question, NLM_F_DUMP, |answer| {
+            let listed = socket.ask("list the host's listeners", question, NLM_F_DUMP, |answer| {
                 if let SockDiagMessage::InetResponse(response) = answer {
                     found.extend(decode(protocol, &response));
                 }
                 Ok(())
-            })?;
+            });
+            match listed {
+                // This kernel cannot tell of this protocol (`CONFIG_INET_UDP_DIAG` is one to be chosen), but of the other.
+                Err(Error::Refused { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                listed => listed?,
+            }
         }
     }
     found.sort_unstable();

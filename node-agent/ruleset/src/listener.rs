@@ -20,16 +20,27 @@ pub struct Listener {
     pub inode: u32,
 }
 
-/// The first of `listeners` that listens where a forward would, if this host has the listen addresses `listen`.
+/// Where a socket listens: protocol, address and port. Whoever starts anew listens at the same place with another socket.
+pub type Place = (u8, IpAddr, u16);
+
+impl Listener {
+    /// Where it listens.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        (self.protocol, self.ip, self.port)
+    }
+}
+
+/// Those of `listeners` that listen where a forward would, if this host has the listen addresses `listen`.
 #[must_use]
-pub fn in_the_way<'a>(intent: &Intent, listen: &[IpAddr], listeners: &'a [Listener]) -> Option<&'a Listener> {
+pub fn in_the_way<'a>(intent: &Intent, listen: &[IpAddr], listeners: &'a [Listener]) -> Vec<&'a Listener> {
     let served = |ip: &&IpAddr| {
         let family = Family::of(**ip);
         let chosen = intent.addresses.is_empty() || intent.addresses.contains(*ip);
         chosen && intent.targets.iter().any(|target| Family::of(target.ip) == family)
     };
     let addresses: Vec<&IpAddr> = listen.iter().filter(served).collect();
-    listeners.iter().find(|listener| {
+    let in_the_way = |listener: &&Listener| {
         let port = |port: &sallyport_api::IntentPort| {
             number(port.protocol) == listener.protocol && (port.port..=port.end_port).contains(&listener.port)
         };
@@ -37,7 +48,8 @@ pub fn in_the_way<'a>(intent: &Intent, listen: &[IpAddr], listeners: &'a [Listen
             listener.ip == **ip || (listener.ip.is_unspecified() && Family::of(listener.ip) == Family::of(**ip))
         };
         intent.ports.iter().any(port) && addresses.iter().any(address)
-    })
+    };
+    listeners.iter().filter(in_the_way).collect()
 }
 
 fn number(protocol: Protocol) -> u8 {
@@ -92,12 +104,12 @@ mod tests {
             (Tcp, "fd00::78", 3306, false, false),
         ] {
             let there = [listener(protocol, ip, port)];
-            let found = |intent| in_the_way(intent, &listen, &there).is_some();
+            let found = |intent| !in_the_way(intent, &listen, &there).is_empty();
             assert_eq!((found(&intent()), found(&limited)), (everywhere, on_one), "{protocol} {ip} {port}");
         }
         let mut six = intent();
         six.targets[0].ip = "fd00::79".parse().unwrap();
-        assert!(in_the_way(&six, &listen, &[listener(Tcp, "::", 3306)]).is_some());
-        assert!(in_the_way(&intent(), &[], &[listener(Tcp, "0.0.0.0", 3306)]).is_none(), "no address, no clients");
+        assert!(!in_the_way(&six, &listen, &[listener(Tcp, "::", 3306)]).is_empty());
+        assert!(in_the_way(&intent(), &[], &[listener(Tcp, "0.0.0.0", 3306)]).is_empty(), "no address, no clients");
     }
 }

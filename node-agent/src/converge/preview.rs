@@ -68,20 +68,27 @@ impl<E: Engine> Converger<E> {
         let forwards = self.waiting.others(intents);
         let mut plans = Vec::new();
         for planned in intents.planned() {
-            // One that is carried is no newcomer, whatever becomes of it.
-            let is_new = intents.forwards().iter().all(|forward| forward.uid != planned.uid);
-            let refused = if is_new { self.who_waits(&[planned], intents, local).failures } else { Vec::new() };
             let others = forwards.iter().copied().filter(|forward| forward.uid != planned.uid);
-            let with_it: Vec<&SliceForward> = others.chain(refused.is_empty().then_some(planned)).collect();
-            let compiled = compile(&intents.node, &with_it, local, self.at);
+            let mut with_it: Vec<&SliceForward> = others.chain([planned]).collect();
+            let mut compiled = compile(&intents.node, &with_it, local, self.at);
+            let mut failure = compiled.failures.iter().find(|failure| failure.forward == planned.r#ref).cloned();
+            // One that is carried is no newcomer, whatever becomes of it.
+            let is_new = forwards.iter().all(|forward| forward.uid != planned.uid);
+            if failure.is_none()
+                && is_new
+                && let Some(refusal) = self.refusal(planned, intents, local)
+            {
+                with_it.pop();
+                compiled = compile(&intents.node, &with_it, local, self.at);
+                failure = Some(refusal);
+            }
             let mut change = diff(&plan(&compiled.ruleset, installed, self.rivalry.yields()), installed);
             let forwarding = self.forwarded(&compiled)?;
             match not_forwarded(&forwarding, intents.node.ip_forward) {
                 Ok(families) => change.extend(families.into_iter().map(would_turn_on)),
                 Err(error) => change.push_str(&format!("# {}\n", chain_of(&error))),
             }
-            let mut failures = refused.iter().chain(&compiled.failures);
-            if let Some(failure) = failures.find(|failure| failure.forward == planned.r#ref) {
+            if let Some(failure) = failure {
                 change.push_str(&format!("# it would fail here: {} ({:?})\n", failure.message, failure.reason));
             } else if change.is_empty() {
                 change.push_str("# no rule comes or goes here\n");

@@ -25,7 +25,7 @@ pub struct ThisHost {
     pub local: Vec<LocalAddress>,
     /// The time by which forwards expire.
     pub clock: Clock,
-    /// The forwards that this host has carried.
+    /// The forwards that were let in here, and those that wait.
     pub newcomers: Newcomers,
     /// When the addresses are to be read again.
     due: Instant,
@@ -79,7 +79,7 @@ impl ThisHost {
             None
         });
         if let Some(kept) = &kept {
-            self.newcomers.restore(kept, &self.state);
+            self.newcomers.restore(kept, &self.state, Instant::now());
         }
         self.kept = kept.map(Rc::new);
         self.kept.clone()

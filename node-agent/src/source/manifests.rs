@@ -11,7 +11,6 @@ use sallyport_ruleset::facts::LocalAddress;
 use crate::converge::chain_of;
 use crate::converge::preview::PlannedChange;
 use crate::manifest::Identity;
-use crate::newcomers::Newcomers;
 use crate::source::directory::{Directory, FileProblem};
 use crate::source::first_seen::FirstSeen;
 use crate::source::host::ThisHost;
@@ -142,12 +141,6 @@ impl Manifests {
         self.notes = notes;
         self.intents = Some(Rc::new(intents));
         self.intents.clone()
-    }
-
-    /// The forwards that this host has carried.
-    #[must_use]
-    pub fn newcomers(&self) -> &Newcomers {
-        &self.host.newcomers
     }
 
     /// What is not applied, and stays as it is.
