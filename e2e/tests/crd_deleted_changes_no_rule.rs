@@ -12,13 +12,14 @@ use sallyport_e2e::wait;
 fn rules_stay_when_the_definition_of_slices_is_deleted() -> Result<()> {
     scene(|cluster| {
         let rules = cluster.our_rules()?;
-        let load = cluster.load(20)?;
+        let mut load = cluster.load(180)?;
         cluster.kubectl("delete customresourcedefinition forwardslices.sallyport.dev --wait=false")?;
         wait::until_true("the definition being gone", PODS, || {
             Ok(cluster.definitions()?.iter().all(|name| !name.contains("forwardslices")))
         })?;
         wait::holds_for("rules without slices", Duration::from_secs(10), || Ok(cluster.our_rules()? == rules))?;
-        let report = load.report()?;
+        ensure!(load.is_running()?, "the load ended before the definition was gone");
+        let report = load.end()?;
         report.expect_no_loss()?;
         figure(25, format_args!("kind: {report}"));
         cluster.expect_answers()?;

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use sallyport_e2e::article::{APP1, APP1_V6, DB1, DB1_V6, GW1_V6, SOON, scene, socket};
 use sallyport_e2e::gateway::Backend;
-use sallyport_e2e::lab::Variant;
+use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::manifest::Forward;
 use sallyport_e2e::snapshot::Snapshot;
 use sallyport_e2e::traffic::{Answer, Protocol, ask, hold, serve};
@@ -48,6 +48,38 @@ fn ipv6_forward_works_is_closed_to_others_and_is_cut() -> Result<()> {
             scene.agent()?.terminate(SOON)?;
             scene.gateway.cleanup()?;
             before.expect_equal(&Snapshot::of(&scene.article.gw1)?)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn drift_of_ipv6_is_repaired_as_that_of_ipv4() -> Result<()> {
+    for variant in Variant::ALL {
+        scene(variant, Backend::Iptables(variant), |scene| {
+            let (app1, gw1) = (scene.article.app1.clone(), scene.article.gw1.clone());
+            scene.article.guard_ipv6(3306, 3306)?;
+            let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1_V6, 3306))])?;
+            scene.gateway.manifests().save(&Forward::tcp("tcp", 3306, &format!("{APP1_V6}/128"), DB1_V6))?;
+            scene.start_agent()?;
+            let gateway = socket(GW1_V6, 3306);
+            let answers = || Ok(ask(&app1, Protocol::Tcp, gateway)?.is_from("db1"));
+            wait::until_true("db1 answering by IPv6", SOON, answers)?;
+            let ours = gw1.iptables_save(variant, Family::V6)?;
+            let rules = |saved: &str| saved.lines().filter(|line| line.contains("SALLY-")).count();
+            let rival =
+                format!("-t nat -I PREROUTING -d {GW1_V6}/128 -p tcp --dport 3306 -j DNAT --to-destination ::1");
+            for damage in ["-t nat -F", "-t filter -D FORWARD -j SALLY-FWD", &rival] {
+                gw1.iptables(variant, Family::V6, damage)?;
+                wait::until_true(&format!("ip6tables {damage} being repaired"), SOON, || {
+                    Ok(rules(&gw1.iptables_save(variant, Family::V6)?) == rules(&ours) && answers()?)
+                })?;
+            }
+            gw1.write_sysctl("net/ipv6/conf/all/forwarding", "0")?;
+            wait::until_true("forwarding of IPv6 on again", SOON, || {
+                Ok(gw1.sysctl("net/ipv6/conf/all/forwarding")? == "1" && answers()?)
+            })
+            .map(drop)
         })?;
     }
     Ok(())

@@ -114,8 +114,10 @@ fn beside_firewalld(scene: &mut Scene, firewalld: &mut Firewalld) -> Result<Proc
     expect_untouched(&gw1, &before, "after a reload")?;
     firewalld.run(&["--complete-reload"])?;
     works_after(scene, "firewall-cmd --complete-reload")?;
+    expect_untouched(&gw1, &before, "after a complete reload")?;
     firewalld.restart()?;
     works_after(scene, "restart of firewalld")?;
+    expect_untouched(&gw1, &before, "after a restart")?;
     expect_no_complaint(scene)?;
     Ok(db1)
 }

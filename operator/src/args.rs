@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use sallyport_runtime::log::Format;
 
 /// Decides which port-forwards of a cluster hold and keeps their gateways configured.
@@ -32,6 +33,9 @@ pub enum Command {
         /// File with one `GatewayPool`, which is applied to the cluster at the start.
         #[arg(long, value_name = "FILE")]
         default_pool: Option<PathBuf>,
+        /// A range of Services' addresses, which no target may be in; may be repeated. Kubernetes tells them from 1.33 on.
+        #[arg(long = "service-cidr", value_name = "CIDR")]
+        service_cidrs: Vec<IpNet>,
         /// Address for /healthz, /readyz and /metrics.
         #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:8080")]
         admin: SocketAddr,

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use ipnet::IpNet;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
@@ -63,8 +64,13 @@ pub type Readiness = Arc<Mutex<Option<String>>>;
 /// What the loop is for.
 #[derive(Clone, Debug)]
 pub enum Aim {
-    /// Keep the gateways configured; this runs their agents.
-    Serve(Box<DaemonSet>),
+    /// Keep the gateways configured.
+    Serve {
+        /// This runs their agents.
+        agents: Box<DaemonSet>,
+        /// Ranges of Services that the cluster itself may not tell.
+        service_cidrs: Vec<IpNet>,
+    },
     /// Leave nothing but what users wrote; with `force` without waiting for silent agents.
     Uninstall {
         /// Whether agents that are silent or gone are not waited for.
@@ -135,7 +141,10 @@ impl Controller {
             reporter: Reporter::default(),
             client,
             namespace: namespace.to_owned(),
-            world: World { uninstalling: matches!(aim, Aim::Uninstall { .. }), ..World::default() },
+            world: match &aim {
+                Aim::Serve { service_cidrs, .. } => World { service_cidrs: service_cidrs.clone(), ..World::default() },
+                Aim::Uninstall { .. } => World { uninstalling: true, ..World::default() },
+            },
             aim,
             history: History::default(),
             pulse: Pulse::default(),
@@ -348,7 +357,7 @@ impl Controller {
         }
         let api = Api::<DaemonSet>::namespaced(self.client.clone(), &self.namespace);
         let existing = self.world.daemon_sets.entry(&self.namespace, AGENT_NAME).and_then(|entry| entry.object());
-        let Aim::Serve(wanted) = &self.aim else {
+        let Aim::Serve { agents: wanted, .. } = &self.aim else {
             if existing.is_some() && desired.labelled.is_empty() {
                 // Refused or unanswered, it is tried again.
                 let _ = timeout(PATIENCE, api.delete(AGENT_NAME, &DeleteParams::default())).await;

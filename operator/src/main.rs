@@ -12,8 +12,8 @@ async fn main() -> ExitCode {
     let Cli { log_format, command } = Cli::parse();
     sallyport_runtime::log::init(log_format);
     let outcome = match command {
-        Command::Run { replica, agent, default_pool, admin } => {
-            run::run(&replica, &agent, default_pool.as_deref(), admin).await
+        Command::Run { replica, agent, default_pool, service_cidrs, admin } => {
+            run::run(&replica, &agent, default_pool.as_deref(), service_cidrs, admin).await
         }
         Command::Uninstall { replica, force } => run::uninstall(&replica, force).await,
         Command::Crds => std::io::stdout()

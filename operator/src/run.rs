@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use ipnet::IpNet;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Config, ResourceExt as _};
 use prometheus_client::registry::Registry;
@@ -27,6 +28,7 @@ pub async fn run(
     replica: &ReplicaArgs,
     agent: &AgentArgs,
     default_pool: Option<&Path>,
+    service_cidrs: Vec<IpNet>,
     admin: std::net::SocketAddr,
 ) -> anyhow::Result<ExitCode> {
     let pool = default_pool.map(read_pool).transpose()?;
@@ -38,7 +40,7 @@ pub async fn run(
     tokio::spawn(admin.serve(Arc::new(registry), move || {
         asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }));
-    let aim = Aim::Serve(Box::new(daemon_set(&replica.namespace, agent)));
+    let aim = Aim::Serve { agents: Box::new(daemon_set(&replica.namespace, agent)), service_cidrs };
     Box::pin(lead(replica, aim, pool, metrics, readiness)).await?;
     Ok(ExitCode::SUCCESS)
 }

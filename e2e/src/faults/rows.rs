@@ -134,7 +134,7 @@ pub const ROWS: &[Row] = &[
         fault: "others flush the nat table, the whole ruleset, or our jump",
         promise: "repaired within a second; long connections live through the flush of a table",
         tests: &[
-            kernel("foreign_changes_under_load", "long_connections_live_through_a_flush_of_the_nat_table"),
+            kernel("foreign_changes_under_load", "long_connections_live_through_a_flush_of_one_table"),
             kernel("foreign_changes_under_load", "new_connections_are_let_in_again_after_a_flush_of_everything"),
             kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_nft"),
             kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_legacy"),

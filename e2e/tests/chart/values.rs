@@ -54,6 +54,7 @@ fn changes() -> Vec<(&'static str, Value)> {
         ("/agent/image/pullPolicy", json!("Never")),
         ("/agent/privileged", json!(true)),
         ("/imagePullSecrets", json!([{ "name": "my-registry" }])),
+        ("/serviceCIDRs", json!(["10.96.0.0/16", "fd00:10:96::/112"])),
         ("/logFormat", json!("json")),
         ("/defaultPool/create", json!(false)),
         ("/defaultPool/nodeSelector/matchLabels/sallyport.dev~1gateway", json!("yes")),

@@ -58,7 +58,9 @@ pub struct World {
     pub daemon_sets: Cache<DaemonSet>,
     /// Where the API server answers.
     pub api_server: Cache<EndpointSlice>,
-    /// The addresses of Services.
+    /// Ranges of Services' addresses, as the operator was started with.
+    pub service_cidrs: Vec<IpNet>,
+    /// The same, as the cluster tells.
     pub service_ranges: Cache<ServiceCIDR>,
     /// What was last written about forwards whose newest form, status included, cannot be read, by uid.
     pub told: BTreeMap<String, PortForwardStatus>,
@@ -91,6 +93,7 @@ impl World {
         let servers = self.api_server.objects().flat_map(|slice| &slice.endpoints).flat_map(|end| &end.addresses);
         let servers = servers.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(IpNet::from);
         let ranges = self.service_ranges.objects().filter_map(|range| range.spec.as_ref()).flat_map(|spec| &spec.cidrs);
+        let servers = servers.chain(self.service_cidrs.iter().copied());
         servers.chain(ranges.flatten().filter_map(|cidr| cidr.parse().ok())).collect()
     }
 }
@@ -134,8 +137,11 @@ where
         .backoff(Patience::default())
         .map(move |event| -> Change {
             Box::new(move |world| {
-                let optional =
-                    K::plural(&()) == "servicecidrs" || (world.uninstalling && K::plural(&()) != "gatewaynodes");
+                let ranges = K::plural(&()) == "servicecidrs";
+                if ranges && event.as_ref().is_err_and(is_missing) && !world.service_ranges.is_complete() {
+                    tell_unknown_ranges(&world.service_cidrs);
+                }
+                let optional = ranges || (world.uninstalling && K::plural(&()) != "gatewaynodes");
                 take(cache(world), event, optional)
             })
         })
@@ -167,6 +173,15 @@ where
             cache.failed(error);
             false
         }
+    }
+}
+
+fn tell_unknown_ranges(given: &[IpNet]) {
+    if given.is_empty() {
+        tracing::warn!(
+            "this cluster does not tell the ranges of its Services, as Kubernetes does from 1.33 on, so targets in them are not \
+             refused: set serviceCIDRs of the chart"
+        );
     }
 }
 
@@ -222,6 +237,21 @@ mod tests {
         let mut nodes = Cache::<Node>::default();
         let mut see = |event| take(&mut nodes, Ok(event), false);
         assert!(see(Event::InitDone) && see(Event::Apply(guard(json!({ "metadata": { "name": "gw1" } })))));
+    }
+
+    #[test]
+    fn ranges_of_services_are_those_that_were_given_and_those_that_the_cluster_tells() {
+        let given: IpNet = "10.96.0.0/16".parse().unwrap();
+        let mut world = World { service_cidrs: vec![given], ..World::default() };
+        assert!(world.service_ranges.does_not_exist());
+        assert_eq!(world.forbidden(), [given]);
+        let told =
+            guard(json!({ "metadata": { "name": "kubernetes" }, "spec": { "cidrs": ["10.97.0.0/16", "fd00::/108"] } }));
+        for event in [Event::Init, Event::InitApply(told), Event::InitDone] {
+            world.service_ranges.feed(event);
+        }
+        let more = ["10.97.0.0/16", "fd00::/108"].map(|cidr| cidr.parse().unwrap());
+        assert_eq!(world.forbidden(), [&[given], &more[..]].concat());
     }
 
     #[tokio::test(start_paused = true)]
