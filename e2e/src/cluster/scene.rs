@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Cluster, Gateway, Helm, SOON};
+use super::{Cluster, Gateway, Helm, SOON, condition};
 use crate::article::{APP1, DB1, socket};
 use crate::lab::{Family, Process, Variant};
 use crate::traffic::{Answer, Protocol, RunningLoad, ask, serve};
@@ -36,6 +36,11 @@ pub fn scene(body: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
         cluster.apply(&forward("db1", APP1, DB1))?;
         cluster.wait_until_ready("payments", "db1")?;
         cluster.expect_answers()?;
+        for Gateway { name, .. } in &cluster.gateways {
+            let node = cluster.get(&format!("gatewaynode/{name}"))?.unwrap_or_default();
+            let compatible = condition(&node, "HostFirewallCompatible");
+            ensure!(compatible == Some("True"), "{name}: a false alarm: {}", node["status"]);
+        }
         body(cluster)
     })
 }

@@ -156,6 +156,7 @@ pub const ROWS: &[Row] = &[
         promise: "never touched, moved or reset; nothing is lost",
         tests: &[
             kernel("foreign_changes_under_load", "others_change_their_rules_and_nothing_is_lost"),
+            cluster("kube_proxy_restarts_beside_us", "kube_proxy_restarts_and_nothing_is_lost"),
             kernel("foreign_rules_untouched", "rules_of_others_keep_their_text_order_and_counters"),
         ],
     },
