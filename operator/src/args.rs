@@ -48,6 +48,9 @@ pub enum Command {
         /// Do not wait for agents that are silent or gone: the rules stay on their nodes, and are named.
         #[arg(long)]
         force: bool,
+        /// Fail after so many seconds and say what is still waited for; without it there is no limit.
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        timeout: Option<u64>,
     },
     /// Print the custom resource definitions of this version, for `kubectl apply --server-side -f -`.
     Crds,

@@ -58,7 +58,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// Longest time that one question to the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why the leader cannot decide yet, for `/readyz`.
+/// Why the leader cannot decide yet, for `/readyz`; of an uninstallation, what it still waits for.
 pub type Readiness = Arc<Mutex<Option<String>>>;
 
 /// What the loop is for.
@@ -219,11 +219,14 @@ impl Controller {
     /// One pass; whether an uninstallation is finished.
     async fn pass(&mut self) -> bool {
         let missing = self.world.missing();
-        let known = missing.is_empty();
-        *self.readiness.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            (!known).then(|| format!("waiting for {}", missing.join("; ")));
-        if !known {
-            if matches!(self.aim, Aim::Uninstall { .. }) && self.left != missing {
+        let uninstall = matches!(self.aim, Aim::Uninstall { .. });
+        if !missing.is_empty() {
+            self.tell_readiness(Some(if uninstall {
+                missing.join("; ")
+            } else {
+                format!("waiting for {}", missing.join("; "))
+            }));
+            if uninstall && self.left != missing {
                 tracing::info!(
                     "waiting for {}; if a definition is missing, `helm upgrade` restores it",
                     missing.join("; ")
@@ -232,7 +235,9 @@ impl Controller {
             }
             return false;
         }
-        let uninstall = matches!(self.aim, Aim::Uninstall { .. });
+        if !uninstall {
+            self.tell_readiness(None);
+        }
         let purpose = Purpose {
             keep_deleted: !uninstall && self.keep_deleted().await,
             keep_pools: !uninstall && self.keep_pools().await,
@@ -252,6 +257,10 @@ impl Controller {
         self.writer.want(wanted);
         self.settle_daemon_set(&desired).await;
         uninstall && self.nothing_is_left()
+    }
+
+    fn tell_readiness(&self, waits_for: Option<String>) {
+        *self.readiness.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = waits_for;
     }
 
     fn update_history(&mut self) {
@@ -400,7 +409,10 @@ impl Controller {
             let name = gateway.metadata.name.as_deref().unwrap_or_default();
             left.push(match () {
                 () if self.vital.dead.contains(name) => {
-                    format!("{name} keeps its rules: run `sallyport-node-agent cleanup` on it when it is back")
+                    format!(
+                        "{name} keeps its rules: when it is back, run `sallyport-node-agent cleanup --state-dir \
+                         /var/lib/sallyport` of the agents' image on it, as docs/install.md says"
+                    )
                 }
                 () if self.vital.silent.contains(name) || self.vital.unborn.contains(name) => {
                     format!("{name}: its agent does not answer; look at its pod, or give up on it with --force")
@@ -421,11 +433,13 @@ impl Controller {
             }
             self.left.clone_from(&left);
         }
+        self.tell_readiness((!left.is_empty()).then(|| left.join("; ")));
         left.is_empty() && self.writer.is_idle()
     }
 }
 
-async fn until(when: Option<Instant>) {
+/// Waits for a moment; for ever if there is none.
+pub async fn until(when: Option<Instant>) {
     match when {
         Some(when) => tokio::time::sleep_until(when).await,
         None => std::future::pending().await,

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use sallyport_operator::args::{Cli, Command};
@@ -15,7 +16,9 @@ async fn main() -> ExitCode {
         Command::Run { replica, agent, default_pool, service_cidrs, admin } => {
             run::run(&replica, &agent, default_pool.as_deref(), service_cidrs, admin).await
         }
-        Command::Uninstall { replica, force } => run::uninstall(&replica, force).await,
+        Command::Uninstall { replica, force, timeout } => {
+            run::uninstall(&replica, force, timeout.map(Duration::from_secs)).await
+        }
         Command::Crds => std::io::stdout()
             .write_all(sallyport_operator::crds().as_bytes())
             .map(|()| ExitCode::SUCCESS)

@@ -1,8 +1,9 @@
 //! `run` and `uninstall`: become the leader, act, and step down.
 
 use std::path::Path;
+use std::pin::pin;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -14,10 +15,11 @@ use sallyport_api::GatewayPool;
 use sallyport_api::names::OPERATOR_NAME;
 use sallyport_runtime::admin::Admin;
 use sallyport_runtime::shutdown::Shutdown;
+use tokio::time::Instant;
 
 use crate::args::{AgentArgs, ReplicaArgs};
 use crate::controller::observe::WATCH_SECONDS;
-use crate::controller::{Aim, Controller, Readiness};
+use crate::controller::{Aim, Controller, Readiness, until};
 use crate::daemonset::daemon_set;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
@@ -38,20 +40,25 @@ pub async fn run(
     let admin = Admin::bind(admin).await.with_context(|| format!("failed to listen on {admin}"))?;
     let asked = Arc::clone(&readiness);
     tokio::spawn(admin.serve(Arc::new(registry), move || {
-        asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().map_or(Ok(()), Err)
+        asked.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }));
     let aim = Aim::Serve { agents: Box::new(daemon_set(&replica.namespace, agent)), service_cidrs };
-    Box::pin(lead(replica, aim, pool, metrics, readiness)).await?;
+    Box::pin(lead(replica, aim, pool, metrics, readiness, None)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes everything of ours off the cluster, and returns when it is gone; with `force` it waits for no silent agent.
-pub async fn uninstall(replica: &ReplicaArgs, force: bool) -> anyhow::Result<ExitCode> {
+/// Takes everything of ours off the cluster, and returns when it is gone; with `force` it waits for no silent agent. After
+/// `patience` it gives up and says what it still waits for.
+pub async fn uninstall(replica: &ReplicaArgs, force: bool, patience: Option<Duration>) -> anyhow::Result<ExitCode> {
+    let deadline = patience.map(|patience| Instant::now() + patience);
     stop_operator(&client().await?, &replica.namespace).await?;
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
-    let outcome = Box::pin(lead(replica, Aim::Uninstall { force }, None, metrics, Readiness::default())).await?;
-    if outcome == Outcome::Stopped {
-        bail!("stopped before everything was taken off; run it again");
+    let left = Readiness::new(Mutex::new(Some("another replica, which leads".to_owned())));
+    let waits_for = Arc::clone(&left);
+    match Box::pin(lead(replica, Aim::Uninstall { force }, None, metrics, left, deadline)).await? {
+        Outcome::Finished => {}
+        Outcome::Stopped => bail!("stopped before everything was taken off; run it again"),
+        Outcome::Late => bail!(gave_up(patience.unwrap_or_default(), &waits_for)),
     }
     delete_leases(&client().await?, &replica.namespace).await?;
     Ok(ExitCode::SUCCESS)
@@ -64,6 +71,19 @@ enum Outcome {
     Finished,
     /// A signal came.
     Stopped,
+    /// The deadline has passed.
+    Late,
+}
+
+/// Why an uninstallation has ended before it was finished.
+fn gave_up(patience: Duration, left: &Readiness) -> String {
+    let left = left.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    format!(
+        "not finished after {} s, still waiting for: {}; mend that and run it again, until then the operator stays stopped \
+         and the rules that are left stay in force",
+        patience.as_secs(),
+        left.unwrap_or_else(|| "the API server".to_owned())
+    )
 }
 
 async fn lead(
@@ -72,7 +92,9 @@ async fn lead(
     pool: Option<GatewayPool>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
+    deadline: Option<Instant>,
 ) -> anyhow::Result<Outcome> {
+    let mut late = pin!(until(deadline));
     let mut shutdown = Shutdown::new().context("failed to listen for signals")?;
     let client = client().await?;
     let leases = Api::namespaced(client.clone(), &replica.namespace);
@@ -80,6 +102,7 @@ async fn lead(
     tokio::select! {
         () = leadership.acquire() => {}
         () = shutdown.requested() => return Ok(Outcome::Stopped),
+        () = &mut late => return Ok(Outcome::Late),
     }
     tracing::info!(identity = replica.identity, "leading");
     metrics.leads(true);
@@ -109,6 +132,7 @@ async fn lead(
             tracing::info!("stopping; the gateways go on as they are");
             Ok(Outcome::Stopped)
         }
+        () = &mut late => Ok(Outcome::Late),
     };
     leadership.release().await;
     outcome
@@ -145,5 +169,19 @@ async fn apply_pool(client: &Client, pool: &GatewayPool) {
         Err(error) => {
             tracing::error!(%error, pool = pool.name_any(), "the default pool was not applied; correct the chart's values");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_gives_up_says_what_is_still_waited_for() {
+        let left = Readiness::new(Mutex::new(Some("gw2: its agent does not answer; 1 daemonsets".to_owned())));
+        let said = gave_up(Duration::from_mins(4), &left);
+        assert!(
+            said.starts_with("not finished after 240 s, still waiting for: gw2: its agent does not answer; 1 daem")
+        );
     }
 }

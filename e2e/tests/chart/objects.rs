@@ -206,7 +206,12 @@ fn uninstalling_runs_the_operator_before_anything_is_deleted() -> Result<()> {
     let objects = helm::objects(&helm::render(&json!({}))?)?;
     let job = object(&objects, "Job", "sallyport-uninstall")?;
     ensure!(job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete", "{}", job["metadata"]);
-    ensure!(arguments(job) == ["uninstall", "--namespace=$(POD_NAMESPACE)", "--identity=$(POD_NAME)"], "{job}");
+    let asked = ["uninstall", "--namespace=$(POD_NAMESPACE)", "--identity=$(POD_NAME)", "--timeout=240"];
+    ensure!(arguments(job) == asked, "{job}");
+    // The program gives up before Kubernetes ends its pod, log and all, and before Helm's five minutes are over.
+    ensure!(job["spec"]["backoffLimit"] == 0, "{job}");
+    let deadline = job["spec"]["activeDeadlineSeconds"].as_i64().context("the Job has no deadline")?;
+    ensure!((255..300).contains(&deadline), "{deadline} s");
     let selector = &object(&objects, "Deployment", "sallyport-operator")?["spec"]["selector"]["matchLabels"];
     let (name, labels) = ("app.kubernetes.io/name", &job["spec"]["template"]["metadata"]["labels"]);
     ensure!(labels[name] != selector[name], "the Deployment, its budget and its Service take the Job's pod for theirs");

@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 use serde_json::json;
 
 use super::*;
-use crate::fixture::{api_server, respond};
+use crate::fixture::{Scene, api_server, respond};
 
 #[tokio::test(start_paused = true)]
 async fn forwards_expire_by_the_clock_of_the_api_server_and_it_never_goes_back() {
@@ -31,4 +31,18 @@ async fn forwards_expire_by_the_clock_of_the_api_server_and_it_never_goes_back()
     controller.now += 3600;
     controller.look_at_the_clock();
     assert_eq!(controller.now, told + 3600);
+}
+
+#[tokio::test]
+async fn an_uninstallation_says_what_it_still_waits_for() {
+    let (client, _silent) = api_server();
+    let leadership = Arc::new(Leadership::new(Api::namespaced(client.clone(), "system"), OPERATOR_NAME, "me"));
+    let (metrics, left) = (Arc::new(Metrics::new(&mut Registry::default())), Readiness::default());
+    let aim = Aim::Uninstall { force: false };
+    let mut controller = Controller::new(client, "system", aim, leadership, metrics, Arc::clone(&left), "me");
+    controller.world = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]).world;
+    assert!(!controller.nothing_is_left());
+    let said = left.lock().unwrap().clone().unwrap();
+    assert!(said.contains("gw1: its agent is taking the rules off; gw2: "), "{said}");
+    assert!(said.contains("1 forwards with our finalizer"), "{said}");
 }
