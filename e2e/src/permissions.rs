@@ -1,5 +1,6 @@
-//! What the programs' tokens may do in a cluster, written down once. The chart's roles are compared with it as they are
-//! rendered, and the tokens as an API server judges them: who widens a role has to widen this table.
+//! What the programs' tokens may do in a cluster, and what is added to users' roles, written down once. The chart's roles
+//! are compared with it as they are rendered, and the tokens as an API server judges them: who widens a role has to widen
+//! this table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,7 +38,17 @@ pub const PERMISSIONS: &[(&str, &str, &str, &str)] = &[
         "leases",
         "create delete get list update watch",
     ),
+    (
+        "ClusterRole sallyport-edit",
+        "sallyport.dev",
+        "portforwards",
+        "create delete deletecollection get list patch update watch",
+    ),
+    ("ClusterRole sallyport-view", "sallyport.dev", "portforwards", "get list watch"),
 ];
+
+/// The roles of users, and which roles of Kubernetes they are added to.
+pub const USER_ROLES: &[(&str, &[&str])] = &[("sallyport-edit", &["admin", "edit"]), ("sallyport-view", &["view"])];
 
 /// Verbs by API group and resource, which has the names that it is limited to behind it.
 pub type Verbs = BTreeMap<(String, String), BTreeSet<String>>;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
-use sallyport_e2e::permissions::{PERMISSIONS, account};
+use sallyport_e2e::permissions::{PERMISSIONS, USER_ROLES, account};
 use serde_json::{Value, json};
 
 use crate::helm::{self, NAMESPACE};
@@ -81,8 +81,27 @@ fn each_role_is_bound_to_the_one_account_that_it_is_for() -> Result<()> {
             ensure!(binding["subjects"] == subject, "{}", binding["subjects"]);
             bound.insert(title(role_kind, binding)?);
         }
-        let roles: BTreeSet<String> = of_kind(role_kind).map(|role| title(role_kind, role)).collect::<Result<_>>()?;
+        let for_users = |role: &Value| USER_ROLES.iter().any(|(name, _)| role["metadata"]["name"] == *name);
+        let roles = of_kind(role_kind).filter(|role| !for_users(role));
+        let roles: BTreeSet<String> = roles.map(|role| title(role_kind, role)).collect::<Result<_>>()?;
         ensure!(bound == roles, "{roles:?} are bound as {bound:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn roles_of_users_are_added_to_those_of_kubernetes_and_no_other_role_is() -> Result<()> {
+    let objects = helm::objects(&helm::render(&json!({}))?)?;
+    for role in objects.iter().filter(|object| object["kind"] == "ClusterRole" || object["kind"] == "Role") {
+        let labels = role["metadata"]["labels"].as_object().context("a role has labels")?;
+        let added = labels.iter().filter_map(|(label, value)| {
+            let to = label.strip_prefix("rbac.authorization.k8s.io/aggregate-to-")?;
+            (value == "true").then_some(to)
+        });
+        let added: BTreeSet<&str> = added.collect();
+        let wanted = USER_ROLES.iter().find(|(name, _)| role["metadata"]["name"] == *name);
+        let wanted: BTreeSet<&str> = wanted.into_iter().flat_map(|(_, to)| to.iter().copied()).collect();
+        ensure!(added == wanted, "{} is added to {added:?}, not {wanted:?}", role["metadata"]["name"]);
     }
     Ok(())
 }
