@@ -108,7 +108,8 @@ pub struct PortForwardSpec {
     #[serde(default = "default_pool")]
     #[schemars(length(min = 1, max = MAX_NAME), regex(pattern = NAME_PATTERN))]
     pub pool: String,
-    /// IP addresses to listen on, each a listen address of the pool. Empty means all of the pool's listen addresses.
+    /// IP addresses to listen on. Every node of the pool needs one of them among its listen addresses, of the family of a
+    /// target; a node that has none cannot carry the forward. Empty means all of the pool's listen addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_ADDRESSES), inner(length(max = MAX_IP_TEXT)))]
     #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Set), validation = all_are_ips())]
@@ -317,8 +318,9 @@ pub struct PortForwardStatus {
     /// `metadata.generation` of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Accepted`: the forward is valid, granted, and holds its ports. `Programmed`: the kernel of every gateway node was
-    /// read back and carries it. `Ready`: both. Each message says what to do next.
+    /// `Accepted`: the forward is valid, granted, and holds its ports. `Programmed`: the kernel of every gateway node whose
+    /// agent has ever reported was read back and carries it; a node that is new counts from its first report on. `Ready`:
+    /// both. Each message says what to do next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Map(vec!["type".into()])))]

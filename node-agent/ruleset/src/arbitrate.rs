@@ -78,7 +78,10 @@ pub fn waits(contender: &Contender<'_>, unknown: bool, lingering: &Lingering<'_>
         return Some(Problem {
             field: "spec.ports".into(),
             reason: Reason::Pending,
-            message: format!("{claim} is given once every gateway has reported what it carries"),
+            message: format!(
+                "{claim} is given once every gateway has reported what it carries, and this forward follows by itself; if \
+                 that lasts, look at the agents' pods"
+            ),
         });
     }
     let claim = new.iter().find_map(|claim| lingering.conflict(claim, &contender.forward.uid))?;

@@ -29,7 +29,7 @@ use crate::family::Family;
 use crate::limits;
 use crate::pool::{self, Reserved};
 use crate::rule::{Action, Chains, Rule, Ruleset, chain, protocol_name};
-use crate::validate::{self, Problems};
+use crate::validate::{self, Problems, range};
 
 /// A chain that would hold more rules than this is split by port.
 const SPLIT_ABOVE: usize = 64;
@@ -82,7 +82,10 @@ pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[Loca
         let own = Claim::of(&forward.intent);
         let refusal = refuse(forward, &reserved, &compiled.listen, local, now).or_else(|| {
             let (claim, _) = claims.conflict(&own, index)?;
-            Some((Reason::PortConflict, format!("{claim} is already programmed for another forward")))
+            let message = format!(
+                "{claim} is already programmed for another forward; wait until that one is gone, or choose another port"
+            );
+            Some((Reason::PortConflict, message))
         });
         if let Some((reason, message)) = refusal {
             compiled.failures.push(Failure { forward: forward.r#ref.clone(), reason, message });
@@ -114,7 +117,8 @@ fn refuse(
         return Some((Reason::UnsupportedIntent, message.to_owned()));
     }
     if has_expired(intent, now) {
-        return Some((Reason::Expired, format!("expired at {}", intent.expires_at.map(moment).unwrap_or_default())));
+        let at = intent.expires_at.map(moment).unwrap_or_default();
+        return Some((Reason::Expired, format!("expired at {at}; set a later moment, or create the forward anew")));
     }
     for port in &intent.ports {
         let backwards = port.end_port < port.port;
@@ -122,7 +126,8 @@ fn refuse(
             return Some((Reason::UnsupportedIntent, "the intent has an impossible port range".to_owned()));
         }
         if let Some((first, last)) = limits::reserved_range(port.protocol, port.port, port.end_port) {
-            let message = format!("port {first}-{last}/{} is kept for the gateway itself", port.protocol);
+            let (ports, protocol) = (range(first, last), port.protocol);
+            let message = format!("port {ports}/{protocol} is kept for the gateway itself; choose another port");
             return Some((Reason::ReservedPort, message));
         }
     }
@@ -136,15 +141,20 @@ fn refuse(
     }
     for target in &intent.targets {
         if let Some(what) = limits::refused_target(target.ip) {
-            return Some((Reason::InvalidTarget, format!("{} is {what}", target.ip)));
+            let message = format!("{} is {what}; a target must be another host's own address", target.ip);
+            return Some((Reason::InvalidTarget, message));
         }
         if local.iter().any(|own| own.ip == target.ip) {
-            return Some((Reason::InvalidTarget, format!("{} is an address of this gateway", target.ip)));
+            let message = format!("{} is an address of this gateway; a target must be another host", target.ip);
+            return Some((Reason::InvalidTarget, message));
         }
         if local.iter().any(|own| own.broadcast() == Some(target.ip)) {
             return Some((
                 Reason::InvalidTarget,
-                format!("{} is a broadcast address of this gateway's network", target.ip),
+                format!(
+                    "{} is a broadcast address of this gateway's network; a target must be another host's own address",
+                    target.ip
+                ),
             ));
         }
     }
@@ -158,7 +168,7 @@ fn refuse(
         let message = if intent.addresses.is_empty() {
             "no listen address of the pool on this node has the family of the targets; give the node one or widen spec.listen of the pool".to_owned()
         } else {
-            "none of spec.addresses is a listen address of the pool on this node".to_owned()
+            "none of spec.addresses is a listen address of the pool on this node; add one of this node's, for every node of the pool needs one, or leave spec.addresses out".to_owned()
         };
         return Some((Reason::NoListenAddress, message));
     }

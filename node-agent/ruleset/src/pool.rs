@@ -309,7 +309,8 @@ fn grant(problems: &mut Problems, at: &str, written: &sallyport_api::gateway_poo
     let max_forwards = written.max_forwards.and_then(|max| {
         let typed = usize::try_from(max).ok();
         if typed.is_none() {
-            problems.add(format!("{at}.maxForwards"), Reason::UnsupportedValue, format!("{max} is below 0"));
+            let message = format!("{max} is below 0; use 0 or more, or leave it out for no limit");
+            problems.add(format!("{at}.maxForwards"), Reason::UnsupportedValue, message);
         }
         typed
     });

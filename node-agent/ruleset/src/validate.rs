@@ -52,7 +52,10 @@ impl Problems {
         if len < min {
             self.unsupported(field, format!("needs at least {min} entry"));
         } else if len > max {
-            self.unsupported(field, format!("has {len} entries; at most {max} are allowed"));
+            self.unsupported(
+                field,
+                format!("has {len} entries; at most {max} are allowed, remove some or split the forward"),
+            );
         }
     }
 }
@@ -112,7 +115,7 @@ fn addresses(problems: &mut Problems, written: &[String]) -> Vec<IpAddr> {
         if let Some(what) = limits::refused_target(ip) {
             problems.unsupported(field, format!("{ip} is {what}; name a listen address of the pool"));
         } else if !addresses.insert(ip) {
-            problems.unsupported(field, format!("{ip} is listed twice"));
+            problems.unsupported(field, format!("{ip} is listed twice; list it once"));
         }
     }
     addresses.into_iter().collect()

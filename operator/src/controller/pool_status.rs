@@ -33,7 +33,11 @@ pub fn pool_status(
                 (Reason::AgentUnreachable, format!("the agent on {} is silent: look at its pod", gateway.name))
             }
             Some(gateway) => {
-                let said = gateway.synced().map_or("its agent is starting", |synced| synced.message.as_str());
+                let said = gateway
+                    .synced()
+                    .map_or("its agent has not reported yet; if that lasts, look at its pod", |synced| {
+                        synced.message.as_str()
+                    });
                 (Reason::Pending, format!("{}: {said}", gateway.name))
             }
             None => (Reason::Ready, format!("{ready} of {} nodes carry all forwards", gateways.len())),

@@ -271,20 +271,33 @@ fn verified(progress: &Progress<'_>) -> (Reason, String) {
     }
     if !progress.silent.is_empty() {
         let message = format!(
-            "the agent on {} is silent, so what its kernel does is unknown; it keeps the rules it last had",
+            "the agent on {} is silent, so what its kernel does is unknown; it keeps the rules it last had: look at \
+             its pod, and at the node",
             names(&progress.silent)
         );
         return (Reason::AgentUnreachable, message);
     }
     if !progress.pending.is_empty() {
-        return (Reason::Pending, format!("waiting for {} to read it back from the kernel", names(&progress.pending)));
+        let message = format!(
+            "waiting for {} to read it back from the kernel; if that lasts, look at the logs of the agent there and of the \
+             operator",
+            names(&progress.pending)
+        );
+        return (Reason::Pending, message);
     }
     if programmed == 0 {
-        return (Reason::Pending, format!("waiting for the agent on {} to start", names(&progress.starting)));
+        let message = format!(
+            "waiting for the agent on {} to start; if that lasts, look at its pod with kubectl describe",
+            names(&progress.starting)
+        );
+        return (Reason::Pending, message);
     }
     let starting = match progress.starting.as_slice() {
         [] => String::new(),
-        starting => format!("; {} is starting", names(starting)),
+        starting => format!(
+            "; not yet counted: {}, whose agent has never reported, look at its pod if that lasts",
+            names(starting)
+        ),
     };
     (Reason::Verified, format!("read back from the kernel of {programmed} of {desired} gateways{starting}"))
 }
@@ -292,7 +305,9 @@ fn verified(progress: &Progress<'_>) -> (Reason, String) {
 /// Where a forward on its way out stands.
 fn leaving(progress: &Progress<'_>) -> (Reason, String) {
     if progress.silent.is_empty() {
-        return (Reason::Pending, "being deleted: waiting for the gateways to read back that it is gone".to_owned());
+        let message = "being deleted: waiting for the gateways to read back that it is gone; if that lasts, look at the \
+                       agents' logs";
+        return (Reason::Pending, message.to_owned());
     }
     let message = format!(
         "the deletion waits for the agent on {}, which is silent while its node is ready: look at its pod; the wait ends \

@@ -79,7 +79,9 @@ impl Knowledge {
     /// The `GatewayNode` is not there (any more).
     pub fn node_is_gone(&mut self) {
         let known = self.node.is_some();
-        self.node_trouble = known.then(|| format!("GatewayNode {} is gone; what it last said stays", self.name));
+        self.node_trouble = known.then(|| {
+            format!("GatewayNode {} is gone; what it last said stays until the operator writes it again", self.name)
+        });
     }
 
     /// Whether there is a `GatewayNode` of the name is now known.
@@ -163,8 +165,10 @@ impl Knowledge {
         for (name, slice) in &self.slices {
             if slice.missing {
                 let count = slice.content.forwards.len();
-                let message =
-                    format!("ForwardSlice {name} is gone without having been emptied; its {count} forwards stay");
+                let message = format!(
+                    "ForwardSlice {name} is gone without having been emptied; its {count} forwards stay, and the operator \
+                     writes it again: restore the custom resource definitions if they are gone, and see that the operator runs"
+                );
                 problems.push((Reason::SliceMissing, message));
             }
             if let Some(error) = &slice.trouble {
