@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub enum ConditionType {
     /// The object is valid, granted, and holds its ports.
     Accepted,
-    /// The kernel of every required node was read back and carries it.
+    /// The kernel of every required node was read back and carries it: of every node of the pool that has ever reported.
     Programmed,
     /// All the others are True.
     Ready,
@@ -266,6 +266,17 @@ mod tests {
         declared.sort_unstable();
         listed.sort_unstable();
         assert_eq!(listed, declared);
+    }
+
+    #[test]
+    fn every_reason_and_every_type_is_explained_to_users() {
+        let text = include_str!("../../docs/conditions.md");
+        for reason in Reason::ALL {
+            assert!(text.contains(&format!("\n| `{reason}` | ")), "docs/conditions.md has no row for {reason}");
+        }
+        for about in ["Accepted", "Programmed", "Ready", "Synced", "IPForwarding", "HostFirewallCompatible"] {
+            assert!(text.contains(&format!("| `{about}` | ")), "docs/conditions.md does not explain {about}");
+        }
     }
 
     #[test]
