@@ -53,7 +53,9 @@ fn long_connections_live_through_a_flush_of_one_table() -> Result<()> {
             let report = flushed(variant, &format!("iptables {flush}"), |scene| {
                 scene.article.gw1.iptables(variant, Family::V4, flush)
             })?;
-            ensure!(report.established_lost == 0 && report.unanswered == 0, "long connections were lost: {report:?}");
+            ensure!(report.established_lost == 0, "long connections were lost: {report:?}");
+            // Without our rules in filter nothing passes until the repair, and nobody sends a datagram again.
+            ensure!(report.unanswered == 0 || flush.contains("filter"), "datagrams were lost: {report:?}");
         }
     }
     Ok(())

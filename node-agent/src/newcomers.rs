@@ -31,8 +31,8 @@ pub struct Newcomers {
     admitted: BTreeSet<String>,
     /// Those that wait, by uid.
     waiting: BTreeMap<String, Wait>,
-    /// Uids of those that were not let in, as they are on disk.
-    kept: BTreeSet<String>,
+    /// Those that were not let in, by uid, and whether they wait, as they are on disk.
+    kept: BTreeMap<String, bool>,
     /// What was last told of what cannot be seen or kept.
     told: Option<String>,
 }
@@ -128,13 +128,13 @@ impl Newcomers {
     pub fn restore(&mut self, intents: &Intents, state: &StateDir, now: Instant) {
         self.kept = state.newcomers().unwrap_or_else(|error| {
             tracing::warn!(error = chain_of(&error), "which forwards wait is lost; all of them count as let in");
-            BTreeSet::new()
+            BTreeMap::new()
         });
         for forward in intents.forwards() {
-            if self.kept.contains(&forward.uid) {
-                self.waiting.insert(forward.uid.clone(), Wait::restored(forward, now));
-            } else {
-                self.admitted.insert(forward.uid.clone());
+            match self.kept.get(&forward.uid) {
+                Some(true) => drop(self.waiting.insert(forward.uid.clone(), Wait::restored(forward, now))),
+                Some(false) => {}
+                None => _ = self.admitted.insert(forward.uid.clone()),
             }
         }
     }
@@ -209,7 +209,8 @@ impl Newcomers {
     pub fn keep(&mut self, intents: &Intents, state: &StateDir) {
         let outside =
             intents.forwards().into_iter().map(|forward| &forward.uid).filter(|uid| !self.admitted.contains(*uid));
-        let outside: BTreeSet<String> = outside.cloned().collect();
+        let outside: BTreeMap<String, bool> =
+            outside.map(|uid| (uid.clone(), self.waiting.contains_key(uid))).collect();
         if self.kept == outside {
             return;
         }

@@ -11,7 +11,7 @@
 //! ```
 //! Files are written whole and renamed into place, readable by root only.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -143,18 +143,18 @@ impl StateDir {
         self.store("intents.json", intents, true)
     }
 
-    /// Uids of forwards among the intents that never were let in.
-    pub fn newcomers(&self) -> Result<BTreeSet<String>, Error> {
+    /// Forwards among the intents that never were let in, by uid, and whether they wait for a listener to go.
+    pub fn newcomers(&self) -> Result<BTreeMap<String, bool>, Error> {
         Ok(self.load("newcomers.json")?.unwrap_or_default())
     }
 
     /// Keeps them, or forgets all: forwards that count as let in by mistake take nothing from anybody.
-    pub fn keep_newcomers(&self, uids: &BTreeSet<String>) -> Result<(), Error> {
+    pub fn keep_newcomers(&self, newcomers: &BTreeMap<String, bool>) -> Result<(), Error> {
         let path = self.path.join("newcomers.json");
-        if uids.is_empty() {
+        if newcomers.is_empty() {
             return remove(&path);
         }
-        self.store("newcomers.json", uids, true).inspect_err(|_| drop(remove(&path)))
+        self.store("newcomers.json", newcomers, true).inspect_err(|_| drop(remove(&path)))
     }
 
     /// The highest time that was seen, in seconds since 1970; 0 if none was kept.
