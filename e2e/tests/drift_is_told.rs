@@ -1,5 +1,5 @@
-//! Somebody else's change is told where it can be seen: an event and `lastDrift` for each repair, and conditions that are
-//! False for as long as it lasts.
+//! Somebody else's change is told where it can be seen: an event and `lastDrift` for each repair, whoever leads, and
+//! conditions that are False for as long as it lasts.
 
 use std::time::Duration;
 
@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 /// Longer than anything that is put back at once takes to be told.
 const QUIET: Duration = Duration::from_secs(2);
+/// Longer than a lease lasts that nobody renews.
+const LEASE: Duration = Duration::from_secs(40);
 
 #[test]
 fn each_repair_is_told_once_and_what_lasts_is_told_while_it_lasts() -> Result<()> {
@@ -18,6 +20,7 @@ fn each_repair_is_told_once_and_what_lasts_is_told_while_it_lasts() -> Result<()
         let _db1 = scene.serve(&[3306])?;
         scene.apply_ready(PAYMENTS, "mysql", &spec(3306))?;
         a_repair_is_told_once(scene)?;
+        what_nobody_told_is_told_by_the_next_leader(scene)?;
         a_rival_is_named_while_it_is_there(scene)?;
         forwarding_that_the_pool_requires_is_missed(scene)?;
         scene.expect_answers(3306)
@@ -36,6 +39,22 @@ fn a_repair_is_told_once(scene: &Scene) -> Result<()> {
     let status = status_of(scene, &node_path("gw1"))?;
     ensure!(status["lastDrift"]["message"] == said, "{}", status["lastDrift"]);
     is(scene, &forward_path(PAYMENTS, "mysql"), "Programmed", "Verified")
+}
+
+fn what_nobody_told_is_told_by_the_next_leader(scene: &mut Scene) -> Result<()> {
+    let rules = scene.rules()?;
+    scene.operators.clear();
+    nat(&scene.gw2, "-F SALLY-POST")?;
+    wait::until_true("the repair", SOON, || {
+        let drift = status_of(scene, &node_path("gw2"))?["lastDrift"].take();
+        Ok(drift["message"].is_string() && scene.rules()? == rules)
+    })?;
+    ensure!(repairs(scene)?.len() == 1, "told by nobody: {:?}", repairs(scene)?);
+    scene.start_operator("operator-b")?;
+    wait::until_true("the next leader telling it", LEASE, || Ok(repairs(scene)?.len() == 2))?;
+    wait::holds_for("no repair being told again", QUIET, || Ok(repairs(scene)?.len() == 2))?;
+    ensure!(repairs(scene)?.iter().any(|said| said.starts_with("gw2 Warning ")), "{:?}", repairs(scene)?);
+    Ok(())
 }
 
 fn a_rival_is_named_while_it_is_there(scene: &Scene) -> Result<()> {

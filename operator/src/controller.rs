@@ -41,7 +41,6 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use crate::controller::apply::writes;
 use crate::controller::carried::{Carrier, History};
 use crate::controller::decide::{Desired, Purpose, decide, finalizers};
-use crate::controller::drift::Drifts;
 use crate::controller::events::Events;
 use crate::controller::gateways::{has_label, is_clean};
 use crate::controller::guard::DeserializeGuard;
@@ -96,8 +95,6 @@ pub struct Controller {
     pulse: Pulse,
     vital: Vital,
     writer: Writer,
-    events: Events,
-    drifts: Drifts,
     leadership: Arc<Leadership>,
     reporter: Reporter,
     metrics: Arc<Metrics>,
@@ -134,9 +131,7 @@ impl Controller {
         let events = Events::start(client.clone(), identity);
         Self {
             changes: watch(&client, namespace),
-            writer: Writer::new(client.clone(), events.clone(), Arc::clone(&leadership), Arc::clone(&metrics)),
-            events,
-            drifts: Drifts::default(),
+            writer: Writer::new(client.clone(), events, Arc::clone(&leadership), Arc::clone(&metrics)),
             leadership,
             reporter: Reporter::default(),
             client,
@@ -250,9 +245,7 @@ impl Controller {
         self.next_expiry = desired.expiries.values().copied().filter(|expiry| *expiry > self.now).min();
         let mut wanted = writes(&self.world, &desired);
         wanted.extend(self.reporter.writes(&self.world, &self.history, &self.vital, &desired, &self.metrics));
-        for (gateway, drift) in self.drifts.new_ones(self.world.gateways.objects()) {
-            self.events.tell_drift(gateway, drift);
-        }
+        wanted.extend(self.world.drifts.writes(&self.world.gateways, self.now));
         self.metrics.passed(begun.elapsed());
         self.writer.want(wanted);
         self.settle_daemon_set(&desired).await;

@@ -269,6 +269,7 @@ impl Scene {
             }
             Write::ForwardStatus(report) => panic!("a status of {}", report.key),
             Write::PoolStatus(name, _) => panic!("a status of {name}"),
+            Write::Drift(event) => panic!("an event {:?}", event.note),
         }
     }
 }

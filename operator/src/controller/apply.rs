@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Client, Resource};
@@ -17,6 +18,7 @@ use sallyport_api::port_forward::{PortForward, PortForwardStatus};
 use serde_json::json;
 
 use crate::controller::decide::{Desired, finalizers};
+use crate::controller::drift;
 use crate::controller::gateways::has_label;
 use crate::controller::guard::DeserializeGuard;
 use crate::controller::observe::World;
@@ -40,6 +42,8 @@ pub enum Write {
     ForwardStatus(Box<ForwardReport>),
     /// Reports what became of a pool.
     PoolStatus(String, Box<GatewayPoolStatus>),
+    /// Tells what was put back on a gateway, under a name that it has once and for all.
+    Drift(Box<Event>),
 }
 
 /// What became of a forward.
@@ -81,6 +85,7 @@ impl Write {
             // One after the other: the first one's answer has the resource version that the other needs.
             Self::ForwardStatus(report) => Subject("portforwards", report.key.to_string()),
             Self::PoolStatus(name, _) => Subject("gatewaypools", name.clone()),
+            Self::Drift(event) => Subject("events", event.metadata.name.clone().unwrap_or_default()),
         }
     }
 
@@ -93,9 +98,9 @@ impl Write {
         }
     }
 
-    /// Whether its answer can change a decision: a status of ours cannot.
+    /// Whether its answer can change a decision: a status of ours cannot, nor an event.
     pub fn matters(&self) -> bool {
-        !matches!(self, Self::ForwardStatus(..) | Self::PoolStatus(..))
+        !matches!(self, Self::ForwardStatus(..) | Self::PoolStatus(..) | Self::Drift(..))
     }
 
     /// Sends it.
@@ -195,6 +200,10 @@ impl Write {
                     .patch_status(&name, &apply, &Patch::Apply(&patch))
                     .await?;
                 Ok(Box::new(|world| world.pools.wrote(new)))
+            }
+            Self::Drift(event) => {
+                drift::tell(client, &event).await?;
+                Ok(Box::new(|world| world.drifts.told(*event)))
             }
         }
     }

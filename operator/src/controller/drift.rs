@@ -1,69 +1,158 @@
-//! Which repairs of somebody's changes are new: each is told once.
+//! Which repairs of somebody's changes are still to be told: each is told once, whoever leads.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::{Api, PostParams};
+use kube::{Client, Resource as _};
 use sallyport_api::gateway_node::{Drift, GatewayNode};
+use sallyport_api::names::OPERATOR_NAME;
+use sallyport_ruleset::digest::short_id;
 
-/// The last drift of each node.
+use crate::controller::apply::Write;
+use crate::controller::cache::Cache;
+use crate::controller::status::shorten;
+
+/// Where events about objects without a namespace are.
+const NAMESPACE: &str = "default";
+
+/// Characters of a note.
+const MAX_NOTE: usize = 1000;
+/// Bytes of a note that the API server takes.
+const MAX_NOTE_BYTES: usize = 1024;
+
+/// What is older when a node is first seen was told by whoever led then. The API server keeps events for an hour.
+const OLD_SECONDS: i64 = 3600;
+
+/// For each node, the name of the event that told its last drift.
 #[derive(Debug, Default)]
 pub struct Drifts {
-    known: BTreeMap<String, Option<Drift>>,
+    told: BTreeMap<String, Option<String>>,
 }
 
 impl Drifts {
-    /// The nodes whose last drift is another than before. What a node first seen reports was told by whoever led then.
-    pub fn new_ones<'a>(
-        &mut self,
-        gateways: impl Iterator<Item = &'a Arc<GatewayNode>>,
-    ) -> Vec<(&'a GatewayNode, &'a Drift)> {
-        let mut known = BTreeMap::new();
-        let mut found = Vec::new();
-        for gateway in gateways {
-            let name = gateway.metadata.name.clone().unwrap_or_default();
+    /// The events that are still to be written at this time. A leader before may have written one: its name is the same.
+    pub fn writes(&mut self, gateways: &Cache<GatewayNode>, now: i64) -> Vec<Write> {
+        let mut writes = Vec::new();
+        for gateway in gateways.objects() {
+            let node = gateway.metadata.name.clone().unwrap_or_default();
             let drift = gateway.status.as_ref().and_then(|status| status.last_drift.as_ref());
-            if let (Some(drift), Some(before)) = (drift, self.known.get(&name))
-                && before.as_ref() != Some(drift)
+            let name = drift.map(|drift| name(&node, drift));
+            let is_old = drift.is_some_and(|drift| drift.time.0.as_second() + OLD_SECONDS < now);
+            let told = self.told.entry(node).or_insert_with(|| name.clone().filter(|_| is_old));
+            if let (Some(drift), Some(name)) = (drift, name)
+                && told.as_ref() != Some(&name)
             {
-                found.push((&**gateway, drift));
+                writes.push(Write::Drift(Box::new(event(gateway, drift, name))));
             }
-            known.insert(name, drift.cloned());
         }
-        self.known = known;
-        found
+        writes
+    }
+
+    /// Takes in that an event is there.
+    pub fn told(&mut self, event: Event) {
+        let node = event.regarding.and_then(|about| about.name).unwrap_or_default();
+        self.told.insert(node, event.metadata.name);
+    }
+}
+
+/// Writes an event, unless whoever led before has.
+pub async fn tell(client: Client, event: &Event) -> Result<(), kube::Error> {
+    let params = PostParams { field_manager: Some(OPERATOR_NAME.into()), ..PostParams::default() };
+    match Api::<Event>::namespaced(client, NAMESPACE).create(&params, event).await {
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        outcome => outcome.map(drop),
+    }
+}
+
+fn name(node: &str, drift: &Drift) -> String {
+    format!("{node}.{}", short_id(&format!("{node} {} {}", drift.time.0, drift.message)))
+}
+
+/// Somebody had changed our rules on a gateway, and they are as they should be again.
+fn event(gateway: &GatewayNode, drift: &Drift, name: String) -> Event {
+    let mut note = shorten(drift.message.clone(), MAX_NOTE);
+    note.truncate(note.floor_char_boundary(MAX_NOTE_BYTES));
+    Event {
+        metadata: ObjectMeta { namespace: Some(NAMESPACE.into()), name: Some(name), ..ObjectMeta::default() },
+        action: Some("Repair".into()),
+        event_time: Some(MicroTime(drift.time.0)),
+        note: Some(note),
+        reason: Some("DriftRepaired".into()),
+        regarding: Some(gateway.object_ref(&())),
+        reporting_controller: Some(OPERATOR_NAME.into()),
+        reporting_instance: Some(OPERATOR_NAME.into()),
+        type_: Some("Warning".into()),
+        ..Event::default()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+    use kube::runtime::watcher;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::fixture::guard;
 
-    fn node(name: &str, drift: &Value) -> Arc<GatewayNode> {
-        let object = json!({
-            "apiVersion": "sallyport.dev/v1alpha1", "kind": "GatewayNode", "metadata": { "name": name },
-            "spec": { "pool": "default", "state": "Active" },
-            "status": { "lastDrift": drift },
-        });
-        Arc::new(serde_json::from_value(object).unwrap())
+    fn nodes(drifts: &[(&str, Value)]) -> Cache<GatewayNode> {
+        let mut cache = Cache::default();
+        for (name, drift) in drifts {
+            let object = json!({
+                "apiVersion": "sallyport.dev/v1alpha1", "kind": "GatewayNode",
+                "metadata": { "name": name, "resourceVersion": "1" },
+                "spec": { "pool": "default", "state": "Active" },
+                "status": { "lastDrift": drift },
+            });
+            cache.feed(watcher::Event::Apply(guard(object)));
+        }
+        cache
+    }
+
+    fn drift(minute: u8, what: &str) -> Value {
+        json!({ "time": format!("2026-01-01T00:{minute:02}:00Z"), "message": what })
+    }
+
+    fn events(drifts: &mut Drifts, nodes: &Cache<GatewayNode>, clock: &str) -> Vec<Event> {
+        let now = format!("2026-01-01T{clock}:00Z").parse::<jiff::Timestamp>().unwrap().as_second();
+        let event = |write| if let Write::Drift(event) = write { *event } else { panic!("{write:?}") };
+        drifts.writes(nodes, now).into_iter().map(event).collect()
     }
 
     #[test]
-    fn each_repair_is_news_once() {
-        let drift =
-            |second: u8, what: &str| json!({ "time": format!("2026-01-01T00:00:{second:02}Z"), "message": what });
+    fn each_repair_is_told_until_it_has_been() {
         let mut drifts = Drifts::default();
-        let mut told = |nodes: &[Arc<GatewayNode>]| -> Vec<String> {
-            drifts.new_ones(nodes.iter()).into_iter().map(|(_, drift)| drift.message.clone()).collect()
-        };
-        let nothing: [&str; 0] = [];
-        assert_eq!(told(&[node("gw1", &drift(1, "old")), node("gw2", &Value::Null)]), nothing, "from before");
-        let second = [node("gw1", &drift(1, "old")), node("gw2", &drift(2, "jump"))];
-        assert_eq!(told(&second), ["jump"]);
-        assert_eq!(told(&second), nothing);
-        assert_eq!(told(&[node("gw1", &drift(3, "old")), second[1].clone()]), ["old"]);
+        assert_eq!(events(&mut drifts, &nodes(&[("gw1", Value::Null)]), "00:01"), []);
+        // However wrong the clock of the node is.
+        let jump = nodes(&[("gw1", drift(1, "jump")), ("gw2", Value::Null)]);
+        let found = events(&mut drifts, &jump, "23:00");
+        assert_eq!(found.len(), 1);
+        assert_eq!(events(&mut drifts, &jump, "23:01"), found, "that it was written is not known");
+        drifts.told(found[0].clone());
+        assert_eq!(events(&mut drifts, &jump, "23:02"), []);
+        // The same again later is another repair, and so is it on another node.
+        let again = nodes(&[("gw1", drift(2, "jump")), ("gw2", drift(1, "jump"))]);
+        let again = events(&mut drifts, &again, "23:03");
+        let mut names: Vec<_> = found.iter().chain(&again).map(|event| event.metadata.name.clone().unwrap()).collect();
+        names.dedup();
+        assert_eq!(names.len(), 3, "{names:?}");
+    }
+
+    #[test]
+    fn the_next_leader_tells_by_the_same_name_what_may_not_have_been_told() {
+        let nodes = nodes(&[("gw1", drift(1, "jump"))]);
+        let before = events(&mut Drifts::default(), &nodes, "00:02");
+        assert_eq!(events(&mut Drifts::default(), &nodes, "01:00"), before);
+        assert_eq!(before.len(), 1);
+        assert_eq!(events(&mut Drifts::default(), &nodes, "01:02"), [], "told by whoever led then");
+    }
+
+    #[test]
+    fn a_note_fits_whatever_it_is_written_in() {
+        let found = events(&mut Drifts::default(), &nodes(&[("gw1", drift(1, &"ü".repeat(1000)))]), "00:02");
+        assert!(found[0].note.as_ref().is_some_and(|note| (1000..=1024).contains(&note.len())));
     }
 }

@@ -1,10 +1,9 @@
-//! Events: what changed for a forward, and what was put back on a gateway, told once, beside the object that it happened to.
+//! Events: what changed for a forward, told once, beside the object that it happened to.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
-use sallyport_api::gateway_node::{Drift, GatewayNode};
 use sallyport_api::port_forward::{PlannedChange, PortForward};
 use sallyport_api::{ConditionType, Reason};
 use sallyport_ruleset::digest::short_id;
@@ -15,9 +14,6 @@ use crate::controller::status::{names, shorten};
 
 /// Events that wait to be sent; more are dropped, since conditions hold the same.
 const WAITING: usize = 1024;
-
-/// Somebody had changed our rules on a gateway, and they are as they should be again.
-const DRIFT_REPAIRED: &str = "DriftRepaired";
 
 /// Characters of a note; the API server takes 1,024 bytes.
 const MAX_NOTE: usize = 1000;
@@ -34,12 +30,8 @@ impl Events {
         let (queue, mut waiting) = mpsc::channel::<(Event, _)>(WAITING);
         let reporter = Reporter { controller: "sallyport-operator".into(), instance: Some(identity.into()) };
         tokio::spawn(async move {
-            let mut recorder = Recorder::new(client.clone(), reporter.clone());
+            let recorder = Recorder::new(client, reporter);
             while let Some((event, about)) = waiting.recv().await {
-                if event.reason == DRIFT_REPAIRED {
-                    // It would count what differs only in its note as the same again, and what was put back is the note.
-                    recorder = Recorder::new(client.clone(), reporter.clone());
-                }
                 if let Err(error) = recorder.publish(&event, &about).await {
                     tracing::debug!(%error, "an event was not recorded");
                 }
@@ -62,18 +54,6 @@ impl Events {
             };
             self.queue(event, about);
         }
-    }
-
-    /// Tells that somebody else's change was put back on a gateway.
-    pub fn tell_drift(&self, gateway: &GatewayNode, drift: &Drift) {
-        let event = Event {
-            type_: EventType::Warning,
-            reason: DRIFT_REPAIRED.to_owned(),
-            note: Some(drift.message.clone()),
-            action: "Repair".to_owned(),
-            secondary: None,
-        };
-        self.queue(event, gateway.object_ref(&()));
     }
 
     fn queue(&self, event: Event, about: ObjectReference) {

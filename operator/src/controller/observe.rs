@@ -29,6 +29,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::controller::cache::Cache;
+use crate::controller::drift::Drifts;
 use crate::controller::guard::DeserializeGuard;
 
 /// How long a watch lasts before it is made anew, so that a connection that died silently is noticed.
@@ -64,6 +65,8 @@ pub struct World {
     pub service_ranges: Cache<ServiceCIDR>,
     /// What was last written about forwards whose newest form, status included, cannot be read, by uid.
     pub told: BTreeMap<String, PortForwardStatus>,
+    /// Which repairs of somebody's changes were told.
+    pub drifts: Drifts,
     /// Whether all this is for an uninstallation.
     pub uninstalling: bool,
 }

@@ -182,6 +182,34 @@ async fn a_status_is_for_the_object_of_this_uid_only() {
     assert_eq!(body[1], json!({ "op": "add", "path": "/status", "value": {} }));
 }
 
+#[tokio::test]
+async fn a_repair_that_was_told_already_is_told() {
+    let drift = json!({ "time": "2026-01-01T00:00:00Z", "message": "jump" });
+    let mut world = World::default();
+    let object = json!({
+        "apiVersion": "sallyport.dev/v1alpha1", "kind": "GatewayNode", "metadata": { "name": "gw1", "resourceVersion": "1" },
+        "spec": { "pool": "default", "state": "Active" }, "status": { "lastDrift": drift },
+    });
+    world.gateways.feed(kube::runtime::watcher::Event::Apply(crate::fixture::guard(object)));
+    for code in [503, 409] {
+        let write = world.drifts.writes(&world.gateways, 0).remove(0);
+        let (client, mut handle) = crate::fixture::api_server();
+        let refused = async {
+            let (request, answer) = handle.next_request().await.unwrap();
+            assert!(request.uri().path().ends_with("/namespaces/default/events"), "{}", request.uri());
+            let reason = if code == 409 { "AlreadyExists" } else { "ServiceUnavailable" };
+            let status = json!({ "kind": "Status", "status": "Failure", "reason": reason, "code": code });
+            crate::fixture::respond(answer, code, &status);
+        };
+        let (answer, ()) = tokio::join!(write.send(client), refused);
+        assert_eq!(answer.is_ok(), code == 409);
+        if let Ok(answer) = answer {
+            answer(&mut world);
+        }
+    }
+    assert_eq!(world.drifts.writes(&world.gateways, 0), []);
+}
+
 #[test]
 fn namespaces_take_turns() {
     let keys = ["a/1", "a/2", "a/3", "b/1", "c/1", "c/2"].map(|text| {
