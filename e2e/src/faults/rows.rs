@@ -214,7 +214,7 @@ pub const ROWS: &[Row] = &[
         fault: "the API server refuses (429, 503) or is slow",
         promise: "asked less and less often; all is well once it answers",
         tests: &[
-            pure("an_api_server_that_refuses_is_asked_less_and_less_often"),
+            pure("an_api_server_that_refuses_is_asked_less_and_less_often_and_followed_once_it_answers"),
             pure("what_failed_waits_longer_each_time_and_holds_nobody_up"),
             pure("a_refused_write_is_repeated_and_the_newest_status_wins"),
         ],

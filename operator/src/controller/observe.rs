@@ -258,26 +258,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_api_server_that_refuses_is_asked_less_and_less_often() {
+    async fn an_api_server_that_refuses_is_asked_less_and_less_often_and_followed_once_it_answers() {
         for code in [429, 503] {
             let (client, mut requests) = api_server();
             let mut changes = watch(&client, "sallyport-system");
             let mut asked = BTreeMap::<String, u32>::new();
-            let refuse = async {
+            let end = Instant::now() + Duration::from_mins(5);
+            let serve = async {
+                let mut watched = Vec::new();
                 while let Some((request, send)) = requests.next_request().await {
-                    *asked.entry(request.uri().path().to_owned()).or_default() += 1;
+                    let list = json!({ "metadata": { "resourceVersion": "1" }, "items": [] });
                     let busy = json!({ "kind": "Status", "status": "Failure", "code": code, "message": "too busy" });
-                    respond(send, code, &busy);
+                    match request.uri().query() {
+                        _ if Instant::now() < end => {
+                            *asked.entry(request.uri().path().to_owned()).or_default() += 1;
+                            respond(send, code, &busy);
+                        }
+                        Some(query) if query.contains("watch=") => watched.push(send),
+                        _ => respond(send, 200, &list),
+                    }
                 }
             };
+            let mut world = World::default();
             let follow = async {
-                let mut world = World::default();
-                while let Some(change) = changes.next().await {
-                    change(&mut world);
+                while !world.missing().is_empty() {
+                    changes.next().await.unwrap()(&mut world);
                 }
             };
-            let minutes = Duration::from_mins(5);
-            let _ = tokio::time::timeout(minutes, async { tokio::join!(refuse, follow) }).await;
+            tokio::select! { () = serve => {}, () = follow => {} }
+            assert_eq!(world.missing(), Vec::<String>::new());
+            assert!(Instant::now() >= end && end.elapsed() <= Duration::from_secs(4), "{:?} late", end.elapsed());
             assert_eq!(asked.len(), 10);
             // Every 4 s in the end.
             assert!(asked.values().all(|times| (60..90).contains(times)), "{code}: {asked:?} in 5 minutes");

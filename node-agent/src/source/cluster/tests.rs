@@ -1,6 +1,6 @@
 //! From events of the watches to intents and a status; the API server is a mock that answers nothing.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use kube::client::Body;
 use serde_json::json;
@@ -204,28 +204,50 @@ async fn what_lasts_is_told_until_it_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_server_that_refuses_is_asked_less_and_less_often() {
+async fn an_api_server_that_refuses_is_asked_less_and_less_often_and_followed_once_it_answers() {
     for code in [429, 503] {
         let guard = tempfile::tempdir().unwrap();
         let state = Rc::new(StateDir::lock(&guard.path().join("state")).unwrap());
         let (service, mut requests) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
         let mut cluster = Cluster::new(Client::new(service, "default"), "gw1", state, watch::channel(()).1);
         let mut asked = 0;
-        let refuse = async {
-            while let Some((_, send)) = requests.next_request().await {
-                asked += 1;
-                let status = json!({ "kind": "Status", "status": "Failure", "code": code, "message": "too busy" });
-                let body = Body::from(status.to_string().into_bytes());
+        let end = tokio::time::Instant::now() + Duration::from_mins(5);
+        let serve = async {
+            let mut watched = Vec::new();
+            while let Some((request, send)) = requests.next_request().await {
+                let items = match request.uri().path() {
+                    path if path.ends_with("gatewaynodes") => vec![node(1, "Active")],
+                    _ => vec![slice("s0", &forward("a", 8000))],
+                };
+                let list = json!({ "metadata": { "resourceVersion": "1" }, "items": items });
+                let (code, body) = match request.uri().query() {
+                    _ if tokio::time::Instant::now() < end => {
+                        asked += 1;
+                        (code, json!({ "kind": "Status", "status": "Failure", "code": code, "message": "too busy" }))
+                    }
+                    Some(query) if query.contains("watch=true") => {
+                        watched.push(send);
+                        continue;
+                    }
+                    _ => (200, list),
+                };
+                let body = Body::from(body.to_string().into_bytes());
                 send.send_response(http::Response::builder().status(code).body(body).unwrap());
             }
         };
         let follow = async {
             loop {
                 cluster.changed().await;
+                if let Some(intents) = cluster.look().await {
+                    return names(&intents);
+                }
             }
         };
-        let minutes = Duration::from_mins(5);
-        let _ = tokio::time::timeout(minutes, async { tokio::join!(refuse, follow) }).await;
+        tokio::select! {
+            () = serve => panic!("the agent gave up"),
+            followed = follow => assert_eq!(followed, ["a"]),
+        }
+        assert!(tokio::time::Instant::now() >= end && end.elapsed() <= Duration::from_secs(8), "{:?}", end.elapsed());
         // Every 8 s in the end.
         assert!((30..50).contains(&asked), "{code}: asked {asked} times in 5 minutes");
     }
