@@ -267,9 +267,15 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         number: 20,
-        fault: "a forward asks for a port that the host needs",
-        promise: "refused, and the port is named",
-        tests: &[control_plane("bad_input_is_refused_with_words", "every_refusal_says_what_to_do_and_makes_no_rule")],
+        fault: "a forward asks for a port that the host needs, or a program of it listens on",
+        promise: "refused, and the port is named; followed when the program has gone",
+        tests: &[
+            control_plane("bad_input_is_refused_with_words", "every_refusal_says_what_to_do_and_makes_no_rule"),
+            control_plane(
+                "one_gateway_in_the_way",
+                "a_listener_on_one_gateway_is_named_keeps_its_clients_and_is_followed_when_it_goes",
+            ),
+        ],
     },
     Row {
         number: 21,
