@@ -332,6 +332,10 @@ pub const ROWS: &[Row] = &[
             control_plane("uninstalled_in_any_order", "definitions_or_the_namespace_deleted_first_take_no_rule_along"),
             control_plane("vanished_slices_remove_no_rule", "deleted_slice_leaves_the_rules_and_comes_back"),
             control_plane("vanished_slices_remove_no_rule", "deleted_definitions_leave_the_rules"),
+            control_plane(
+                "vanished_permissions_lose_nothing",
+                "rules_stay_without_permissions_and_what_is_missing_is_named",
+            ),
             cluster("crd_deleted_changes_no_rule", "rules_stay_when_the_definition_of_slices_is_deleted"),
         ],
     },
