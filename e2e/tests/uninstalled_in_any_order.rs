@@ -36,13 +36,49 @@ fn what_hangs_without_an_operator_is_released_by_one_command() -> Result<()> {
 
         // Nor can it be released before an agent that stands still has taken its rules off.
         let stopped = Stopped::stop(scene.kubelets.agent("gw2").context("find the agent on gw2")?)?;
-        let mut uninstall = scene.uninstall()?;
+        let mut uninstall = scene.uninstall(&[])?;
         uninstall.wait_for("gw2: its agent", LEASES)?;
         ensure!(scene.api.get(&path)?.is_some(), "the forward went before gw2 was clean");
         drop(stopped);
         finished(scene, &mut uninstall, &before)?;
         ensure!(scene.api.get(&path)?.is_none(), "the forward hangs still");
         figure(22, "`uninstall` names what it waits for and releases it; iptables-save as before");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agent_that_never_answers_is_waited_for_until_it_is_given_up_and_its_node_named() -> Result<()> {
+    scene(|scene| {
+        let _db1 = scene.serve(&[3306])?;
+        let before = scene.rules()?;
+        scene.apply_ready(PAYMENTS, "mysql", &spec(3306))?;
+        let rules = scene.rules()?;
+        let _stopped = Stopped::stop(scene.kubelets.agent("gw2").context("find the agent on gw2")?)?;
+        scene.operators.clear();
+
+        let mut uninstall = scene.uninstall(&[])?;
+        uninstall.wait_for("gw2: its agent does not answer; look at its pod, or give up on it with --force", LEASES)?;
+        ensure!(scene.rules()?[0] == before[0], "gw1 is not clean yet");
+        ensure!(uninstall.ended()?.is_none(), "it did not wait");
+        let status = uninstall.terminate(SOON)?;
+        ensure!(!status.success(), "it ended as if it were done");
+
+        let mut uninstall = scene.uninstall(&["--force"])?;
+        let status = uninstall.wait(LEASES)?;
+        ensure!(status.success(), "uninstall --force ended with {status}:\n{}", uninstall.output());
+        let named = "gw2 keeps its rules: when it is back, run `sallyport-node-agent cleanup --state-dir";
+        ensure!(uninstall.output().contains(named), "{}", uninstall.output());
+        ensure!(scene.rules()? == [before[0].as_str(), rules[1].as_str()], "{:?}", scene.rules()?);
+        nothing_is_left(scene)?;
+
+        // When it is back.
+        wait::until_true("the end of the agent on gw2", SOON, || Ok(scene.kubelets.agent("gw2").is_none()))?;
+        let agent = sallyport_e2e::program::node_agent()?.display().to_string();
+        let state = scene.kubelets.nodes()[1].disk().join("var/lib/sallyport").display().to_string();
+        scene.gw2.check(&[&agent, "cleanup", "--state-dir", &state])?;
+        ensure!(scene.rules()? == before, "rules are left: {:?}", scene.rules()?);
+        figure(23, "`--force` gives a silent agent up and names its node; iptables-save as before after `cleanup`");
         Ok(())
     })
 }
@@ -95,7 +131,7 @@ fn definitions_or_the_namespace_deleted_first_take_no_rule_along() -> Result<()>
         // Agents are told by a GatewayNode to take the rules off: its definition has to be there for that.
         scene.terminal.apply(&scene.terminal.chart(SYSTEM)?)?;
         scene.operators.clear();
-        let mut uninstall = scene.uninstall()?;
+        let mut uninstall = scene.uninstall(&[])?;
         finished(scene, &mut uninstall, &before)?;
         scene.wait_until_gone(&format!("{DEFINITIONS}/portforwards.sallyport.dev"), SOON)?;
         figure(23, "definitions deleted first: released by `uninstall`; iptables-save as before");
@@ -118,6 +154,10 @@ fn finished(scene: &Scene, uninstall: &mut Process, before: &[String]) -> Result
     let status = uninstall.wait(LEASES)?;
     ensure!(status.success(), "uninstall ended with {status}:\n{}", uninstall.output());
     ensure!(scene.rules()? == before, "rules are left: {:?}", scene.rules()?);
+    nothing_is_left(scene)
+}
+
+fn nothing_is_left(scene: &Scene) -> Result<()> {
     for path in ["forwardslices", "gatewaynodes"] {
         let left = scene.api.list(&format!("{KINDS}/{path}"))?;
         ensure!(left.is_empty(), "{path} are left: {left:?}");

@@ -198,15 +198,17 @@ impl Scene {
     }
 
     /// Runs `uninstall` of the operator's program as the cluster's administrator; it goes on until dropped.
-    pub fn uninstall(&self) -> Result<Process> {
-        self.server.host().spawn(&[
+    pub fn uninstall(&self, options: &[&str]) -> Result<Process> {
+        let mut command = vec![
             "env".to_owned(),
             format!("KUBECONFIG={}", self.server.admin().display()),
             program::operator()?.display().to_string(),
             "uninstall".to_owned(),
             format!("--namespace={SYSTEM}"),
             "--identity=by-hand".to_owned(),
-        ])
+        ];
+        command.extend(options.iter().map(|option| (*option).to_owned()));
+        self.server.host().spawn(&command)
     }
 
     /// Asks once from app1 at a port of both gateways; db1 must answer.

@@ -305,6 +305,10 @@ pub const ROWS: &[Row] = &[
             control_plane("api_server_away", "gateways_go_on_without_the_api_server"),
             control_plane("uninstalled_in_any_order", "what_hangs_without_an_operator_is_released_by_one_command"),
             control_plane("uninstalled_in_any_order", "definitions_or_the_namespace_deleted_first_take_no_rule_along"),
+            control_plane(
+                "uninstalled_in_any_order",
+                "an_agent_that_never_answers_is_waited_for_until_it_is_given_up_and_its_node_named",
+            ),
             kernel("cleanup_leaves_no_trace", "host_is_as_before_with_either_variant"),
             cluster("uninstall_leaves_the_nodes_as_before", "nodes_are_as_before_with_helm_4_and_with_helm_3"),
         ],
