@@ -12,8 +12,9 @@ pub enum Format {
     Json,
 }
 
-/// The client logs each refused request as an error of its own; whoever made the request says so with more sense.
-const DEFAULT: &str = "info,kube_client=off";
+/// The client logs each refused request of its own accord, and so do its watches; whoever made the request says so once, and with
+/// more sense.
+const DEFAULT: &str = "info,kube_client=off,kube_runtime=off";
 
 /// Starts logging. `RUST_LOG` chooses the level, `info` if unset. Does nothing if logging has started already.
 pub fn init(format: Format) {

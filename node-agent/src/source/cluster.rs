@@ -91,8 +91,8 @@ pub struct Cluster {
     draining: Draining,
     reported: Option<GatewayNodeStatus>,
     writer: StatusWriter,
-    /// What the watches last failed with, told when it changes.
-    silent: Option<String>,
+    /// What each watch last failed with, that of our `GatewayNode` under true; told when it changes.
+    silent: BTreeMap<bool, String>,
     /// When a lost connection was last a reason to list everything anew.
     listed_anew: Option<tokio::time::Instant>,
 }
@@ -151,7 +151,7 @@ impl Cluster {
             draining: Draining::new(),
             reported: None,
             writer: StatusWriter::start(nodes, node.to_owned()),
-            silent: None,
+            silent: BTreeMap::new(),
             listed_anew: None,
         }
     }
@@ -247,7 +247,7 @@ impl Cluster {
         match event {
             Some(Ok(event)) => {
                 // A listing begins before anything has been heard.
-                if !matches!(event, Event::Init) && self.silent.take().is_some() {
+                if !matches!(event, Event::Init) && self.silent.remove(&of_node).is_some() && self.silent.is_empty() {
                     tracing::info!("the cluster answers again");
                 }
                 if of_node { self.take_node(event) } else { self.take_slice(event) }
@@ -265,10 +265,10 @@ impl Cluster {
                     | watcher::Error::WatchFailed(error) => plainly(error),
                     error => error.to_string(),
                 };
-                if self.silent.as_ref() != Some(&error) {
+                if !self.silent.values().any(|told| *told == error) {
                     tracing::warn!(error, "cannot follow the cluster; what was last known holds");
-                    self.silent = Some(error);
                 }
+                self.silent.insert(of_node, error);
                 // Whoever answers next may be of another history, in which a watch from here on would miss the difference.
                 // A connection that is lost again and again is left to the watches, which are patient.
                 if lost && self.listed_anew.is_none_or(|at| at.elapsed() > WITHOUT_TROUBLE) {
