@@ -186,7 +186,17 @@ impl Newcomers {
         now: Instant,
     ) {
         if let Some(wait) = self.waiting.get_mut(&forward.uid) {
-            return wait.look(forward, sight, now);
+            wait.look(forward, sight, now);
+            if now >= wait.open {
+                return;
+            }
+            // What was noted before the start may be older than what the kernel holds.
+            let alone = compile(&intents.node, &[forward], local, at).ruleset;
+            if converger.observe().await.map_or(true, |installed| installed.delivers(&alone)) {
+                self.waiting.remove(&forward.uid);
+                self.admitted.insert(forward.uid.clone());
+            }
+            return;
         }
         let there = sight.in_the_way(forward);
         if let Some(first) = there.first() {

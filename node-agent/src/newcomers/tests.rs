@@ -205,6 +205,23 @@ async fn what_the_kernel_holds_is_let_in_even_if_the_state_is_lost() {
 }
 
 #[tokio::test]
+async fn what_the_kernel_holds_is_let_in_even_if_the_state_is_of_before() {
+    let mut scene = Scene::with_listeners(&[8000]);
+    scene.pass(&two()).await;
+    let before = scene.state.newcomers().unwrap();
+    scene.listen(&[]);
+    assert!(scene.freed_after(11, &two()));
+    scene.pass(&two()).await;
+    assert_eq!(scene.ports().await, 2);
+    // As after a disk that could not be written, or an older version that does not know of it.
+    scene.state.keep_newcomers(&before).unwrap();
+    scene.listen(&[8000]);
+    scene.restart();
+    assert_eq!(scene.pass(&two()).await, NOBODY);
+    assert_eq!((scene.ports().await, scene.kept().len()), (2, 0));
+}
+
+#[tokio::test]
 async fn where_listeners_cannot_be_seen_newcomers_do_not_wait_and_who_waits_goes_on() {
     let mut scene = Scene::with_listeners(&[8000]);
     scene.pass(&intents(&forward("a", 8000))).await;
