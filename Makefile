@@ -17,7 +17,8 @@ check: ## formatting and lints
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
 test: ## run tests; TIERS="pure kernel" chooses which (kernel needs root)
-	@$(E2E) test --tiers "$(TIERS)"
+	@cargo build --quiet --workspace --all-features --bins --tests
+	@target/debug/sallyport-e2e test --tiers "$(TIERS)"
 
 generate: ## write the files that are generated from the types
 	UPDATE=1 cargo test --quiet --package sallyport-api --test manifest

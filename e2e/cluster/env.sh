@@ -49,8 +49,8 @@ need() {
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >&2
 }
 
-# Two runs at once would build the same things twice: the second waits.
+# exclusively [LOCK] : two runs at once would build the same things twice; the second waits
 exclusively() {
-  exec 9>"$cache/lock"
+  exec 9>"$cache/${1:-lock}"
   flock 9
 }

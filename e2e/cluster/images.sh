@@ -2,6 +2,7 @@
 # Builds the images of the operator and the node agent from this checkout, or from the version that upgrades are tested
 # from; prints the folder of that version. With `load` the cluster's nodes have them afterwards.
 #   images.sh [load] [previous]
+#   images.sh programs            builds only the programs, of both, which takes no docker
 . "$(dirname "$0")/env.sh"
 
 checkout=$(cd "$here/../.." && pwd)
@@ -30,6 +31,7 @@ build() (
     cargo build --quiet --release --target "$target" --target-dir target/images \
     --package sallyport-operator --package sallyport-node-agent
 )
+exclusively programs.lock
 # What was built of another version does not change any more.
 if [[ $tree = "$checkout" ]]; then
   build
@@ -41,6 +43,11 @@ elif [ ! -d "$programs" ]; then
   mv "$unfinished" "$programs"
   rm -r "$tree/target"
 fi
+if [ "${1:-}" = programs ]; then
+  [ "$tag" = previous ] || exec "$0" programs previous
+  exit 0
+fi
+exec 9>&-
 
 "$here/docker.sh"
 base=debian:$debian-slim

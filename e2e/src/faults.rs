@@ -43,8 +43,8 @@ pub fn run(tiers: &str, only: Option<u8>) -> Result<bool> {
     let tiers = Tier::parse_all(tiers)?;
     let rows: Vec<&Row> = ROWS.iter().filter(|row| only.is_none_or(|only| only == row.number)).collect();
     ensure!(!rows.is_empty(), "there is no such row; there are: 1 to {}", ROWS.len());
-    if runner::build_programs()?.failed > 0 {
-        bail!("the programs could not be built");
+    if runner::build()?.failed > 0 {
+        bail!("the tests could not be built");
     }
     let mut obstacles = Vec::new();
     let mut stages = Vec::new();
@@ -106,9 +106,8 @@ impl Runs {
 /// Runs one test. None that ran is none that passed.
 fn run_alone(test: &Test) -> Result<Run> {
     let (repetitions, mut totals, mut run) = (MANY.to_string(), Totals::default(), Run::default());
-    let arguments = test.cargo_arguments();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (success, _) = runner::cargo(&arguments, &[(REPETITIONS, &repetitions)], |line| {
+    let success = runner::cargo(&test.cargo_arguments(), &[(REPETITIONS, &repetitions)], |line| {
+        println!("{line}");
         if let Some((_, figure)) = line.split_once(FIGURE) {
             run.figures.push(figure.to_owned());
         }

@@ -18,6 +18,7 @@ pub mod packages;
 pub mod permissions;
 pub mod program;
 pub mod runner;
+pub mod running;
 pub mod snapshot;
 pub mod traffic;
 pub mod wait;

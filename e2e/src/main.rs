@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use sallyport_e2e::traffic::{Ask, Latency, Load, Serve};
-use sallyport_e2e::{bench, cluster, demo, demo_standalone, faults, lab, runner};
+use sallyport_e2e::{bench, cluster, demo, demo_standalone, faults, lab, runner, running};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Sallyport seen from outside: the demo, the tests and the benchmarks.
@@ -136,7 +136,7 @@ fn leave_nothing_when_interrupted() {
             }
             Ok(())
         });
-        if waited.is_ok() && !cluster::script::interrupt() && !runner::interrupt() {
+        if waited.is_ok() && !running::interrupt() {
             let _ = lab::remove_own();
             std::process::exit(130);
         }

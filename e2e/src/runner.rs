@@ -3,24 +3,17 @@
 
 mod targets;
 
-use std::fmt;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::{fmt, io, panic, thread};
 
 use anyhow::{Context, Result, bail};
 
+use crate::running::{self, Running, limited};
 use crate::{cluster, control_plane, lab, packages, program};
 
 /// Seconds that one call of cargo may take before it is ended.
 const CARGO_LIMIT: &str = "2400";
-
-/// The process id of the cargo call that is running; 0 when none is.
-static RUNNING: AtomicU32 = AtomicU32::new(0);
-
-/// Whether a signal has ended the tests.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Counts of tests and checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,11 +120,20 @@ impl Tier {
     }
 
     fn run(self) -> Result<Totals> {
-        let Some(feature) = self.feature() else {
-            return pure();
-        };
         let _down = self.stage()?;
-        targets(feature)
+        let names = targets::names(program::repository()?, self.feature())?;
+        if self == Self::Pure { pure(&names) } else { targets(&names, self.abreast()) }
+    }
+
+    /// Whether its tests mostly wait, so that others may run beside them.
+    fn waits(self) -> bool {
+        matches!(self, Self::Kernel | Self::ControlPlane)
+    }
+
+    /// How many of its test targets run at a time. More would bend their timings; there is one cluster, and a test has it
+    /// for itself.
+    fn abreast(self) -> usize {
+        if self.waits() { 2 } else { 1 }
     }
 
     /// Makes the cluster, if this tier needs it; it is taken away when the returned value is dropped.
@@ -155,12 +157,18 @@ pub fn tiers() -> String {
 pub fn run(tiers: &str) -> Result<bool> {
     let tiers = Tier::parse_all(tiers)?;
     let mut totals = Totals::default();
-    for tier in tiers {
+    let mut ahead = None;
+    for &tier in &tiers {
         let name = tier.name();
         println!("=== tier {name}");
-        totals.add(match tier.obstacle() {
+        let obstacle = tier.obstacle();
+        if obstacle.is_none() && tier.waits() && tiers.contains(&Tier::Cluster) && ahead.is_none() {
+            // It takes minutes, which these tests do not miss.
+            ahead = Some(cluster::script::aside("images.sh", &["programs"])?);
+        }
+        totals.add(match obstacle {
             None => match tier.run() {
-                Err(error) if !INTERRUPTED.load(Ordering::Relaxed) => {
+                Err(error) if !running::interrupted() => {
                     println!("FAILED: tier {name}: {error:#}");
                     Totals { failed: 1, ..Totals::default() }
                 }
@@ -178,18 +186,6 @@ pub fn run(tiers: &str) -> Result<bool> {
     }
     println!("{totals}");
     Ok(totals.failed == 0)
-}
-
-/// Ends the cargo call that is running, with the tests that it runs; [`run`] then fails. Says whether there
-/// was one.
-pub fn interrupt() -> bool {
-    let pid = RUNNING.load(Ordering::Relaxed);
-    if pid == 0 {
-        return false;
-    }
-    INTERRUPTED.store(true, Ordering::Relaxed);
-    // `timeout` passes the signal on to all that it started.
-    Command::new("kill").args(["-TERM", &pid.to_string()]).output().is_ok()
 }
 
 fn kernel_obstacle() -> Option<String> {
@@ -212,7 +208,8 @@ fn docker_obstacle() -> Option<String> {
     cluster::script::run("docker.sh", &[]).err().map(|error| format!("{error:#}"))
 }
 
-fn pure() -> Result<Totals> {
+/// Formatting, lints, unit tests, the examples in docs, and the named test targets.
+fn pure(names: &[String]) -> Result<Totals> {
     let mut totals = Totals::default();
     totals.add(check(&["fmt", "--all", "--check"])?);
     totals.add(check(&[
@@ -225,98 +222,109 @@ fn pure() -> Result<Totals> {
         "-D",
         "warnings",
     ])?);
-    totals.add(tests(&["test", "--workspace", "--no-fail-fast"])?);
+    for args in
+        [cargo_test(names, &["--no-fail-fast", "--lib", "--bins"]), cargo_test(&[], &["--no-fail-fast", "--doc"])]
+    {
+        totals.add(tests(&args, |line| println!("{line}"))?);
+    }
     Ok(totals)
 }
 
-/// The test targets that `feature` marks, and before them the programs that they start.
-///
-/// Always for the workspace as a whole: for one package alone, cargo would build most dependencies once more with fewer
-/// features.
-fn targets(feature: &str) -> Result<Totals> {
-    let mut totals = build_programs()?;
+/// The named test targets, `abreast` of them at a time, and before them the programs that they start.
+fn targets(names: &[String], abreast: usize) -> Result<Totals> {
+    let mut totals = build()?;
     if totals.failed > 0 {
         return Ok(totals);
     }
-    for package in targets::packages(program::repository()?, feature)? {
-        let mut args = vec!["test".to_owned(), "--no-fail-fast".to_owned()];
-        args.extend(package.cargo_arguments());
-        // Two at a time: they mostly wait, and more would bend their timings. In a cluster there is one test a file, so
-        // that they have it one after another.
-        args.extend(["--", "--test-threads=2"].map(str::to_owned));
-        totals.add(tests(&args)?);
-    }
-    Ok(totals)
+    let waiting = Mutex::new(names.chunks(1));
+    let work = || {
+        let mut totals = Totals::default();
+        loop {
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(name) = next else {
+                return Ok(totals);
+            };
+            // What several print at a time would be mixed.
+            let mut lines = String::new();
+            let ran = tests(&cargo_test(name, &[]), |line| lines.extend([line, "\n"]));
+            print!("{lines}");
+            totals.add(ran?);
+        }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..abreast).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            let ran: Result<Totals> = worker.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked));
+            totals.add(ran?);
+        }
+        Ok(totals)
+    })
 }
 
-/// Builds the programs that tests start, and takes away what tests that were killed have left.
-pub(crate) fn build_programs() -> Result<Totals> {
+/// The arguments that make cargo run the named test targets and no others.
+///
+/// Always the workspace as a whole, with all features: else cargo would build most dependencies once more with others.
+fn cargo_test<'a>(targets: &'a [String], options: &[&'a str]) -> Vec<&'a str> {
+    let targets = targets.iter().flat_map(|target| ["--test", target]);
+    ["test", "--workspace", "--all-features"].into_iter().chain(options.iter().copied()).chain(targets).collect()
+}
+
+/// Builds all tests and the programs that they start, and takes away what tests that were killed have left.
+pub(crate) fn build() -> Result<Totals> {
     lab::sweep()?;
-    check(&["build", "--quiet", "--workspace", "--bins"])
+    check(&["build", "--quiet", "--workspace", "--all-features", "--bins", "--tests"])
 }
 
 /// A call of cargo that passes or fails as a whole.
 fn check(args: &[&str]) -> Result<Totals> {
     println!("--- cargo {}", args.join(" "));
-    let (success, _) = cargo(args, &[], |_| {})?;
+    let success = cargo(args, &[], |line| println!("{line}"))?;
     println!("check {}: {}", args.first().unwrap_or(&""), if success { "ok" } else { "FAILED" });
     Ok(Totals { passed: usize::from(success), failed: usize::from(!success), skipped: 0 })
 }
 
 /// A call of `cargo test`, counted by its result lines.
-fn tests<S: AsRef<str>>(args: &[S]) -> Result<Totals> {
-    let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
-    println!("--- cargo {}", args.join(" "));
+fn tests(args: &[&str], mut print: impl FnMut(&str)) -> Result<Totals> {
+    print(&format!("--- cargo {}", args.join(" ")));
     let mut totals = Totals::default();
-    let (success, printed) = cargo(&args, &[], |line| {
+    let success = cargo(args, &[], |line| {
+        print(line);
         if let Some(counted) = Totals::of_result_line(line) {
             totals.add(counted);
         }
     })?;
     if !success && totals.failed == 0 {
-        println!("FAILED: cargo failed before its tests could be counted ({printed} lines printed)");
+        print("FAILED: cargo failed, and no test that it counted did");
         totals.failed = 1;
     }
     Ok(totals)
 }
 
-/// Runs cargo with variables in its environment, prints its output as it comes, and says whether it succeeded and how
-/// many lines came.
-pub(crate) fn cargo(
-    args: &[&str],
-    variables: &[(&str, &str)],
-    mut each_line: impl FnMut(&str),
-) -> Result<(bool, usize)> {
+/// Runs cargo with variables in its environment, gives each line of its output as it comes, and says whether it succeeded.
+pub(crate) fn cargo(args: &[&str], variables: &[(&str, &str)], mut each_line: impl FnMut(&str)) -> Result<bool> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut child = Command::new("timeout")
-        .args(["--kill-after=10", CARGO_LIMIT])
-        .arg(Path::new(&cargo))
+    let (reader, writer) = io::pipe().context("make a pipe")?;
+    let mut command = limited(CARGO_LIMIT, cargo);
+    command
         .args(args)
         .current_dir(program::repository()?)
         // Where an error was made says nothing about the network that it came from.
         .env("RUST_LIB_BACKTRACE", "0")
         .envs(variables.iter().copied())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("run cargo")?;
-    RUNNING.store(child.id(), Ordering::Relaxed);
-    let stdout = child.stdout.take().context("read cargo's output")?;
-    let mut lines = 0;
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line.context("read cargo's output")?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{line}");
-        each_line(&line);
-        lines += 1;
+        .stdout(writer.try_clone().context("copy a pipe")?)
+        .stderr(writer);
+    let running = Running::spawn(&mut command)?;
+    // The command holds the pipe's other end, too: its lines would never end.
+    drop(command);
+    for line in BufReader::new(reader).split(b'\n') {
+        each_line(&String::from_utf8_lossy(&line.context("read cargo's output")?));
     }
-    let status = child.wait().context("wait for cargo")?;
-    RUNNING.store(0, Ordering::Relaxed);
-    if INTERRUPTED.load(Ordering::Relaxed) {
+    let status = running.wait()?.status;
+    if running::interrupted() {
         lab::sweep()?;
         bail!("interrupted");
     }
-    Ok((status.success(), lines))
+    Ok(status.success())
 }
 
 #[cfg(test)]

@@ -38,18 +38,19 @@ fn servers(scene: &Scene) -> Result<Vec<Process>> {
         .collect()
 }
 
-/// The same two forwards, TCP and UDP, to db1 and app2 by these weights; `None` is no target.
+/// The same two forwards, TCP and UDP, to db1 and app2 by these weights; `None` is no target. In one file: of two, an agent
+/// may well see the one before the other.
 fn declare(scene: &Scene, db1: Option<u16>, app2: Option<u16>, on_target_removed: &'static str) -> Result<()> {
     let weighted = |ips: [&str; 2], weight: Option<u16>| -> Vec<(String, u16)> {
         weight.map(|weight| ips.map(|ip| (ip.to_owned(), weight))).into_iter().flatten().collect()
     };
-    for mut forward in [Forward::tcp("tcp", 3306, "", ""), Forward::udp("udp", 3306, "", "")] {
+    let forwards = [Forward::tcp("tcp", 3306, "", ""), Forward::udp("udp", 3306, "", "")].map(|mut forward| {
         forward.allow = vec![format!("{APP1}/32"), format!("{APP1_V6}/128")];
         forward.targets = [weighted([DB1, DB1_V6], db1), weighted([APP2, APP2_V6], app2)].concat();
         forward.on_target_removed = on_target_removed;
-        scene.gateway.manifests().save(&forward)?;
-    }
-    Ok(())
+        forward.yaml()
+    });
+    scene.gateway.manifests().write("forwards.yaml", forwards.join("---\n"))
 }
 
 /// Waits until new connections go to `server`, by both families.

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::net::Ipv4Addr;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::api::Api;
+use super::stopped::slowly;
 use super::{Stopped, pki, programs};
 use crate::lab::{self, Host, Lab, Network, Process};
 use crate::wait;
@@ -39,9 +41,6 @@ const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,dae
 /// Where a copy of what etcd holds is kept.
 const SNAPSHOT: &str = "etcd-snapshot";
 
-/// Control planes made by this process so far.
-static MADE: AtomicU32 = AtomicU32::new(0);
-
 /// A control plane that runs until it is dropped.
 #[derive(Debug)]
 pub struct Server {
@@ -56,14 +55,11 @@ pub struct Server {
 impl Server {
     /// Starts everything and waits until it is ready.
     pub fn start(lab: &mut Lab) -> Result<Self> {
-        // Some addresses of the block for benchmarks of networks (RFC 2544), which nobody else routes. This machine gets
-        // one of them, so parallel runs must not have the same ones.
-        let number = std::process::id().wrapping_mul(8).wrapping_add(MADE.fetch_add(1, Ordering::Relaxed)) % 4096;
-        let base = u32::from(Ipv4Addr::new(198, 18, 0, 0)) + (number << (32 - PREFIX));
+        let base = take_network()?;
         let host = lab.host("api")?;
         let network = lab.network("manage")?;
         let folder = lab::folder()?;
-        let admin_token = format!("admin-{}-{number}", std::process::id());
+        let admin_token = format!("admin-{base}");
         let mut server = Self { host, network, base, folder, admin_token, processes: BTreeMap::new() };
         lab.connect(&server.host, "eth0", &server.network, &[&format!("{}/{PREFIX}", server.address())])?;
         lab.connect_machine(&server.network, &format!("{}/{PREFIX}", server.nth_address(2)))?;
@@ -189,7 +185,16 @@ impl Server {
 
     /// Makes the API server stand still: it takes connections and answers nobody.
     pub fn silence_api(&self) -> Result<Stopped> {
-        Stopped::stop(self.processes.get("kube-apiserver").context("find the API server")?.pid())
+        Stopped::stop(self.api_pid()?)
+    }
+
+    /// Runs `body` while every answer of the API server is late, by up to a second.
+    pub fn with_slow_api<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        slowly(self.api_pid()?, body)
+    }
+
+    fn api_pid(&self) -> Result<u32> {
+        Ok(self.processes.get("kube-apiserver").context("find the API server")?.pid())
     }
 
     fn kill(&mut self, program: &str) -> Result<()> {
@@ -292,4 +297,25 @@ fn audit_policy() -> Value {
             { "level": "Metadata" },
         ],
     })
+}
+
+/// Takes the first address of a network until this process ends, of the block for benchmarks of networks (RFC 2544), which
+/// nobody else routes: this machine gets an address of it, so no two that run may have the same.
+fn take_network() -> Result<u32> {
+    const NETWORKS: u32 = 1 << (PREFIX - 15);
+    let first = std::process::id().wrapping_mul(8);
+    for number in (0..NETWORKS).map(|next| first.wrapping_add(next) % NETWORKS) {
+        let base = u32::from(Ipv4Addr::new(198, 18, 0, 0)) + (number << (32 - PREFIX));
+        let name = SocketAddr::from_abstract_name(format!("sallyport-e2e-network-{base}")).context("name a network")?;
+        match UnixListener::bind_addr(&name) {
+            Ok(taken) => {
+                // Whose name is gone when this process is.
+                std::mem::forget(taken);
+                return Ok(base);
+            }
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error).context("take a network"),
+        }
+    }
+    bail!("all networks for control planes are taken")
 }
