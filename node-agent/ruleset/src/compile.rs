@@ -32,9 +32,10 @@ use crate::rule::{Action, Chains, Rule, Ruleset, chain, protocol_name};
 use crate::validate::{self, Problems, range};
 
 /// A chain that would hold more rules than this is split by port.
-const SPLIT_ABOVE: usize = 64;
-/// Ports in a chain below the protocol's root, and below that.
-const BUCKETS: [u32; 2] = [2048, 64];
+const SPLIT_ABOVE: usize = 32;
+/// Ports in a chain below the protocol's root, below that, and so on. The kernel looks at one rule of a chain after the
+/// other, so eight ways at each fork are few to look at; more forks would be more chains.
+const BUCKETS: [u32; 4] = [8192, 1024, 128, 16];
 
 /// Why a forward is not programmed on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -55,7 +55,7 @@ const BLOCKS: [&str; 14] = [
     "ffff::/16",
 ];
 /// Where buckets and the port space begin and end, and some in between.
-const PORTS: [i32; 16] = [1, 23, 53, 2040, 2047, 2048, 2111, 2112, 3306, 4090, 4095, 4096, 8000, 8005, 33000, 65500];
+const PORTS: [i32; 16] = [1, 23, 53, 1023, 2040, 2047, 2048, 2111, 2112, 3306, 4095, 4096, 8191, 8192, 33000, 65500];
 
 fn port() -> impl Strategy<Value = ForwardPort> {
     let width = prop_oneof![5 => Just(0), 3 => 1..20_i32, 1 => 60..200_i32];
