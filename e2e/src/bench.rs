@@ -12,7 +12,7 @@ mod peer;
 mod scale;
 mod table;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 pub use apply::Time;
 
@@ -48,4 +48,12 @@ pub fn run(only: Option<&str>) -> Result<bool> {
     }
     table.print();
     Ok(table.every_goal_met())
+}
+
+/// Fails unless a cluster small enough for the tests of every day keeps within the limits of a large one.
+pub fn small_scale() -> Result<()> {
+    let mut table = Table::default();
+    scale::measure_at(&scale::SMALL, &mut table)?;
+    ensure!(table.every_goal_met(), "a limit was passed (see above)");
+    Ok(())
 }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use anyhow::{Context, Result, ensure};
 use sallyport_e2e::article::{APP1, DB1, GW1, Scene, scene, socket};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::gateway::Backend;
 use sallyport_e2e::lab::{Family, Outcome, Variant};
 use sallyport_e2e::manifest::Forward;
@@ -126,6 +127,7 @@ fn each_bad_object_is_named_makes_no_rule_and_harms_nobody() -> Result<()> {
         ensure!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), EDITS.len(), wrong.join("\n---\n"));
         scene.expect_answer(Protocol::Tcp, 3306, "db1")?;
         scene.expect_no_answer(Protocol::Tcp, 8000)?;
+        figure(18, format_args!("{} bad manifests of a lone gateway, each named; no rule", EDITS.len()));
 
         // And the manifest itself is fine.
         scene.gateway.manifests().write("bad.yaml", GOOD_SPEC)?;

@@ -3,12 +3,12 @@
 //!
 //! `bench --only drift` measures the promise; here each thing is done three times, and it is the middle one that has to
 //! be quick, since other tests may have the processor.
-#![expect(clippy::print_stdout, reason = "prints what it measured")]
 
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use sallyport_e2e::article::{APP1, APP2, DB1, GW1, SOON, Scene, scene, socket};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::gateway::Backend;
 use sallyport_e2e::lab::{Family, Host, Variant};
 use sallyport_e2e::manifest::Forward;
@@ -28,31 +28,32 @@ const PROMISE: Duration = Duration::from_secs(1);
 /// Something done to gw1; it knows the rules that are ours, each with its table.
 type Damage = fn(&Host, Variant, &[String]) -> Result<()>;
 
-const DAMAGES: &[(&str, Damage)] = &[
-    ("the whole nat table is flushed", |gw1, variant, _| gw1.iptables(variant, Family::V4, "-t nat -F")),
-    ("one of our rules is deleted", |gw1, variant, ours| {
+/// Each with the row of the table of faults that it belongs to.
+const DAMAGES: &[(u8, &str, Damage)] = &[
+    (7, "the whole nat table is flushed", |gw1, variant, _| gw1.iptables(variant, Family::V4, "-t nat -F")),
+    (8, "one of our rules is deleted", |gw1, variant, ours| {
         let rule = find(ours, |rule| rule.contains("DNAT --to-destination"))?;
         delete(gw1, variant, rule)
     }),
-    ("one of our rules is edited", |gw1, variant, ours| {
+    (8, "one of our rules is edited", |gw1, variant, ours| {
         let rule = find(ours, |rule| rule.contains("DNAT --to-destination"))?;
         let edited = rule.replace(DB1, APP2).replacen("nat -A ", "-t nat -A ", 1);
         delete(gw1, variant, rule)?;
         gw1.iptables(variant, Family::V4, &edited)
     }),
-    ("our jump is deleted", |gw1, variant, ours| {
+    (7, "our jump is deleted", |gw1, variant, ours| {
         let jump = find(ours, |rule| rule.starts_with("nat -A PREROUTING "))?;
         delete(gw1, variant, jump)
     }),
-    ("a rule of ours in filter is deleted", |gw1, variant, ours| {
+    (8, "a rule of ours in filter is deleted", |gw1, variant, ours| {
         let rule = find(ours, |rule| rule.starts_with("filter -A "))?;
         delete(gw1, variant, rule)
     }),
-    ("somebody's rule before our jump takes our packets", |gw1, variant, _| {
+    (8, "somebody's rule before our jump takes our packets", |gw1, variant, _| {
         let rule = format!("-t nat -I PREROUTING -d {GW1}/32 -p tcp --dport 3306 -j DNAT --to-destination {APP2}:3306");
         gw1.iptables(variant, Family::V4, &rule)
     }),
-    ("forwarding is turned off", |gw1, _, _| gw1.write_sysctl("net/ipv4/ip_forward", "0")),
+    (12, "forwarding is turned off", |gw1, _, _| gw1.write_sysctl("net/ipv4/ip_forward", "0")),
 ];
 
 fn find(ours: &[String], is_it: impl Fn(&str) -> bool) -> Result<&str> {
@@ -80,7 +81,7 @@ fn drifts(scene: &mut Scene, variant: Variant) -> Result<()> {
     scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
     let ours = without(&saved()?, &before);
 
-    for (what, damage) in DAMAGES {
+    for (row, what, damage) in DAMAGES {
         let mut times = Vec::new();
         for _ in 0..TRIES {
             damage(&gw1, variant, &ours)?;
@@ -94,17 +95,17 @@ fn drifts(scene: &mut Scene, variant: Variant) -> Result<()> {
             ensure!(gone.is_empty(), "{what}: the repair took rules of others: {gone:#?}");
             scene.agent()?;
         }
-        quick(&format!("{variant}: {what}"), times)?;
+        quick(*row, &format!("{variant}: {what}"), times)?;
     }
     address_comes_and_goes(scene, &gw1, variant)
 }
 
 /// Fails unless the middle one of `times` keeps the promise.
-fn quick(what: &str, mut times: Vec<Duration>) -> Result<()> {
+fn quick(row: u8, what: &str, mut times: Vec<Duration>) -> Result<()> {
     times.sort();
-    println!("{what}: {times:?}");
     let middle = times.get(times.len() / 2).context("find the middle of the times")?;
     ensure!(*middle < PROMISE, "{what}: not undone within {PROMISE:?}: {times:?}");
+    figure(row, format_args!("{what}: undone in {} ms", middle.as_millis()));
     Ok(())
 }
 
@@ -119,8 +120,8 @@ fn address_comes_and_goes(scene: &Scene, gw1: &Host, variant: Variant) -> Result
             Ok(!gw1.iptables_save(variant, Family::V4)?.contains(EXTRA))
         })?);
     }
-    quick(&format!("{variant}: an address is added"), added)?;
-    quick(&format!("{variant}: an address is removed"), removed)
+    quick(28, &format!("{variant}: an address is added"), added)?;
+    quick(28, &format!("{variant}: an address is removed"), removed)
 }
 
 /// Waits until the way through the gateway works and all our rules are back.
@@ -167,7 +168,7 @@ fn flushing_the_whole_ruleset_is_repaired_within_a_second() -> Result<()> {
             gw1.check(&["nft", "flush", "ruleset"])?;
             times.push(repaired(scene, &gw1, Variant::Nft, &ours)?);
         }
-        quick("nft flush ruleset", times)
+        quick(7, "nft: the whole ruleset is flushed", times)
     })
 }
 
@@ -185,7 +186,7 @@ fn a_program_that_takes_no_lock_is_found_out_all_the_same() -> Result<()> {
         let took = wait::until_true("db1 answering again", Duration::from_secs(15), || {
             Ok(scene.ask(Protocol::Tcp, 3306)?.is_from("db1"))
         })?;
-        println!("legacy, without the lock: repaired after {} ms", took.as_millis());
+        figure(7, format_args!("legacy: flushed without the lock: undone in {} ms", took.as_millis()));
         Ok(())
     })
 }
@@ -216,7 +217,9 @@ fn the_first_place_is_left_to_whoever_keeps_taking_it_and_they_are_named() -> Re
             gw1.iptables(Variant::Nft, Family::V4, &format!("-t nat -D {rival}"))?;
         }
         scene.agent()?.wait_for("nobody keeps changing or outranking our rules any more", SOON)?;
-        scene.wait_for_answer(Protocol::Tcp, 3306, "db1").map(drop)
+        scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
+        figure(8, "nft: the first place taken back five times, then left to the rule that is named");
+        Ok(())
     })
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use sallyport_e2e::article::{APP1, DB1, SOON, Scene, scene, socket};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::gateway::Backend;
 use sallyport_e2e::lab::{Family, Process, Variant};
 use sallyport_e2e::manifest::Forward;
@@ -86,10 +87,14 @@ fn old_rules_stay_while_rules_cannot_be_written_and_the_change_gets_through_afte
             let now = scene.article.gw1.iptables_save(Variant::Nft, Family::V4)?;
             ensure!(now == before, "{what}: the rules changed from\n{before}to\n{now}");
             trouble.is("")?;
-            wait::until_true("the change getting through", NEXT_TRY, || {
+            let took = wait::until_true("the change getting through", NEXT_TRY, || {
                 Ok(scene.ask(Protocol::Tcp, 4000 + number)?.is_from("db1"))
             })
             .with_context(|| format!("{what}\n{}", agent.output()))?;
+            figure(
+                10,
+                format_args!("{what}: the change is through {} ms after iptables works again", took.as_millis()),
+            );
         }
         Ok(())
     })
@@ -118,9 +123,12 @@ fn a_lock_that_somebody_holds_is_waited_for_and_then_given_up_until_it_is_free()
         scene.expect_answer(Protocol::Tcp, 3306, "db1")?;
         scene.expect_no_answer(Protocol::Tcp, 4000)?;
         drop(holder);
-        wait::until_true("the change getting through", NEXT_TRY, || Ok(scene.ask(Protocol::Tcp, 4000)?.is_from("db1")))
-            .with_context(|| agent.output())
-            .map(drop)
+        let took = wait::until_true("the change getting through", NEXT_TRY, || {
+            Ok(scene.ask(Protocol::Tcp, 4000)?.is_from("db1"))
+        })
+        .with_context(|| agent.output())?;
+        figure(10, format_args!("lock held: the change is through {} ms after it is free", took.as_millis()));
+        Ok(())
     })
 }
 

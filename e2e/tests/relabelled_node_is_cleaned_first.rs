@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sallyport_e2e::control_plane::scene::{GW2, PAYMENTS, SOON, Scene, forward_path, node_path, scene, spec};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::wait;
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ fn agent_stays_until_its_node_is_clean() -> Result<()> {
         scene.apply_ready(PAYMENTS, "mysql", &spec(3306))?;
         scene.expect_answers(3306)?;
         label(scene, &Value::Null)?;
-        wait::until_true("the agent of gw2 being sent away", Duration::from_secs(20), || {
+        let took = wait::until_true("the agent of gw2 being sent away", Duration::from_secs(20), || {
             // Whatever is seen first: while there is a rule of ours, the label and the pod are there.
             let (labelled, runs) = (is_labelled(scene)?, scene.kubelets.agent("gw2").is_some());
             let clean = is_clean(scene)?;
@@ -25,6 +26,7 @@ fn agent_stays_until_its_node_is_clean() -> Result<()> {
             Ok(!labelled && !runs)
         })?;
         ensure!(is_clean(scene)?, "rules are left on gw2");
+        figure(27, format_args!("rules gone, then the agent, within {} ms", took.as_millis()));
         let answer = scene.ask(GW2, 3306)?;
         ensure!(!answer.is_from("db1"), "gw2 forwards still");
         let path = forward_path(PAYMENTS, "mysql");

@@ -30,16 +30,13 @@ pub struct Test {
 
 impl Test {
     /// The arguments that make cargo run this test alone.
-    pub fn cargo_arguments(&self) -> Vec<String> {
-        let mut arguments = vec!["test", "--quiet", "--workspace"].into_iter().map(str::to_owned).collect::<Vec<_>>();
-        if let (Some(target), Some(feature)) = (self.target, self.tier.feature()) {
-            arguments.push(format!("--features=sallyport-e2e/{feature}"));
-            arguments.push(format!("--test={target}"));
-            arguments.extend(["--", "--exact"].map(str::to_owned));
-        } else {
-            arguments.extend(["--tests", "--"].map(str::to_owned));
+    pub fn cargo_arguments(&self) -> Vec<&'static str> {
+        let mut arguments = vec!["test", "--quiet", "--workspace", "--all-features"];
+        match self.target {
+            Some(target) => arguments.extend(["--test", target, "--", "--exact"]),
+            None => arguments.extend(["--tests", "--"]),
         }
-        arguments.extend([self.name, "--nocapture"].map(str::to_owned));
+        arguments.extend([self.name, "--nocapture"]);
         arguments
     }
 }
@@ -147,6 +144,7 @@ pub const ROWS: &[Row] = &[
         promise: "repaired within a second; after five moves in five minutes the first place is left to them",
         tests: &[
             kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_nft"),
+            kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_legacy"),
             kernel("drift_is_repaired", "the_first_place_is_left_to_whoever_keeps_taking_it_and_they_are_named"),
         ],
     },
@@ -187,6 +185,7 @@ pub const ROWS: &[Row] = &[
         promise: "on again within a second; a pool that forbids that says that it is off",
         tests: &[
             kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_nft"),
+            kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_legacy"),
             pure("a_pool_that_requires_forwarding_never_writes_it_but_says_that_it_is_off"),
         ],
     },
@@ -214,6 +213,7 @@ pub const ROWS: &[Row] = &[
         fault: "the API server refuses (429, 503) or is slow",
         promise: "asked less and less often; all is well once it answers",
         tests: &[
+            control_plane("slow_api_server", "forwards_are_followed_later_and_nothing_is_written_twice"),
             pure("an_api_server_that_refuses_is_asked_less_and_less_often_and_followed_once_it_answers"),
             pure("what_failed_waits_longer_each_time_and_holds_nobody_up"),
             pure("a_refused_write_is_repeated_and_the_newest_status_wins"),
@@ -365,6 +365,7 @@ pub const ROWS: &[Row] = &[
         promise: "only its own forwards go and come with it",
         tests: &[
             kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_nft"),
+            kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_legacy"),
             pure("a_forward_that_cannot_be_on_this_host_fails_alone"),
         ],
     },

@@ -6,6 +6,7 @@ mod corpus;
 use anyhow::{Context, Result, ensure};
 use http::Method;
 use sallyport_e2e::control_plane::scene::{AGENT, KINDS, PAYMENTS, SOON, SYSTEM, Scene, forward_path, scene, spec};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::wait;
 use serde_json::{Value, json};
 
@@ -24,6 +25,7 @@ fn hostile_objects_are_refused_by_schema_and_operator_and_all_others_are_served(
 
         let mut objects = objects(corpus::hostile())?;
         refused_by_the_schema(scene, &objects)?;
+        let by_schema = objects.len();
         objects.extend(self::objects(corpus::for_the_operator_alone())?);
         with_loose_schema(scene, || {
             for (name, _, spec) in &objects {
@@ -54,6 +56,8 @@ fn hostile_objects_are_refused_by_schema_and_operator_and_all_others_are_served(
         );
         ensure!(daemon_set(scene)? == agents, "a PortForward reached the pods of the agents");
 
+        let all = objects.len();
+        figure(18, format_args!("{by_schema} refused by the schema, {all} that got past it by the operator; no rule"));
         they_can_be_mended_and_taken_away(scene, &objects)?;
         scene.expect_answers(3306)?;
         scene.expect_refusals(3307)
