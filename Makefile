@@ -2,6 +2,7 @@
 TIERS ?= pure kernel control-plane cluster
 # Inputs of each target that `make fuzz` tries.
 RUNS ?= 1000000
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 E2E = cargo run --quiet --package sallyport-e2e --
 
 .PHONY: help build check test generate images demo up down demo-standalone bench faults fuzz clean-labs
@@ -18,7 +19,7 @@ check: ## formatting and lints
 
 test: ## run tests; TIERS="pure kernel" chooses which (kernel needs root)
 	@cargo build --quiet --workspace --all-features --bins --tests
-	@target/debug/sallyport-e2e test --tiers "$(TIERS)"
+	@$(TARGET)/debug/sallyport-e2e test --tiers "$(TIERS)"
 
 generate: ## write the files that are generated from the types
 	UPDATE=1 cargo test --quiet --package sallyport-api --test manifest
@@ -41,7 +42,7 @@ demo-standalone: ## the origin story with real programs on a lone gateway (root)
 
 bench: ## measure, compare with the goals, print a table (root)
 	cargo build --quiet --release --workspace --bins
-	@target/release/sallyport-e2e bench
+	@$(TARGET)/release/sallyport-e2e bench
 
 faults: ## do to Sallyport what it promises to live through, print a table of what was seen (root)
 	@$(E2E) faults

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::sync::{Mutex, PoisonError};
 use std::{fmt, io, panic, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::running::{self, Running, limited};
 use crate::{cluster, control_plane, lab, packages, program};
@@ -246,7 +246,9 @@ fn targets(names: &[String], abreast: usize) -> Result<Totals> {
             };
             // What several print at a time would be mixed.
             let mut lines = String::new();
-            let ran = tests(&cargo_test(name, &[]), |line| lines.extend([line, "\n"]));
+            let mut args = cargo_test(name, &[]);
+            args.extend(["--", "--test-threads=2"]);
+            let ran = tests(&args, |line| lines.extend([line, "\n"]));
             print!("{lines}");
             totals.add(ran?);
         }
@@ -302,6 +304,7 @@ fn tests(args: &[&str], mut print: impl FnMut(&str)) -> Result<Totals> {
 
 /// Runs cargo with variables in its environment, gives each line of its output as it comes, and says whether it succeeded.
 pub(crate) fn cargo(args: &[&str], variables: &[(&str, &str)], mut each_line: impl FnMut(&str)) -> Result<bool> {
+    ensure!(!running::interrupted(), "interrupted");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let (reader, writer) = io::pipe().context("make a pipe")?;
     let mut command = limited(CARGO_LIMIT, cargo);

@@ -17,7 +17,7 @@ const LONGEST: [&str; 7] = [
     "api_server_away",
 ];
 
-/// After it the control plane's own programs take more than a minute to come back, for which every other test would wait.
+/// It takes the API server away, and the test after it was seen to take a minute longer than alone.
 const LAST: &str = "api_server_stopped_changes_nothing_and_drift_is_repaired";
 
 #[derive(Deserialize)]

@@ -440,7 +440,7 @@ fn split(chains: &mut Chains, chain: String, protocol: Protocol, mut rules: Vec<
         let first = u16::try_from(number * size).unwrap_or(u16::MAX);
         let last = u16::try_from(number * size + size - 1).unwrap_or(u16::MAX);
         let name = format!("{root}-{first}-{last}");
-        // -A SALLY-MT -p tcp -m tcp --dport 2048:4095 -g SALLY-MT-2048-4095
+        // -A SALLY-MT -p tcp -m tcp --dport 0:8191 -g SALLY-MT-0-8191
         let rule = Rule {
             protocol: Some(protocol),
             ports: Some((first, last)),
