@@ -1,7 +1,7 @@
 //! Which backend programs this host: the flag, else the pool, else where the host's own rules are.
 
 use sallyport_api::gateway_pool::FirewallBackend;
-use sallyport_engine::command;
+use sallyport_engine::Error;
 use sallyport_engine::iptables::{Variant, detect};
 
 use crate::args::BackendArg;
@@ -28,7 +28,7 @@ impl Backend {
 }
 
 /// Chooses, looking at the host only where neither the flag nor the pool decides.
-pub async fn choose(flag: BackendArg, pool: FirewallBackend) -> Result<Backend, command::Error> {
+pub async fn choose(flag: BackendArg, pool: FirewallBackend) -> Result<Backend, Error> {
     Ok(match (flag, pool) {
         (BackendArg::DryRun, _) => Backend::DryRun,
         (BackendArg::IptablesNft, _) | (BackendArg::Auto, FirewallBackend::IptablesNft) => {

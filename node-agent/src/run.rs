@@ -73,7 +73,8 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
     let mut shutdown = Shutdown::new().context("failed to listen for signals")?;
     let notices = Notices::open().context("cannot listen to the kernel for changed addresses")?;
     // After a reboot the last good intents are enforced even before anybody else has spoken.
-    let mut intents = source.last_good();
+    let last_good = source.last_good();
+    let mut intents = last_good.clone();
     loop {
         if let Some(decided) = source.look().await {
             intents = Some(decided);
@@ -89,6 +90,7 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
                 let converger = Converger::new(Iptables::new(variant), Some(sysctl));
                 let mut agent = Agent::new(converger, pool, &mut source, &metrics);
+                agent.converger.carry(last_good.as_ref());
                 agent.abandoned = Some(variant.other());
                 agent.backend = backend.reported();
                 agent.follow(&mut intents, once, &notices, &mut shutdown).await
@@ -321,11 +323,14 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             match self.try_pass(intents).await {
                 Ok(report) => {
                     self.plan(intents);
+                    lines.extend(report.unreadable.iter().cloned());
                     lines.extend(report.failures.iter().map(|failure| self.source.locate(failure)));
                     self.tell_firewall(&report.firewall);
-                    let accepted = intents.forwards().len() - report.failures.len();
-                    // Lost output must not look like a lost rule.
-                    let _ = writeln!(std::io::stdout(), "verified: forwards {accepted}, rules {}", report.digest);
+                    if report.unreadable.is_empty() {
+                        let accepted = intents.forwards().len() - report.failures.len();
+                        // Lost output must not look like a lost rule.
+                        let _ = writeln!(std::io::stdout(), "verified: forwards {accepted}, rules {}", report.digest);
+                    }
                 }
                 Err(error) => lines.push(chain_of(&error)),
             }
@@ -367,11 +372,17 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         }
         match outcome {
             Ok(report) => {
-                if self.retry.at.take().is_some() {
-                    self.retry.wait = FIRST_RETRY;
-                }
-                self.error = None;
                 self.tell(intents, &report, cause);
+                if report.unreadable.is_empty() {
+                    if self.retry.at.take().is_some() {
+                        self.retry.wait = FIRST_RETRY;
+                    }
+                    self.error = None;
+                } else {
+                    // What made it unreadable may go without moving anything, as when a program is installed.
+                    self.retry.later();
+                    self.error = Some(report.unreadable.join("; "));
+                }
                 self.tell_firewall(&report.firewall);
                 self.failures = report.failures;
             }
@@ -400,6 +411,10 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         host.keep(intents);
         host.clock.expect(intents.forwards().iter().filter_map(|forward| forward.intent.expires_at), now);
         let (local, state) = (host.local.clone(), Rc::clone(&host.state));
+        // Every host has at least its loopback addresses.
+        if local.is_empty() {
+            return Err(Error::Addresses);
+        }
         let report = {
             let mut pass = Box::pin(self.converger.converge(intents, &local, &state, now));
             if let Ok(outcome) = tokio::time::timeout(MOMENT, &mut pass).await {
@@ -434,6 +449,23 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         }
         let forwards = intents.forwards().len() - report.failures.len();
         let backend = self.converger.engine.name();
+        if !report.unreadable.is_empty() {
+            let error = report.unreadable.join("; ");
+            if self.error.as_ref() != Some(&error) {
+                tracing::error!(backend, "not verified, and nothing new is programmed: {error}");
+            }
+            if let Some(chains) = &report.changed {
+                let ended = report.ended;
+                tracing::info!(
+                    cause,
+                    backend,
+                    chains,
+                    ended,
+                    "what is no longer allowed is taken away, and was read to be gone"
+                );
+            }
+            return;
+        }
         match &report.changed {
             Some(_) => {
                 tracing::info!(
