@@ -6,13 +6,13 @@ pub mod preview;
 mod rivalry;
 mod unreadable;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
@@ -204,13 +204,22 @@ impl<E: Engine> Converger<E> {
             let conntrack = self.engine.conntrack()?;
             report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &report.failures)?;
         }
-        report.firewall = Box::new(self.assess(&compiled, &forwards, local));
-        // They keep their rules, so that they work as soon as the other firewall lets them.
-        report.failures.extend(report.firewall.blocked.iter().cloned());
         if let Some(reach) = &reach {
             report.failures.extend(reach.failures(&compiled, &forwards));
             report.unreadable.clone_from(&reach.why);
         }
+        // Of those that cannot be seen whole it cannot be told either what others do to their packets.
+        let failed: BTreeSet<&ForwardRef> = report.failures.iter().map(|failure| &failure.forward).collect();
+        let seen: Vec<&SliceForward> =
+            forwards.iter().copied().filter(|forward| !failed.contains(&forward.r#ref)).collect();
+        report.firewall = Box::new(if seen.is_empty() && reach.is_some() {
+            let unread = self.installed.as_ref().map(|installed| installed.firewall.unread.clone());
+            Assessment { unread: unread.unwrap_or_default(), ..Assessment::default() }
+        } else {
+            self.assess(&compiled, &seen, local)
+        });
+        // They keep their rules, so that they work as soon as the other firewall lets them.
+        report.failures.extend(report.firewall.blocked.iter().cloned());
         // Last, so that trouble with it keeps no rule and no connection alive that has to go.
         let ruleset = reach.as_ref().map_or(&compiled.ruleset, |reach| &reach.ruleset);
         report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, ruleset, state)?;
