@@ -9,7 +9,7 @@ use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 /// different things about it, as a target's weight, `is` is followed.
 #[must_use]
 pub fn intersection(was: &Intent, is: &Intent) -> Option<Intent> {
-    let ports = pairs(&was.ports, &is.ports, both_ports);
+    let ports = pairs(&was.ports, &is.ports, |a, b| both_ports(*a, *b));
     let allow = pairs(&was.allow, &is.allow, |a, b| smaller(*a, *b));
     let targets = pairs(&was.targets, &is.targets, both_targets);
     let addresses = both_addresses(&was.addresses, &is.addresses)?;
@@ -40,15 +40,15 @@ fn both_addresses(was: &[IpAddr], is: &[IpAddr]) -> Option<Vec<IpAddr>> {
 }
 
 /// The ports that are in both ranges, if both deliver them to the same ports.
-fn both_ports(was: &IntentPort, is: &IntentPort) -> Option<IntentPort> {
-    let shift = |port: &IntentPort| i32::from(port.target_port) - i32::from(port.port);
+fn both_ports(was: IntentPort, is: IntentPort) -> Option<IntentPort> {
+    let shift = |port: IntentPort| i32::from(port.target_port) - i32::from(port.port);
     let (port, end_port) = (was.port.max(is.port), was.end_port.min(is.end_port));
     let same = was.protocol == is.protocol && shift(was) == shift(is);
     (same && port <= end_port).then(|| IntentPort {
         port,
         end_port,
         target_port: is.target_port + (port - is.port),
-        ..*is
+        ..is
     })
 }
 

@@ -21,6 +21,7 @@ use crate::source::local::{Decided, decide_here};
 
 /// What it was asked, and what it shall do.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a trouble of its own that a test makes")]
 pub(crate) struct Kernel {
     /// What it holds.
     pub(crate) rules: DryRun,

@@ -167,32 +167,24 @@ impl Contents {
         let program = self.variant.program(self.family);
         let (table, nft) = (self.table.name(), if self.family == Family::V4 { "ip" } else { "ip6" });
         let cannot = format!("{program} cannot read table {table}");
-        match &self.native {
-            Some((chain, handle)) => {
-                let rule = self.text(nft, chain, *handle).await;
-                let rule = rule.map_or_else(|| format!("the rule with handle {handle}"), |text| format!("`{text}`"));
-                format!(
-                    "{cannot}: {rule} in chain {chain} was made with nft; move such rules to a table of another name \
-                     (`nft delete rule {nft} {table} {chain} handle {handle}` removes this one), and all goes on by itself"
-                )
-            }
-            None => {
-                let place = self.culprit().await;
-                let (chain, said) = place.map_or_else(
-                    || (String::new(), why.to_owned()),
-                    |(chain, said)| (format!("chain {chain}: "), said),
-                );
-                let said = shortened(&said);
-                let look = match self.variant {
-                    Variant::Nft => format!("`nft -a list table {nft} {table}` shows its rules"),
-                    Variant::Legacy => format!("`{program} -t {table} -nL` shows its rules"),
-                };
-                format!(
-                    "{cannot}: {chain}{said}; {look}: move what iptables cannot read to a table of another name, or install \
-                     the iptables that made it, and all goes on by itself"
-                )
-            }
+        if let Some((chain, handle)) = &self.native {
+            let rule = self.text(nft, chain, *handle).await;
+            let rule = rule.map_or_else(|| format!("the rule with handle {handle}"), |text| format!("`{text}`"));
+            return format!(
+                "{cannot}: {rule} in chain {chain} was made with nft; move such rules to a table of another name \
+                 (`nft delete rule {nft} {table} {chain} handle {handle}` removes this one), and all goes on by itself"
+            );
         }
+        let place = self.culprit().await.map(|(chain, said)| format!("chain {chain}: {said}"));
+        let said = shortened(&place.unwrap_or_else(|| why.to_owned()));
+        let look = match self.variant {
+            Variant::Nft => format!("nft -a list table {nft} {table}"),
+            Variant::Legacy => format!("{program} -t {table} -nL"),
+        };
+        format!(
+            "{cannot}: {said}; `{look}` shows its rules: move what iptables cannot read to a table of another name, or install \
+             the iptables that made it, and all goes on by itself"
+        )
     }
 
     /// The first chain of others that cannot be read by itself, and what the program says of it.
