@@ -1,4 +1,4 @@
-//! Every field that the spec of a `DaemonSet` may have, by the API server's own OpenAPI: the operator's token can add none,
+//! Every field that the spec of a `DaemonSet` may have, as the API server itself describes it: the operator's token can add none,
 //! change none and take none away, not even one that the next version of Kubernetes brings.
 
 use std::collections::BTreeSet;
@@ -143,7 +143,7 @@ pub fn none_can_be_changed(admin: &Api, operator: &Api, path: &str) -> Result<us
 impl Fields<'_> {
     /// The description itself, where there is a reference to it.
     fn resolve<'s>(&'s self, schema: &'s Value) -> &'s Value {
-        match schema["allOf"][0]["$ref"].as_str().or(schema["$ref"].as_str()) {
+        match schema["allOf"][0]["$ref"].as_str().or_else(|| schema["$ref"].as_str()) {
             Some(name) => self.resolve(&self.schemas[name.rsplit('/').next().unwrap_or_default()]),
             None => schema,
         }
@@ -223,7 +223,7 @@ impl Fields<'_> {
             Value::String(text) => {
                 let (longer, other) = (format!("{text}x"), format!("1{text}"));
                 let others = [&longer, &other, "state", "xtables-lock", "metadata.name"].map(|one| json!(one));
-                let others = schema["enum"].as_array().cloned().unwrap_or(others.to_vec());
+                let others = schema["enum"].as_array().cloned().unwrap_or_else(|| others.to_vec());
                 self.row(path, others.into_iter().filter(|other| other != there).collect(), pointer);
             }
             Value::Number(number) => {
@@ -248,7 +248,7 @@ impl Fields<'_> {
 }
 
 fn kind(schema: &Value) -> &str {
-    schema["type"].as_str().or(schema["oneOf"][0]["type"].as_str()).unwrap_or_default()
+    schema["type"].as_str().or_else(|| schema["oneOf"][0]["type"].as_str()).unwrap_or_default()
 }
 
 fn required(schema: &Value) -> impl Iterator<Item = &str> {
