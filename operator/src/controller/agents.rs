@@ -78,18 +78,21 @@ impl Agents {
         if right || left_alone || self.retry.is_some() {
             return None;
         }
-        let outcome = match timeout(PATIENCE, self.write(existing, wanted)).await {
+        let error = match timeout(PATIENCE, self.write(existing, wanted)).await {
             Ok(Ok(written)) => {
                 self.failures = 0;
                 self.trouble.clear();
                 return written;
             }
-            Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_not_found() => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("the API server did not answer in time".to_owned()),
+            Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => {
+                // Somebody else was quicker; nothing is wrong.
+                self.retry = Some(Instant::now() + FIRST_WAIT);
+                return None;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the API server did not answer in time".to_owned(),
         };
-        // Whose write is outdated was not quick enough; nothing is wrong.
-        if let Some(error) = outcome.filter(|error| *error != self.trouble) {
+        if error != self.trouble {
             tracing::warn!(error, "cannot write the DaemonSet of the agents; trying again");
             self.trouble = error;
         }

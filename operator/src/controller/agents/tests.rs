@@ -50,7 +50,14 @@ impl Server {
                 .to_owned(),
             );
             if let Some(code) = self.refuses {
-                respond(to, code, &json!({ "kind": "Status", "status": "Failure", "message": "no", "code": code }));
+                respond(
+                    to,
+                    code,
+                    &json!({
+                        "kind": "Status", "status": "Failure", "message": "no", "code": code,
+                        "reason": if code == 409 { "Conflict" } else { "Forbidden" },
+                    }),
+                );
                 continue;
             }
             let generation = self.set["metadata"]["generation"].as_i64().unwrap_or_default();
@@ -185,6 +192,21 @@ async fn a_refused_write_is_tried_again_less_and_less_often() {
     tokio::time::sleep_until(agents.next_look().unwrap()).await;
     assert_eq!(pass(&mut agents, &mut server).await, ["create"]);
     assert_eq!((agents.next_look(), agents.failures), (None, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outdated_write_is_no_failure_and_is_tried_again_soon() {
+    let (mut agents, mut server) = scene().await;
+    pass(&mut agents, &mut server).await;
+    server.change();
+    for _ in 0..5 {
+        server.refuses = Some(409);
+        assert_eq!(pass(&mut agents, &mut server).await, ["compare"]);
+        assert_eq!((agents.failures, agents.trouble.as_str()), (0, ""));
+        tokio::time::advance(FIRST_WAIT).await;
+    }
+    server.refuses = None;
+    assert_eq!(pass(&mut agents, &mut server).await, ["compare", "replace", "DaemonSetRestored"]);
 }
 
 /// Renews the lease, which has run out while the clock was moved.
