@@ -3,9 +3,11 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use sallyport_e2e::article::{APP1, DB1, GW1, SOON, Scene, scene, socket};
+use sallyport_e2e::faults::figure;
 use sallyport_e2e::gateway::{Backend, Gateway};
 use sallyport_e2e::lab::{self, Family, Host, Lab, Outcome, Variant};
 use sallyport_e2e::manifest::{Forward, Manifests};
@@ -80,14 +82,21 @@ fn native_rules_of_every_kind_double_no_jump_and_keep_nothing_open() -> Result<(
         let gw1 = scene.article.gw1.clone();
         let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
         scene.start_agent()?;
+        let mut longest = Duration::ZERO;
         for native in NATIVE {
-            one_kind(scene, &gw1, native).with_context(|| format!("{native:?}"))?;
+            longest = longest.max(one_kind(scene, &gw1, native).with_context(|| format!("{native:?}"))?);
         }
+        let (kinds, longest) = (NATIVE.len(), longest.as_millis());
+        figure(
+            34,
+            format!("{kinds} kinds of rules: no jump doubled, a deleted forward closed and cut within {longest} ms"),
+        );
         Ok(())
     })
 }
 
-fn one_kind(scene: &Scene, gw1: &Host, native: (&str, &str, &str)) -> Result<()> {
+/// Says how long a deleted forward's connection lived on.
+fn one_kind(scene: &Scene, gw1: &Host, native: (&str, &str, &str)) -> Result<Duration> {
     let told = said(scene, NOT_VERIFIED);
     for (name, port) in [("goes", 3306), ("stays", 3307)] {
         scene.gateway.manifests().save(&mysql(name, port))?;
@@ -106,7 +115,7 @@ fn one_kind(scene: &Scene, gw1: &Host, native: (&str, &str, &str)) -> Result<()>
     wait::until_true("the connection answering", SOON, || Ok(held.answers() > 0))?;
     scene.gateway.manifests().save(&mysql("new", 3308))?;
     scene.gateway.manifests().remove("goes.yaml")?;
-    held.wait_until_cut(SOON)?;
+    let cut = held.wait_until_cut(SOON)?;
     scene.wait_for_no_answer(Protocol::Tcp, 3306)?;
     scene.expect_answer(Protocol::Tcp, 3307, "db1").context("what is still allowed")?;
     scene.expect_no_answer(Protocol::Tcp, 3308).context("what is new")?;
@@ -121,7 +130,8 @@ fn one_kind(scene: &Scene, gw1: &Host, native: (&str, &str, &str)) -> Result<()>
     remove(gw1, native)?;
     scene.wait_for_answer(Protocol::Tcp, 3308, "db1").context("once the rule is gone")?;
     scene.gateway.manifests().remove("new.yaml")?;
-    wait::until_true("all rules gone", SOON, || is_gone(gw1)).map(drop)
+    wait::until_true("all rules gone", SOON, || is_gone(gw1))?;
+    Ok(cut)
 }
 
 /// A gateway with an address of each family and a forward of each, alone on its network.
