@@ -20,6 +20,7 @@ use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::drift::told;
 use sallyport_ruleset::firewall::Assessment;
 use sallyport_runtime::shutdown::Shutdown;
+use sallyport_runtime::tasks::Tasks;
 use tokio::time::MissedTickBehavior;
 
 use crate::args::{HostArgs, RunArgs};
@@ -57,16 +58,15 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 pub async fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let state = Rc::new(StateDir::lock(&args.host.state_dir)?);
     let metrics = Metrics::default();
-    if let Some(address) = args.admin {
-        metrics.serve(address).await.with_context(|| format!("cannot listen on {address}; choose another --admin"))?;
-    }
+    let mut tasks = Tasks::default();
+    let admin = args.admin.map(|address| metrics.serve(&mut tasks, address));
     if let Some(manifests) = &args.manifests {
         let source = Manifests::new(manifests, &args.host.node_name, state);
-        return Box::pin(drive(source, &args.host, metrics, args.once)).await;
+        return Box::pin(tasks.beside(drive(source, &args.host, metrics, args.once))).await;
     }
     let namespace = args.namespace.as_deref().context("--namespace is needed without --manifests")?;
-    let source = Cluster::connect(&args.host.node_name, namespace, state).await?;
-    Box::pin(drive(source, &args.host, metrics, false)).await
+    let source = Cluster::connect(&mut tasks, &args.host.node_name, namespace, state, admin).await?;
+    Box::pin(tasks.beside(drive(source, &args.host, metrics, false))).await
 }
 
 async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once: bool) -> anyhow::Result<ExitCode> {

@@ -13,11 +13,13 @@ use kube::{Client, Config, ResourceExt as _};
 use prometheus_client::registry::Registry;
 use sallyport_api::GatewayPool;
 use sallyport_api::names::OPERATOR_NAME;
-use sallyport_runtime::admin::Admin;
+use sallyport_runtime::admin;
 use sallyport_runtime::shutdown::Shutdown;
+use sallyport_runtime::tasks::Tasks;
 use tokio::time::Instant;
 
 use crate::args::{AgentArgs, ReplicaArgs};
+use crate::controller::events::Events;
 use crate::controller::observe::WATCH_SECONDS;
 use crate::controller::{Aim, Controller, Readiness, until};
 use crate::daemonset::daemon_set;
@@ -37,13 +39,14 @@ pub async fn run(
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
     let readiness = Readiness::default();
-    let admin = Admin::bind(admin).await.with_context(|| format!("failed to listen on {admin}"))?;
     let asked = Arc::clone(&readiness);
-    tokio::spawn(admin.serve(Arc::new(registry), move || {
+    let mut tasks = Tasks::default();
+    // That it is not served is told in the log, and by the probes that fail.
+    drop(admin::start(&mut tasks, admin, registry, move || {
         asked.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }));
     let aim = Aim::Serve { agents: Box::new(daemon_set(&replica.namespace, agent)), service_cidrs };
-    Box::pin(lead(replica, aim, pool, metrics, readiness, None)).await?;
+    Box::pin(lead(&mut tasks, replica, aim, pool, metrics, readiness, None)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -55,7 +58,8 @@ pub async fn uninstall(replica: &ReplicaArgs, force: bool, patience: Option<Dura
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
     let left = Readiness::new(Mutex::new(Some("another replica, which leads".to_owned())));
     let waits_for = Arc::clone(&left);
-    match Box::pin(lead(replica, Aim::Uninstall { force }, None, metrics, left, deadline)).await? {
+    let mut tasks = Tasks::default();
+    match Box::pin(lead(&mut tasks, replica, Aim::Uninstall { force }, None, metrics, left, deadline)).await? {
         Outcome::Finished => {}
         Outcome::Stopped => bail!("stopped before everything was taken off; run it again"),
         Outcome::Late => bail!(gave_up(patience.unwrap_or_default(), &waits_for)),
@@ -87,6 +91,7 @@ fn gave_up(patience: Duration, left: &Readiness) -> String {
 }
 
 async fn lead(
+    tasks: &mut Tasks,
     replica: &ReplicaArgs,
     aim: Aim,
     pool: Option<GatewayPool>,
@@ -101,11 +106,13 @@ async fn lead(
     let leadership = Arc::new(Leadership::new(leases, OPERATOR_NAME, &replica.identity));
     tokio::select! {
         () = leadership.acquire() => {}
+        ended = tasks.ended() => return Err(ended.into()),
         () = shutdown.requested() => return Ok(Outcome::Stopped),
         () = &mut late => return Ok(Outcome::Late),
     }
     tracing::info!(identity = replica.identity, "leading");
     metrics.leads(true);
+    let events = Events::start(tasks, client.clone(), &replica.identity);
     let leading = async {
         if let Some(pool) = &pool {
             apply_pool(&client, pool).await;
@@ -118,7 +125,7 @@ async fn lead(
             Arc::clone(&leadership),
             metrics,
             readiness,
-            &replica.identity,
+            events,
         );
         controller.run().await;
     };
@@ -127,6 +134,7 @@ async fn lead(
             tracing::info!("nothing of Sallyport is left on the gateways");
             Ok(Outcome::Finished)
         }
+        ended = tasks.ended() => Err(ended.into()),
         () = leadership.keep() => Err(anyhow::anyhow!("the lease was lost; whoever leads next lists everything anew")),
         () = shutdown.requested() => {
             tracing::info!("stopping; the gateways go on as they are");
