@@ -287,7 +287,9 @@ mod tests {
         for reason in Reason::ALL {
             assert!(text.contains(&format!("\n| `{reason}` | ")), "docs/conditions.md has no row for {reason}");
         }
-        for about in ["Accepted", "Programmed", "Ready", "Synced", "IPForwarding", "HostFirewallCompatible", "AdminServing"] {
+        for about in
+            ["Accepted", "Programmed", "Ready", "Synced", "IPForwarding", "HostFirewallCompatible", "AdminServing"]
+        {
             assert!(text.contains(&format!("| `{about}` | ")), "docs/conditions.md does not explain {about}");
         }
     }

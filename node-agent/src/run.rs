@@ -15,7 +15,7 @@ use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_api::{NodeState, Reason};
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
-use sallyport_engine::iptables::{Iptables, Variant};
+use sallyport_engine::iptables::{Iptables, Variant, lock};
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::drift::told;
 use sallyport_ruleset::firewall::Assessment;
@@ -86,6 +86,7 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
                 agent.follow(&mut intents, once, &notices, &mut shutdown).await
             }
             Backend::Iptables(variant) => {
+                close_lock();
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
                 let converger = Converger::new(Iptables::new(variant), Some(sysctl));
                 let mut agent = Agent::new(converger, pool, &mut source, &metrics);
@@ -99,6 +100,14 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
             Outcome::Stopped => return Ok(ExitCode::SUCCESS),
             Outcome::Done(good) => return Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         }
+    }
+}
+
+fn close_lock() {
+    match lock::close_to_others() {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("the lock of iptables could be held by anybody; now only by root"),
+        Err(error) => tracing::warn!(%error, "cannot close the lock of iptables to others, who can stop its programs"),
     }
 }
 

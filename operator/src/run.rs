@@ -13,9 +13,9 @@ use kube::{Client, Config, ResourceExt as _};
 use prometheus_client::registry::Registry;
 use sallyport_api::GatewayPool;
 use sallyport_api::names::OPERATOR_NAME;
-use sallyport_runtime::admin;
 use sallyport_runtime::shutdown::Shutdown;
 use sallyport_runtime::tasks::Tasks;
+use sallyport_runtime::{admin, file};
 use tokio::time::Instant;
 
 use crate::args::{AgentArgs, ReplicaArgs};
@@ -26,6 +26,9 @@ use crate::daemonset::daemon_set;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::uninstall::{delete_leases, stop_operator};
+
+/// A file with a pool that is larger is not read: the API server takes no larger object.
+const MAX_POOL_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Leads when it is its turn, until a signal comes or the lease is lost.
 pub async fn run(
@@ -159,9 +162,9 @@ async fn client() -> anyhow::Result<Client> {
 }
 
 fn read_pool(path: &Path) -> anyhow::Result<GatewayPool> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+    let text = file::read(path, MAX_POOL_BYTES).with_context(|| format!("failed to read {}", path.display()))?;
     let pool: GatewayPool =
-        serde_saphyr::from_str(&text).with_context(|| format!("{} does not hold a GatewayPool", path.display()))?;
+        serde_saphyr::from_slice(&text).with_context(|| format!("{} does not hold a GatewayPool", path.display()))?;
     if pool.name_any().is_empty() {
         bail!("{}: metadata.name is missing", path.display());
     }

@@ -3,7 +3,7 @@
 //! One restore call a family; never a single `-A` or `-D`, which would lose connections between two calls.
 
 mod detect;
-mod lock;
+pub mod lock;
 mod others;
 mod vacant;
 

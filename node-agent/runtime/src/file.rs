@@ -1,7 +1,7 @@
 //! Files that are not trusted to be what they should be: a FIFO is not waited for, a device not read, and what is far
 //! too large not taken into memory.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -14,12 +14,13 @@ use rustix::fs::OFlags;
 /// [`io::ErrorKind::InvalidInput`] for anything but a regular file, else what opening it fails with.
 pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
     let irregular = || io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file");
+    // To open a device may do something, and it may have become one by then.
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(irregular());
+    }
     // Without it, opening a FIFO waits for whoever has the other end (fifo(7)); regular files do not know it.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = options.clone().custom_flags(flags).open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::IsADirectory => irregular(),
-        _ => error,
-    })?;
+    let file = options.clone().custom_flags(flags).open(path)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(irregular()) }
 }
 
@@ -30,9 +31,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
 /// bytes, else what opening or reading it fails with.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path, OpenOptions::new().read(true))?;
-    let too_large = |bytes| {
-        io::Error::new(io::ErrorKind::FileTooLarge, format!("has {bytes} bytes; at most {limit} are read"))
-    };
+    let too_large =
+        |bytes| io::Error::new(io::ErrorKind::FileTooLarge, format!("has {bytes} bytes; at most {limit} are read"));
     let bytes = file.metadata()?.len();
     if bytes > limit {
         return Err(too_large(bytes));
@@ -67,7 +67,7 @@ mod tests {
             ("fifo", Err(irregular)),
             ("directory", Err(irregular)),
             ("device", Err(irregular)),
-            ("socket", Err("No such device or address (os error 6)")),
+            ("socket", Err(irregular)),
             ("none", Err("No such file or directory (os error 2)")),
             ("sparse", Err("has 314572800 bytes; at most 4 are read")),
             ("whole", Ok("1234")),
@@ -89,8 +89,10 @@ mod tests {
         let path = guard.path().join("fifo");
         mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
         for mut options in [OpenOptions::new(), OpenOptions::new().read(true).clone()] {
-            assert!(open(&path, options.write(true).create(true)).is_err());
-            assert!(open(guard.path(), &options).is_err());
+            for other in [&path, guard.path()] {
+                let error = open(other, options.write(true)).unwrap_err();
+                assert_eq!(error.to_string(), "is not a regular file");
+            }
         }
         open(&guard.path().join("new"), OpenOptions::new().write(true).create(true)).unwrap();
     }

@@ -140,13 +140,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn new(
-        tasks: &mut Tasks,
-        client: Client,
-        node: &str,
-        state: Rc<StateDir>,
-        restored: watch::Receiver<()>,
-    ) -> Self {
+    fn new(tasks: &mut Tasks, client: Client, node: &str, state: Rc<StateDir>, restored: watch::Receiver<()>) -> Self {
         let nodes: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<GatewayNode>(&()));
         Self {
             host: ThisHost::new(state),

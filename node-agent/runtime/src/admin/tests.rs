@@ -73,7 +73,8 @@ async fn a_taken_address_is_said_and_had_as_soon_as_it_is_free() {
     let address = taken.local_addr().unwrap();
     let mut tasks = Tasks::default();
     let mut told = start(&mut tasks, address, Registry::default(), || Ok(()));
-    let refused = timeout(PATIENCE, told.wait_for(|serving| *serving != Serving::NotYet)).await.unwrap().unwrap().clone();
+    let refused =
+        timeout(PATIENCE, told.wait_for(|serving| *serving != Serving::NotYet)).await.unwrap().unwrap().clone();
     assert_eq!(refused, Serving::Refused(format!("cannot listen on {address}: Address already in use (os error 98)")));
     drop(taken);
     assert_eq!(on(told).await, address);
