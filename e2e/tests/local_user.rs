@@ -18,10 +18,10 @@ const PROBES: &str = "127.0.0.1:9478";
 const DESCRIPTORS: &str = "--nofile=64:64";
 /// Opens connections to the port that it is told, says nothing on them, and keeps them.
 const IDLE: &str = "ulimit -n 4096; \
-                    for number in $(seq 2000); do exec {open}<>/dev/tcp/127.0.0.1/$0; done; \
-                    echo held $number; sleep 600";
+                    for number in $(seq 2000); do exec {open}<>/dev/tcp/127.0.0.1/$0; echo opened $number.; done; \
+                    sleep 600";
 /// How long it may take to open them on a busy machine.
-const OPENED: Duration = Duration::from_secs(60);
+const OPENED: Duration = Duration::from_mins(1);
 const NOBODY: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
 
 /// Starts the agent with few descriptors, and `more` in its environment.
@@ -60,9 +60,11 @@ fn idle_connections_of_a_local_user_keep_no_deleted_forward_open() -> Result<()>
         scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
         let port = PROBES.parse::<SocketAddr>()?.port().to_string();
         let mut idle = nobody(scene, &["bash", "-c", IDLE, &port])?;
-        idle.wait_for("held 2000", OPENED)?;
-        scene.gateway.manifests().remove("mysql")?;
+        // More than it has descriptors for, and fewer than the kernel opens for it.
+        idle.wait_for("opened 100.", OPENED)?;
+        scene.gateway.manifests().remove("mysql.yaml")?;
         scene.wait_for_no_answer(Protocol::Tcp, 3306).with_context(|| agent.output())?;
+        idle.wait_for("opened 2000.", OPENED)?;
         ensure!(is_ready(scene)?, "the agent answers no probe:\n{}", agent.output());
         Ok(())
     })
@@ -77,7 +79,7 @@ fn a_local_user_who_has_the_address_of_the_probes_stops_nothing_else() -> Result
         scene.gateway.manifests().save(&mysql())?;
         scene.wait_for_answer(Protocol::Tcp, 3306, "db1").with_context(|| agent.output())?;
         agent.wait_for("cannot answer probes there", SOON)?;
-        scene.gateway.manifests().remove("mysql")?;
+        scene.gateway.manifests().remove("mysql.yaml")?;
         scene.wait_for_no_answer(Protocol::Tcp, 3306).with_context(|| agent.output())?;
         drop(thief);
         wait::until_true("probes being answered", SOON, || is_ready(scene)).with_context(|| agent.output())?;
@@ -100,9 +102,9 @@ fn a_lock_that_the_kubelet_made_readable_can_be_held_by_root_alone() -> Result<(
         scene.gateway.manifests().save(&mysql())?;
         scene.wait_for_answer(Protocol::Tcp, 3306, "db1").with_context(|| agent.output())?;
         let hold = [&NOBODY[..], &["flock", "--no-fork", &path, "sleep", "600"]].concat();
-        let held = scene.article.gw1.run(&[&["timeout", "2"][..], &hold[..]].concat())?;
-        ensure!(held.stderr.contains("Permission denied"), "a local user holds the lock: {held:?}");
-        scene.gateway.manifests().remove("mysql")?;
+        let outcome = scene.article.gw1.run(&[&["timeout", "2"][..], &hold[..]].concat())?;
+        ensure!(outcome.stderr.contains("Permission denied"), "a local user holds the lock: {outcome:?}");
+        scene.gateway.manifests().remove("mysql.yaml")?;
         scene.wait_for_no_answer(Protocol::Tcp, 3306).map(drop).with_context(|| agent.output())
     })
 }

@@ -59,6 +59,7 @@ pub async fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let state = Rc::new(StateDir::lock(&args.host.state_dir)?);
     let metrics = Metrics::default();
     let mut tasks = Tasks::default();
+    tasks.watch();
     let admin = args.admin.map(|address| metrics.serve(&mut tasks, address));
     if let Some(manifests) = &args.manifests {
         let source = Manifests::new(manifests, &args.host.node_name, state);

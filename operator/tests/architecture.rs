@@ -141,6 +141,7 @@ fn every_task_and_thread_is_made_where_it_is_awaited() {
             }
         }
     }
+    // The thread that ends a process whose tasks stand still, and one for its last words, are in there too.
     let (here, elsewhere): (Vec<_>, Vec<_>) =
         seen.into_iter().partition(|(path, _)| path == "node-agent/runtime/src/tasks.rs");
     assert!(here.iter().any(|(_, line)| line.contains("self.running.spawn(task)")), "where did it go? {here:#?}");

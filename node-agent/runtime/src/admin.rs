@@ -129,11 +129,11 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 
 /// Answers all of them, for ever, and takes away those that are done.
 async fn go_on(open: &mut VecDeque<Connection>) {
-    poll_fn(|context| {
+    poll_fn(|context| -> Poll<()> {
         open.retain_mut(|connection| connection.as_mut().poll(context).is_pending());
         Poll::Pending
     })
-    .await
+    .await;
 }
 
 /// One request, one answer.

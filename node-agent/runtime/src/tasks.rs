@@ -1,10 +1,22 @@
-//! Tasks that run beside a program's own work for as long as it does. This is the one place where tasks are made, and
-//! each is awaited: a status that nobody writes any more must not stand still under a lease that somebody renews.
+//! Tasks that run beside a program's own work for as long as it does. This is the one place where tasks and threads are
+//! made, and each task is awaited: a status that nobody writes any more must not stand still under a lease that somebody
+//! renews.
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use tokio::task::{Id, JoinError, JoinSet};
+
+/// Time between two beats of the tasks, and between two looks whether there was one.
+const BEAT: Duration = Duration::from_secs(10);
+/// So many looks in a row without a beat mean that the tasks stand still for good.
+const STILL: usize = 6;
+/// How long words about that may take: they may be what it stands still at.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Tasks that never end; dropping this aborts them.
 #[derive(Debug, Default)]
@@ -30,6 +42,30 @@ impl Tasks {
         self.names.insert(id, name);
     }
 
+    /// Ends the process when its tasks stand still for a minute. Nobody else can tell: whoever asks from outside may be
+    /// answered by somebody else.
+    pub fn watch(&mut self) {
+        let beats = Arc::new(AtomicU64::new(0));
+        let beating = Arc::clone(&beats);
+        self.spawn("beat", async move {
+            loop {
+                beating.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(BEAT).await;
+            }
+        });
+        thread::spawn(move || {
+            until_still(|| {
+                thread::sleep(BEAT);
+                beats.load(Ordering::Relaxed)
+            });
+            thread::spawn(|| {
+                tracing::error!("the tasks stand still for a minute; this program ends, to be started anew");
+            });
+            thread::sleep(LAST_WORDS);
+            std::process::abort();
+        });
+    }
+
     /// Waits for the first task that ends or panics; for ever while there is none. Cancel-safe.
     pub async fn ended(&mut self) -> Ended {
         let (id, source) = match self.running.join_next_with_id().await {
@@ -50,6 +86,17 @@ impl Tasks {
             outcome = work => outcome,
             ended = self.ended() => Err(ended.into()),
         }
+    }
+}
+
+/// Looks at the beats until there was none for [`STILL`] looks. Not by the clock: a process that was stopped itself has missed
+/// nothing.
+fn until_still(mut look: impl FnMut() -> u64) {
+    let (mut last, mut missed) = (look(), 0);
+    while missed < STILL {
+        let now = look();
+        missed = if now == last { missed + 1 } else { 0 };
+        last = now;
     }
 }
 
@@ -88,7 +135,19 @@ mod tests {
         tasks.spawn("lease", pending());
         tasks.beside(ready(Ok::<_, Ended>(()))).await.unwrap();
         let mut none = Tasks::default();
-        none.beside(async { Ok::<_, Ended>(tokio::task::yield_now().await) }).await.unwrap();
+        let work = async {
+            tokio::task::yield_now().await;
+            Ok::<_, Ended>(())
+        };
+        none.beside(work).await.unwrap();
+    }
+
+    #[test]
+    fn tasks_stand_still_when_no_beat_was_seen_for_a_minute() {
+        let seen = [1, 2, 2, 2, 2, 2, 2, 3, 3, 5, 5, 5, 5, 5, 5, 5, 6];
+        let mut looks = seen.iter();
+        until_still(|| *looks.next().unwrap());
+        assert_eq!(looks.as_slice(), [6]);
     }
 
     #[tokio::test]
@@ -97,7 +156,7 @@ mod tests {
         let mut tasks = Tasks::default();
         tasks.spawn("lease", async move {
             let _kept = kept;
-            pending().await
+            pending::<()>().await;
         });
         drop(tasks);
         assert!(hears.await.is_err());

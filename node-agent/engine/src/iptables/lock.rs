@@ -36,7 +36,8 @@ fn close(path: &Path) -> io::Result<bool> {
         found => found?,
     };
     let is_ours = found.is_file() && found.len() == 0 && found.uid() == fs::metadata("/proc/self")?.uid();
-    if !is_ours || found.permissions().mode() & 0o077 == 0 {
+    let others = found.permissions().mode() & 0o077;
+    if !is_ours || others == 0 {
         return Ok(false);
     }
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
