@@ -100,6 +100,10 @@ pub enum Reason {
     /// A program of a node listens on one of the ports already, and would lose its clients. Stop it, or choose another port;
     /// a forward that the node has carried before is not affected.
     PortInUse,
+    /// iptables cannot read one of its tables on a node, because somebody put a rule of nftables into it: what is no longer
+    /// allowed is taken away all the same, but nothing is verified and nothing new programmed. Move that rule to a table of
+    /// another name; the `GatewayNode` names it.
+    TableUnreadable,
     /// With `Preserve`, a target would answer the client directly, past the gateway. Use `Masquerade`.
     AsymmetricReturnPath,
     /// Another firewall of the host drops the forward's packets. Do what the message says.
@@ -134,7 +138,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the condition types, the good one of each type first.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Accepted,
         Self::PoolNotFound,
         Self::NotGranted,
@@ -154,6 +158,7 @@ impl Reason {
         Self::NoGatewayNodes,
         Self::NoListenAddress,
         Self::PortInUse,
+        Self::TableUnreadable,
         Self::AsymmetricReturnPath,
         Self::HostFirewallConflict,
         Self::UnsupportedIntent,
@@ -192,6 +197,7 @@ impl Reason {
             Self::NoGatewayNodes => "NoGatewayNodes",
             Self::NoListenAddress => "NoListenAddress",
             Self::PortInUse => "PortInUse",
+            Self::TableUnreadable => "TableUnreadable",
             Self::AsymmetricReturnPath => "AsymmetricReturnPath",
             Self::HostFirewallConflict => "HostFirewallConflict",
             Self::UnsupportedIntent => "UnsupportedIntent",

@@ -30,7 +30,7 @@ pub const PERMISSIONS: &[(&str, &str, &str, &str)] = &[
     ("ClusterRole sallyport-operator", "events.k8s.io", "events", "create patch"),
     ("Role default/sallyport-operator-api-server", "discovery.k8s.io", "endpointslices", "get list watch"),
     ("Role sallyport-system/sallyport-operator", "apps", "daemonsets", "create list watch"),
-    ("Role sallyport-system/sallyport-operator", "apps", "daemonsets sallyport-node-agent", "delete get patch"),
+    ("Role sallyport-system/sallyport-operator", "apps", "daemonsets sallyport-node-agent", "delete get update"),
     ("Role sallyport-system/sallyport-operator", "apps", "deployments/scale sallyport-operator", "get patch"),
     (
         "Role sallyport-system/sallyport-operator",

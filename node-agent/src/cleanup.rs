@@ -7,12 +7,31 @@ use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine as _;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::plan::plan;
-use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::rule::{Ruleset, Table};
 
 use crate::converge::chain_of;
 use crate::state::StateDir;
 use crate::sysctl::Sysctl;
+
+/// Times that rules are taken away before it is given up: somebody else may put theirs back meanwhile.
+const TRIES: usize = 3;
+
+/// Why our rules are not gone.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The backend failed.
+    #[error(transparent)]
+    Engine(#[from] sallyport_engine::Error),
+    /// They are still there.
+    #[error("rules of ours are still there: {why}")]
+    Left {
+        /// What keeps them there, and what helps.
+        why: String,
+    },
+}
 
 /// Removes our rules of both variants, ends our connections, puts back the settings that were changed.
 pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
@@ -45,25 +64,51 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes our rules out of the kernel, if there are any.
-pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, sallyport_engine::Error> {
-    if !iptables.is_in_use() {
+/// Takes our rules out of the kernel, if there are any; done when they were read to be gone.
+pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, Error> {
+    if !iptables.is_in_use()? {
         return Ok(false);
     }
-    let installed = iptables.observe().await?;
-    let batch = plan(&Ruleset::default(), &installed, false);
-    if batch.is_empty() {
-        return Ok(false);
+    let mut removed = false;
+    for _ in 0..TRIES {
+        let installed = iptables.observe().await?;
+        let mut hooked = false;
+        for family in Family::BOTH {
+            for table in Table::BOTH.into_iter().rev() {
+                let there = installed.family(family).table(table);
+                let hooks = if there.unreadable.is_some() { there.hooked(table) } else { Vec::new() };
+                for ours in hooks {
+                    iptables.unhook(family, table, ours).await?;
+                    hooked = true;
+                }
+            }
+        }
+        let batch = plan(&Ruleset::default(), &installed, false);
+        if batch.is_empty() && !hooked {
+            if removed {
+                tell_removed(iptables.name(), &installed);
+            }
+            return Ok(removed);
+        }
+        removed = true;
+        iptables.apply(&batch).await?;
     }
-    iptables.apply(&batch).await?;
-    let left = iptables.observe().await?.ours();
-    if left == Ruleset::default() {
-        tracing::info!(backend = iptables.name(), "removed our rules");
+    let left = iptables.observe().await?;
+    let why: Vec<&str> = left.unreadable().collect();
+    let why = if why.is_empty() { "somebody else keeps changing them".to_owned() } else { why.join("; ") };
+    Err(Error::Left { why })
+}
+
+fn tell_removed(backend: &str, installed: &InstalledRuleset) {
+    if installed.ours() == Ruleset::default() {
+        tracing::info!(backend, "removed our rules");
     } else {
         tracing::warn!(
-            backend = iptables.name(),
+            backend,
             "somebody's rules lead to our chains, which were emptied but cannot be deleted; delete those rules"
         );
     }
-    Ok(true)
+    for why in installed.unreadable() {
+        tracing::warn!(backend, "no rule of ours is left, as was read chain by chain, but {why}");
+    }
 }

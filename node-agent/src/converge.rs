@@ -4,14 +4,15 @@
 
 pub mod preview;
 mod rivalry;
+mod unreadable;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
@@ -23,8 +24,10 @@ use sallyport_ruleset::firewall::{Assessment, assess};
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::plan::{Batch, plan};
+use sallyport_ruleset::rule::Ruleset;
 
 use self::rivalry::Rivalry;
+use crate::cleanup;
 use crate::connections::{Connections, Draining};
 use crate::newcomers::Waiting;
 use crate::routes::Interfaces;
@@ -63,6 +66,12 @@ pub enum Error {
     /// Connections could not be listed or ended.
     #[error("failed to end connections that are no longer allowed")]
     Connections(#[from] netlink::Error),
+    /// This host's addresses were never read, so nobody knows which of them to listen on.
+    #[error("cannot read this host's addresses")]
+    Addresses,
+    /// Rules in the variant of iptables that is not used could not be taken away.
+    #[error("failed to remove the rules that an earlier agent left in the other variant of iptables")]
+    Abandoned(#[from] cleanup::Error),
 }
 
 /// What a pass found and did.
@@ -84,6 +93,9 @@ pub struct Report {
     pub rival: Option<String>,
     /// What the host's other firewalls do with forwarded packets.
     pub firewall: Box<Assessment>,
+    /// Tables that iptables cannot read, and what helps: nothing in their families is verified, and nothing new was programmed
+    /// there. What is no longer allowed is gone all the same.
+    pub unreadable: Vec<String>,
 }
 
 /// Keeps one kernel equal to intents.
@@ -95,6 +107,9 @@ pub struct Converger<E> {
     /// What the kernel was last read with.
     installed: Option<InstalledRuleset>,
     connections: Connections,
+    /// The intents that each family may hold rules of: those of the last pass, and before the first one those that an agent
+    /// before this one kept.
+    carried: BTreeMap<Family, Rc<Intents>>,
     /// Whether we have changed nothing since.
     known: bool,
     /// Whether it was what it should be at the end of the last pass.
@@ -113,9 +128,23 @@ pub struct Converger<E> {
 impl<E: Engine> Converger<E> {
     /// Knows nothing of the kernel yet.
     pub fn new(engine: E, sysctl: Option<Sysctl>) -> Self {
-        let (installed, connections, forwarding, rivalry) = Default::default();
+        let (installed, connections, carried, forwarding, rivalry) = Default::default();
         let (known, held, remembered, waiting) = Default::default();
-        Self { engine, sysctl, installed, connections, known, held, forwarding, at: 0, remembered, rivalry, waiting }
+        let at = 0;
+        Self {
+            engine,
+            sysctl,
+            installed,
+            connections,
+            carried,
+            known,
+            held,
+            forwarding,
+            at,
+            remembered,
+            rivalry,
+            waiting,
+        }
     }
 
     /// Whether the last pass read our rules back as they should be, even if it failed afterwards.
@@ -138,10 +167,16 @@ impl<E: Engine> Converger<E> {
 
         (self.held, self.at) = (false, now);
         let mut written = Vec::new();
+        let mut reach = None;
         for attempt in 0.. {
-            let installed = self.observe().await?;
-            let batch = plan(&compiled.ruleset, installed, false);
-            let batch = self.without_fighting(batch, &compiled);
+            self.observe().await?;
+            reach = self.reach(&compiled, &forwards, &intents.node, local);
+            let ruleset = reach.as_ref().map_or(&compiled.ruleset, |reach| &reach.ruleset);
+            if self.unhook(ruleset).await? {
+                self.connections.unsettle();
+                self.observe().await?;
+            }
+            let batch = self.without_fighting(ruleset);
             if batch.is_empty() {
                 break;
             }
@@ -154,8 +189,11 @@ impl<E: Engine> Converger<E> {
             self.known = false;
             self.connections.unsettle();
             self.engine.apply(&batch).await?;
+            self.carried.extend(reach.iter().flat_map(|reach| reach.carried(&intents.node)));
         }
-        self.held = true;
+        self.held = reach.is_none();
+        self.carry(Some(intents));
+        self.carried.extend(reach.iter().flat_map(|reach| reach.carried(&intents.node)));
         report.digest = self.installed.as_ref().map(InstalledRuleset::digest).unwrap_or_default();
         report.changed = written.into_iter().next();
         report.rival = self.rival(&compiled);
@@ -166,11 +204,25 @@ impl<E: Engine> Converger<E> {
             let conntrack = self.engine.conntrack()?;
             report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &report.failures)?;
         }
-        report.firewall = Box::new(self.assess(&compiled, &forwards, local));
+        if let Some(reach) = &reach {
+            report.failures.extend(reach.failures(&compiled, &forwards));
+            report.unreadable.clone_from(&reach.why);
+        }
+        // Of those that cannot be seen whole it cannot be told either what others do to their packets.
+        let failed: BTreeSet<&ForwardRef> = report.failures.iter().map(|failure| &failure.forward).collect();
+        let seen: Vec<&SliceForward> =
+            forwards.iter().copied().filter(|forward| !failed.contains(&forward.r#ref)).collect();
+        report.firewall = Box::new(if seen.is_empty() && reach.is_some() {
+            let unread = self.installed.as_ref().map(|installed| installed.firewall.unread.clone());
+            Assessment { unread: unread.unwrap_or_default(), ..Assessment::default() }
+        } else {
+            self.assess(&compiled, &seen, local)
+        });
         // They keep their rules, so that they work as soon as the other firewall lets them.
         report.failures.extend(report.firewall.blocked.iter().cloned());
         // Last, so that trouble with it keeps no rule and no connection alive that has to go.
-        report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, &compiled, state)?;
+        let ruleset = reach.as_ref().map_or(&compiled.ruleset, |reach| &reach.ruleset);
+        report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, ruleset, state)?;
         Ok(report)
     }
 
@@ -236,12 +288,11 @@ impl<E: Engine> Converger<E> {
         Ok(self.installed.insert(fresh))
     }
 
-    /// Leaves the first place in a chain to somebody who keeps taking it back.
-    fn without_fighting(&mut self, batch: Batch, compiled: &Compiled) -> Batch {
-        let patient = match &self.installed {
-            Some(installed) if !batch.is_empty() => plan(&compiled.ruleset, installed, true),
-            _ => Batch::default(),
-        };
+    /// The change to `ruleset`, which leaves the first place in a chain to somebody who keeps taking it back.
+    fn without_fighting(&mut self, ruleset: &Ruleset) -> Batch {
+        let Some(installed) = &self.installed else { return Batch::default() };
+        let batch = plan(ruleset, installed, false);
+        let patient = if batch.is_empty() { Batch::default() } else { plan(ruleset, installed, true) };
         if patient == batch {
             self.rivalry.is_settled();
             return batch;
@@ -263,25 +314,25 @@ impl<E: Engine> Converger<E> {
     }
 
     /// The families that need forwarding and do not have it.
-    fn families_to_turn_on(&mut self, mode: IpForward, compiled: &Compiled) -> Result<Vec<Family>, Error> {
+    fn families_to_turn_on(&mut self, mode: IpForward, ruleset: &Ruleset) -> Result<Vec<Family>, Error> {
         self.forwarding.clear();
-        self.forwarding = self.forwarded(compiled)?;
+        self.forwarding = self.forwarded(ruleset)?;
         not_forwarded(&self.forwarding, mode)
     }
 
     /// The families that need forwarding, and whether they have it.
-    fn forwarded(&self, compiled: &Compiled) -> Result<BTreeMap<Family, bool>, Error> {
-        let needed = Family::BOTH.into_iter().filter(|family| !compiled.ruleset.family(*family).is_empty());
+    fn forwarded(&self, ruleset: &Ruleset) -> Result<BTreeMap<Family, bool>, Error> {
+        let needed = Family::BOTH.into_iter().filter(|family| !ruleset.family(*family).is_empty());
         needed.map(|family| Ok((family, self.is_forwarded(family)?))).collect()
     }
 
     fn turn_on_forwarding(
         &mut self,
         mode: IpForward,
-        compiled: &Compiled,
+        ruleset: &Ruleset,
         state: &StateDir,
     ) -> Result<Vec<Family>, Error> {
-        let families = self.families_to_turn_on(mode, compiled)?;
+        let families = self.families_to_turn_on(mode, ruleset)?;
         for family in &families {
             let Some(sysctl) = &self.sysctl else { continue };
             let failed = |source| Error::Forwarding { family: *family, source };

@@ -51,14 +51,19 @@ impl Metrics {
 
     /// Takes in what came of a pass, and which of somebody else's changes it put back.
     pub fn passed(&self, intents: &Intents, repaired: &[Difference], outcome: &Result<Report, Error>) {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let (result, not_ready) = match outcome {
-            Ok(report) => {
+            Ok(report) if report.unreadable.is_empty() => {
                 let failures = report.failures.len();
-                let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
                 self.forwards.set(count(intents.forwards().len().saturating_sub(failures)));
                 self.failures.set(count(failures));
                 self.verified.set(jiff::Timestamp::now().as_second());
                 ("verified", None)
+            }
+            Ok(report) => {
+                self.forwards.set(count(intents.forwards().len().saturating_sub(report.failures.len())));
+                self.failures.set(count(report.failures.len()));
+                ("unreadable", Some(report.unreadable.join("; ")))
             }
             Err(error) => ("failed", Some(chain_of(error))),
         };

@@ -54,7 +54,9 @@ async fn preview<E: Engine>(
     let now = source.host().clock.now();
     let local = source.local().to_vec();
     source.host().newcomers.admit(&mut converger, intents, &local, now, Instant::now()).await;
-    let Preview { batch, families, ended, failures } = converger.preview(intents, source.local(), now).await?;
+    converger.carry(source.host().state.intents()?.map(Rc::new).as_ref());
+    let Preview { batch, families, ended, failures, unreadable } =
+        converger.preview(intents, source.local(), now).await?;
     let plans = converger.plans(intents, source.local())?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;
     let mut out = std::io::stdout().lock();
@@ -74,7 +76,7 @@ async fn preview<E: Engine>(
     for PlannedChange { forward, change, .. } in plans {
         write!(out, "# PortForward {forward}: with mode Apply would change\n{change}")?;
     }
-    Ok(failures.iter().map(|failure| source.locate(failure)).collect())
+    Ok(unreadable.into_iter().chain(failures.iter().map(|failure| source.locate(failure))).collect())
 }
 
 /// Prints each family's text behind a line that names the program it is for.

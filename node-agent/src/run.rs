@@ -4,6 +4,8 @@
 //! ten times a second that looks for drift, or the end. What the kernel holds stays when the agent stops, however it
 //! stops.
 
+mod retry;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -15,7 +17,7 @@ use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_api::{NodeState, Reason};
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
-use sallyport_engine::iptables::{Iptables, Variant, lock};
+use sallyport_engine::iptables::{Iptables, Variant};
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::drift::told;
 use sallyport_ruleset::firewall::Assessment;
@@ -30,6 +32,7 @@ use crate::connections::Draining;
 use crate::converge::{Converger, Error, Report, chain_of};
 use crate::metrics::Metrics;
 use crate::notices::Notices;
+use crate::run::retry::Retry;
 use crate::source::cluster::Cluster;
 use crate::source::manifests::Manifests;
 use crate::source::{Pass, Source};
@@ -49,10 +52,6 @@ const LISTENERS: Duration = Duration::from_millis(500);
 const FAILED_REST: Duration = Duration::from_secs(1);
 /// Drift that is put back within this time is told when that is done; what takes longer is told while it lasts.
 const MOMENT: Duration = Duration::from_secs(1);
-/// Wait before the first try after a failed pass; it doubles with each.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-/// Longest wait after a failed pass before the next try.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs until a signal, or with `once` until the manifests are applied.
 pub async fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
@@ -74,7 +73,8 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
     let mut shutdown = Shutdown::new().context("failed to listen for signals")?;
     let notices = Notices::open().context("cannot listen to the kernel for changed addresses")?;
     // After a reboot the last good intents are enforced even before anybody else has spoken.
-    let mut intents = source.last_good();
+    let last_good = source.last_good();
+    let mut intents = last_good.clone();
     loop {
         if let Some(decided) = source.look().await {
             intents = Some(decided);
@@ -87,10 +87,11 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
                 agent.follow(&mut intents, once, &notices, &mut shutdown).await
             }
             Backend::Iptables(variant) => {
-                close_lock();
+                backend::close_lock();
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
                 let converger = Converger::new(Iptables::new(variant), Some(sysctl));
                 let mut agent = Agent::new(converger, pool, &mut source, &metrics);
+                agent.converger.carry(last_good.as_ref());
                 agent.abandoned = Some(variant.other());
                 agent.backend = backend.reported();
                 agent.follow(&mut intents, once, &notices, &mut shutdown).await
@@ -101,14 +102,6 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
             Outcome::Stopped => return Ok(ExitCode::SUCCESS),
             Outcome::Done(good) => return Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         }
-    }
-}
-
-fn close_lock() {
-    match lock::close_to_others() {
-        Ok(false) => {}
-        Ok(true) => tracing::info!("the lock of iptables could be held by anybody; now only by root"),
-        Err(error) => tracing::warn!(%error, "cannot close the lock of iptables to others, who can stop its programs"),
     }
 }
 
@@ -146,15 +139,8 @@ struct Agent<'a, S, E> {
     firewall: Assessment,
 }
 
-/// When to try again after a failure.
-struct Retry {
-    wait: Duration,
-    at: Option<Instant>,
-}
-
 impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     fn new(converger: Converger<E>, pool_backend: FirewallBackend, source: &'a mut S, metrics: &'a Metrics) -> Self {
-        let retry = Retry { wait: FIRST_RETRY, at: None };
         Self {
             converger,
             pool_backend,
@@ -164,7 +150,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             abandoned: None,
             failures: Vec::new(),
             draining: Draining::new(),
-            retry,
+            retry: Retry::default(),
             rest: Instant::now(),
             listened: Instant::now(),
             trouble: Trouble::default(),
@@ -331,11 +317,14 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             match self.try_pass(intents).await {
                 Ok(report) => {
                     self.plan(intents);
+                    lines.extend(report.unreadable.iter().cloned());
                     lines.extend(report.failures.iter().map(|failure| self.source.locate(failure)));
                     self.tell_firewall(&report.firewall);
-                    let accepted = intents.forwards().len() - report.failures.len();
-                    // Lost output must not look like a lost rule.
-                    let _ = writeln!(std::io::stdout(), "verified: forwards {accepted}, rules {}", report.digest);
+                    if report.unreadable.is_empty() {
+                        let accepted = intents.forwards().len() - report.failures.len();
+                        // Lost output must not look like a lost rule.
+                        let _ = writeln!(std::io::stdout(), "verified: forwards {accepted}, rules {}", report.digest);
+                    }
                 }
                 Err(error) => lines.push(chain_of(&error)),
             }
@@ -377,11 +366,15 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         }
         match outcome {
             Ok(report) => {
-                if self.retry.at.take().is_some() {
-                    self.retry.wait = FIRST_RETRY;
-                }
-                self.error = None;
                 self.tell(intents, &report, cause);
+                if report.unreadable.is_empty() {
+                    self.retry.over();
+                    self.error = None;
+                } else {
+                    // What made it unreadable may go without moving anything, as when a program is installed.
+                    self.retry.later();
+                    self.error = Some(report.unreadable.join("; "));
+                }
                 self.tell_firewall(&report.firewall);
                 self.failures = report.failures;
             }
@@ -410,6 +403,10 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         host.keep(intents);
         host.clock.expect(intents.forwards().iter().filter_map(|forward| forward.intent.expires_at), now);
         let (local, state) = (host.local.clone(), Rc::clone(&host.state));
+        // Every host has at least its loopback addresses.
+        if local.is_empty() {
+            return Err(Error::Addresses);
+        }
         let report = {
             let mut pass = Box::pin(self.converger.converge(intents, &local, &state, now));
             if let Ok(outcome) = tokio::time::timeout(MOMENT, &mut pass).await {
@@ -444,6 +441,23 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         }
         let forwards = intents.forwards().len() - report.failures.len();
         let backend = self.converger.engine.name();
+        if !report.unreadable.is_empty() {
+            let error = report.unreadable.join("; ");
+            if self.error.as_ref() != Some(&error) {
+                tracing::error!(backend, "not verified, and nothing new is programmed: {error}");
+            }
+            if let Some(chains) = &report.changed {
+                let ended = report.ended;
+                tracing::info!(
+                    cause,
+                    backend,
+                    chains,
+                    ended,
+                    "what is no longer allowed is taken away, and was read to be gone"
+                );
+            }
+            return;
+        }
         match &report.changed {
             Some(_) => {
                 tracing::info!(
@@ -473,17 +487,6 @@ impl<S: Source, E: Engine> Agent<'_, S, E> {
             tracing::warn!("{found}");
         }
         self.firewall = found.clone();
-    }
-}
-
-impl Retry {
-    fn soon(&mut self) {
-        self.at = Some(Instant::now() + FIRST_RETRY);
-    }
-
-    fn later(&mut self) {
-        self.at = Some(Instant::now() + self.wait);
-        self.wait = (self.wait * 2).min(LONGEST_RETRY);
     }
 }
 

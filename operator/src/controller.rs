@@ -7,6 +7,7 @@
 //! ```
 //! One task owns everything that is known. A pass looks at all of it; what is as it should be costs no request.
 
+pub mod agents;
 pub mod apply;
 pub mod cache;
 pub mod carried;
@@ -32,12 +33,13 @@ use futures::stream::BoxStream;
 use ipnet::IpNet;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams};
 use kube::{Client, CustomResourceExt as _};
-use sallyport_api::names::{AGENT_NAME, FINALIZER, OPERATOR_NAME};
+use sallyport_api::names::{AGENT_NAME, FINALIZER};
 use sallyport_api::{GatewayNodeStatus, GatewayPool, NodeState, PortForward};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
+use crate::controller::agents::Agents;
 use crate::controller::apply::writes;
 use crate::controller::carried::{Carrier, History};
 use crate::controller::decide::{Desired, Purpose, decide, finalizers};
@@ -48,7 +50,6 @@ use crate::controller::observe::{Change, World, watch};
 use crate::controller::report::Reporter;
 use crate::controller::vital::{Pulse, Vital};
 use crate::controller::writer::Writer;
-use crate::daemonset::is_same;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 
@@ -99,8 +100,7 @@ pub struct Controller {
     reporter: Reporter,
     metrics: Arc<Metrics>,
     readiness: Readiness,
-    /// The generation at which the `DaemonSet` was seen as it shall be.
-    settled: Option<i64>,
+    agents: Agents,
     /// Seconds since 1970 by the API server's clock; never goes back.
     now: i64,
     /// When the next forward expires.
@@ -130,6 +130,13 @@ impl Controller {
     ) -> Self {
         Self {
             changes: watch(&client, namespace),
+            agents: Agents::new(
+                client.clone(),
+                namespace,
+                events.clone(),
+                Arc::clone(&leadership),
+                Arc::clone(&metrics),
+            ),
             writer: Writer::new(client.clone(), events, Arc::clone(&leadership), Arc::clone(&metrics)),
             leadership,
             reporter: Reporter::default(),
@@ -145,7 +152,6 @@ impl Controller {
             vital: Vital::default(),
             metrics,
             readiness,
-            settled: None,
             now: 0,
             next_expiry: None,
             again: false,
@@ -163,7 +169,8 @@ impl Controller {
         let mut due = false;
         let mut rest = Instant::now();
         loop {
-            let again = [self.writer.next_try(), self.reporter.next_look()].into_iter().flatten().min();
+            let again = [self.writer.next_try(), self.reporter.next_look(), self.agents.next_look()];
+            let again = again.into_iter().flatten().min();
             tokio::select! {
                 Some(change) = self.changes.next() => due |= change(&mut self.world),
                 (answer, again) = self.writer.next() => {
@@ -356,39 +363,16 @@ impl Controller {
         if !self.leadership.is_valid() {
             return;
         }
-        let api = Api::<DaemonSet>::namespaced(self.client.clone(), &self.namespace);
         let existing = self.world.daemon_sets.entry(&self.namespace, AGENT_NAME).and_then(|entry| entry.object());
-        let Aim::Serve { agents: wanted, .. } = &self.aim else {
-            if existing.is_some() && desired.labelled.is_empty() {
-                // Refused or unanswered, it is tried again.
-                let _ = timeout(PATIENCE, api.delete(AGENT_NAME, &DeleteParams::default())).await;
-                self.again = true;
+        if let Aim::Serve { agents: wanted, .. } = &self.aim {
+            if let Some(written) = self.agents.settle(existing.map(Arc::as_ref), wanted).await {
+                self.world.daemon_sets.wrote(DeserializeGuard(Ok(written)));
             }
-            return;
-        };
-        let generation = existing.and_then(|existing| existing.metadata.generation);
-        // Of the same template, and not edited by anybody since it was first seen so.
-        if existing.is_some_and(|existing| is_same(existing, wanted))
-            && (self.settled.is_none() || self.settled == generation)
-        {
-            self.settled = generation;
-            return;
-        }
-        let params = PatchParams::apply(OPERATOR_NAME).force();
-        match timeout(PATIENCE, api.patch(AGENT_NAME, &params, &Patch::Apply(wanted))).await {
-            Ok(Ok(applied)) => {
-                self.metrics.wrote("daemonsets");
-                self.settled = applied.metadata.generation;
-                self.world.daemon_sets.wrote(DeserializeGuard(Ok(applied)));
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot apply the DaemonSet of the agents");
-                self.again = true;
-            }
-            Err(_) => {
-                tracing::warn!("cannot apply the DaemonSet of the agents: the API server did not answer in time");
-                self.again = true;
-            }
+        } else if existing.is_some() && desired.labelled.is_empty() {
+            let api = Api::<DaemonSet>::namespaced(self.client.clone(), &self.namespace);
+            // Refused or unanswered, it is tried again.
+            let _ = timeout(PATIENCE, api.delete(AGENT_NAME, &DeleteParams::default())).await;
+            self.again = true;
         }
     }
 

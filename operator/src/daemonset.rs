@@ -1,6 +1,8 @@
 //! The `DaemonSet` that runs the agents: on labelled nodes, with as few privileges as the work needs.
+//!
+//! Its pods are those of the chart's `PodTemplate` (`agent-pods.yaml`), field by field: the API server refuses any others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::ValueEnum;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::args::AgentArgs;
 
-/// Annotation with the version of the template, so that it is known without comparing defaults.
+/// Annotation by which versions before knew the template. Such a version, gone back to, must not find what it wrote once.
 const TEMPLATE: &str = "sallyport.dev/template";
 
 /// Where the agent's probes and metrics answer: on the node itself only.
@@ -31,14 +33,12 @@ pub fn daemon_set(namespace: &str, args: &AgentArgs) -> DaemonSet {
         "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 1, "maxSurge": 0 } },
         "template": { "metadata": { "labels": labels }, "spec": pod(args) },
     });
-    let template = spec.to_string();
     let spec: DaemonSetSpec = serde_json::from_value(spec).expect("the fields above are those of a DaemonSet");
     DaemonSet {
         metadata: ObjectMeta {
             name: Some(AGENT_NAME.to_owned()),
             namespace: Some(namespace.to_owned()),
             labels: Some(labels),
-            annotations: Some(BTreeMap::from([(TEMPLATE.to_owned(), sallyport_ruleset::digest::short_id(&template))])),
             ..ObjectMeta::default()
         },
         spec: Some(spec),
@@ -46,10 +46,49 @@ pub fn daemon_set(namespace: &str, args: &AgentArgs) -> DaemonSet {
     }
 }
 
-/// Whether `existing` was written from the same template.
-pub fn is_same(existing: &DaemonSet, wanted: &DaemonSet) -> bool {
-    let template = |set: &DaemonSet| set.metadata.annotations.as_ref().and_then(|all| all.get(TEMPLATE)).cloned();
-    template(existing) == template(wanted)
+/// `existing` with the spec and the labels of `wanted`; all other metadata are those of others.
+pub fn replaced(existing: &DaemonSet, wanted: &DaemonSet) -> DaemonSet {
+    let mut whole = DaemonSet { metadata: existing.metadata.clone(), ..wanted.clone() };
+    whole.metadata.labels.get_or_insert_default().extend(wanted.metadata.labels.clone().unwrap_or_default());
+    whole.metadata.annotations.get_or_insert_default().remove(TEMPLATE);
+    whole
+}
+
+/// Whether `existing` has the labels of `wanted`.
+pub fn has_labels(existing: &DaemonSet, wanted: &DaemonSet) -> bool {
+    let found = existing.metadata.labels.as_ref();
+    wanted.metadata.labels.iter().flatten().all(|(key, value)| found.is_some_and(|found| found.get(key) == Some(value)))
+}
+
+/// Paths of the fields of the spec that are not the same, and `labels` for those of the `DaemonSet` itself.
+pub fn differing(one: &DaemonSet, other: &DaemonSet) -> Vec<String> {
+    let mut paths = Vec::new();
+    compare("spec", &json!(one.spec), &json!(other.spec), &mut paths);
+    if one.metadata.labels != other.metadata.labels {
+        paths.push("labels".to_owned());
+    }
+    if paths.is_empty() {
+        paths.push("a field that this version does not know".to_owned());
+    }
+    paths
+}
+
+fn compare(path: &str, one: &Value, other: &Value, paths: &mut Vec<String>) {
+    match (one, other) {
+        _ if one == other => {}
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for key in keys {
+                compare(&format!("{path}.{key}"), &one[key], &other[key], paths);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            for (index, (one, other)) in a.iter().zip(b).enumerate() {
+                compare(&format!("{path}[{index}]"), one, other, paths);
+            }
+        }
+        _ => paths.push(path.to_owned()),
+    }
 }
 
 fn pod(args: &AgentArgs) -> Value {

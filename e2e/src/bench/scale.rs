@@ -75,7 +75,7 @@ pub fn measure_at(size: &Size, table: &mut Table) -> Result<()> {
         nodes.push(Node::join(&api, &host, &ip, &json!({ "sallyport.dev/gateway": "" }))?);
     }
     let kubelets = Kubelets::start(&api, &server, SYSTEM, nodes, &["--backend=dry-run"]);
-    let setting = Setting { api: &api, server: &server, namespace: SYSTEM, account: OPERATOR };
+    let setting = Setting { api: &api, server: &server, namespace: SYSTEM, account: OPERATOR, options: &[] };
     let mut operator = Operator::start(setting, "operator", 8081)?;
     wait::until_true("all gateways being in step", LIMIT, || {
         let pool = api.get(&format!("{KINDS}/gatewaypools/default"))?.unwrap_or_default();

@@ -74,10 +74,15 @@ impl Terminal {
 
     /// The manifests of the chart, as `helm install` would apply them, without its hooks.
     pub fn chart(&self, namespace: &str) -> Result<String> {
+        self.chart_with(namespace, &[])
+    }
+
+    /// The same with values, each as `key=value`.
+    pub fn chart_with(&self, namespace: &str, values: &[&str]) -> Result<String> {
         // The image that the operator of this tier is told; it may run no other.
-        let image = "agent.image.tag=test";
+        let values = [&["agent.image.tag=test"], values].concat().join(",");
         let chart =
-            ["template", "sallyport", "charts/sallyport", "--namespace", namespace, "--no-hooks", "--set", image];
+            ["template", "sallyport", "charts/sallyport", "--namespace", namespace, "--no-hooks", "--set", &values];
         self.must("helm", &chart, "")
     }
 }

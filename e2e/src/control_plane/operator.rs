@@ -29,15 +29,17 @@ pub struct Setting<'a> {
     pub namespace: &'a str,
     /// Its service account.
     pub account: &'a str,
+    /// Options beside those that every replica needs.
+    pub options: &'a [String],
 }
 
 impl Operator {
     /// Starts a replica: its name is its identity, and the port of its admin server is its own.
     pub fn start(setting: Setting<'_>, name: &str, port: u16) -> Result<Self> {
-        let Setting { api, server, namespace, account } = setting;
+        let Setting { api, server, namespace, account, options } = setting;
         let kubeconfig = server.kubeconfig(name, &request_token(api, namespace, account, None)?)?;
         let log = server.file(&format!("{name}.log"));
-        let command = [
+        let mut command = vec![
             "env".to_owned(),
             format!("KUBECONFIG={}", kubeconfig.display()),
             "RUST_LOG=info,sallyport_operator=debug".to_owned(),
@@ -48,6 +50,7 @@ impl Operator {
             "--agent-image=sallyport/node-agent:test".to_owned(),
             format!("--admin=127.0.0.1:{port}"),
         ];
+        command.extend_from_slice(options);
         let process = server.host().spawn_logging_to(&command, &log)?;
         Ok(Self { name: name.to_owned(), process, log })
     }

@@ -133,7 +133,12 @@ impl Scene {
 
     /// Starts one more replica of the operator.
     pub fn start_operator(&mut self, name: &str) -> Result<()> {
-        let setting = Setting { api: &self.api, server: &self.server, namespace: SYSTEM, account: OPERATOR };
+        self.start_operator_with(name, &[])
+    }
+
+    /// The same, told more.
+    pub fn start_operator_with(&mut self, name: &str, options: &[String]) -> Result<()> {
+        let setting = Setting { api: &self.api, server: &self.server, namespace: SYSTEM, account: OPERATOR, options };
         let port = 8081 + u16::try_from(self.operators.len()).context("count the operators")?;
         let operator = Operator::start(setting, name, port)?;
         self.operators.push(operator);

@@ -2,6 +2,7 @@
 //! `DaemonSet` and one label of Nodes, and neither can do anything else. Real tokens ask a real API server.
 
 mod agent;
+mod fields;
 mod operator;
 mod request;
 mod table;
@@ -38,6 +39,8 @@ fn tokens_reach_no_further_than_their_work() -> Result<()> {
             let asked = table::everything_else_is_refused(account, api, &powerless)?;
             println!("{account}: {asked} requests outside of its permissions, all refused");
         }
+        let changes = fields::none_can_be_changed(&scene.api, &operator, &operator::agents())?;
+        println!("{OPERATOR}: {changes} changes of the agents' DaemonSet, all refused");
         let confined =
             [(&agent, agent::beyond()), (&homeless, agent::homeless()), (&operator, operator::beyond(scene)?)];
         for (api, requests) in &confined {

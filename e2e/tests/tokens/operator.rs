@@ -14,7 +14,7 @@ fn daemon_sets() -> String {
     format!("/apis/apps/v1/namespaces/{SYSTEM}/daemonsets")
 }
 
-fn agents() -> String {
+pub fn agents() -> String {
     format!("{}/{AGENT}", daemon_sets())
 }
 
@@ -125,40 +125,60 @@ fn daemon_set(scene: &Scene) -> Result<Vec<Request>> {
     };
     let container = json!({ "name": "second", "image": "sallyport/node-agent:test" });
     let volume = |kind: &str, value: Value| json!({ "name": "mine", kind: value });
-    let (alone, env, confined) = ("one container", "may be told their node", "must be confined by");
-    let (mounts, capabilities) = ("and nothing else", "NET_ADMIN and NET_RAW and may gain no others");
-    let started = "started by their image alone";
+    let shell = json!({ "exec": { "command": ["/bin/sh"] } });
+    let of_secret = json!({ "secretKeyRef": { "name": "mine", "key": "a" } });
+    let unconfined = json!({ "type": "Unconfined" });
+    let template = "/spec/template/metadata";
+    let (labels, strategy, own) = ("must have the labels of", "must be replaced one at a time", "its own labels alone");
     let table = [
-        (format!("{agent}/image"), json!("example.com/mine:1"), "image must be sallyport/node-agent:test"),
-        (format!("{pod}/containers/-"), container.clone(), alone),
-        (format!("{pod}/initContainers"), json!([container]), alone),
-        (format!("{agent}/command"), json!(["/bin/sh"]), started),
-        (format!("{agent}/args"), json!(["cleanup"]), started),
-        (format!("{agent}/lifecycle"), json!({ "postStart": { "exec": { "command": ["/bin/sh"] } } }), started),
-        (format!("{agent}/env/-"), json!({ "name": "LD_PRELOAD", "value": "/var/lib/sallyport/mine.so" }), env),
-        (format!("{agent}/envFrom"), json!([{ "secretRef": { "name": "mine" } }]), env),
+        (format!("{agent}/image"), json!("example.com/mine:1"), "and differ in containers, containers[0].image"),
+        (format!("{pod}/containers/-"), container.clone(), "and differ in containers"),
+        (format!("{pod}/initContainers"), json!([container]), "and differ in initContainers"),
+        (format!("{agent}/command"), json!(["/bin/sh"]), "containers[0].command"),
+        (format!("{agent}/args"), json!(["run", "--admin=0.0.0.0:9478"]), "containers[0].args"),
+        (format!("{agent}/lifecycle"), json!({ "postStart": shell }), "containers[0].lifecycle"),
+        (format!("{agent}/livenessProbe"), shell.clone(), "containers[0].livenessProbe"),
+        (format!("{agent}/readinessProbe"), shell.clone(), "containers[0].readinessProbe"),
+        (format!("{agent}/startupProbe"), shell, "containers[0].startupProbe"),
+        (format!("{agent}/livenessProbe/httpGet/host"), json!("10.0.0.1"), "containers[0].livenessProbe"),
+        (format!("{agent}/env/-"), json!({ "name": "LD_PRELOAD", "value": "mine.so" }), "containers[0].env"),
+        (format!("{agent}/env"), json!([{ "name": "NODE_NAME", "valueFrom": of_secret }]), "containers[0].env"),
+        (format!("{agent}/envFrom"), json!([{ "secretRef": { "name": "mine" } }]), "containers[0].envFrom"),
+        (format!("{agent}/volumeMounts/0/mountPath"), json!("/usr/sbin"), "containers[0].volumeMounts"),
+        (format!("{agent}/securityContext"), json!({ "privileged": true }), "containers[0].securityContext"),
+        (format!("{agent}/securityContext/readOnlyRootFilesystem"), json!(null), "containers[0].securityContext"),
+        (format!("{agent}/securityContext/capabilities/add/-"), json!("SYS_PTRACE"), "containers[0].securityContext"),
+        (format!("{agent}/securityContext/capabilities/drop"), json!([]), "containers[0].securityContext"),
+        (format!("{agent}/securityContext/seccompProfile"), unconfined.clone(), "containers[0].securityContext"),
+        (format!("{agent}/securityContext/appArmorProfile"), unconfined, "containers[0].securityContext"),
         (
-            format!("{agent}/env"),
-            json!([{ "name": "NODE_NAME", "valueFrom": { "secretKeyRef": { "name": "mine", "key": "a" } } }]),
-            env,
+            format!("{agent}/securityContext/seLinuxOptions"),
+            json!({ "type": "spc_t" }),
+            "containers[0].securityContext",
         ),
-        (format!("{pod}/serviceAccountName"), json!("sallyport-operator"), "service account sallyport-node-agent"),
-        (format!("{pod}/nodeSelector"), json!({ "a": "b" }), "kept to nodes with the label"),
-        (format!("{pod}/hostPID"), json!(true), "may not see the host's processes"),
-        (format!("{pod}/hostIPC"), json!(true), "may not see the host's processes"),
-        (format!("{pod}/volumes/-"), volume("hostPath", json!({ "path": "/", "type": "" })), mounts),
-        (format!("{pod}/volumes/-"), volume("hostPath", json!({ "path": "/proc/sys", "type": "" })), mounts),
-        (format!("{pod}/volumes/-"), volume("secret", json!({ "secretName": "mine" })), mounts),
-        (format!("{pod}/volumes/-"), volume("emptyDir", json!({})), mounts),
-        (format!("{agent}/securityContext"), json!({ "privileged": true }), capabilities),
-        (format!("{agent}/securityContext"), json!({ "runAsUser": 0 }), capabilities),
-        (format!("{agent}/securityContext/capabilities/add/-"), json!("SYS_PTRACE"), capabilities),
-        (format!("{agent}/securityContext/capabilities/drop"), json!([]), capabilities),
-        (format!("{agent}/securityContext/seccompProfile"), json!({ "type": "Unconfined" }), confined),
-        (format!("{agent}/securityContext/appArmorProfile"), json!({ "type": "Unconfined" }), confined),
-        (format!("{agent}/securityContext/seLinuxOptions"), json!({ "type": "spc_t" }), confined),
-        (format!("{pod}/securityContext/seccompProfile"), json!({ "type": "Unconfined" }), confined),
-        (format!("{pod}/securityContext"), json!({}), confined),
+        (format!("{pod}/securityContext"), json!({}), "and differ in securityContext"),
+        (format!("{pod}/serviceAccountName"), json!("sallyport-operator"), "serviceAccountName"),
+        (format!("{pod}/nodeSelector"), json!({ "a": "b" }), "and differ in nodeSelector"),
+        (format!("{pod}/nodeName"), json!("gw1"), "and differ in nodeName"),
+        (format!("{pod}/hostAliases"), json!([{ "ip": "10.0.0.1", "hostnames": ["a"] }]), "and differ in hostAliases"),
+        (format!("{pod}/runtimeClassName"), json!("mine"), "and differ in runtimeClassName"),
+        (format!("{pod}/imagePullSecrets"), json!([{ "name": "mine" }]), "and differ in imagePullSecrets"),
+        (format!("{pod}/hostPID"), json!(true), "and differ in hostPID"),
+        (format!("{pod}/hostIPC"), json!(true), "and differ in hostIPC"),
+        (format!("{pod}/volumes/-"), volume("hostPath", json!({ "path": "/", "type": "" })), "and differ in volumes"),
+        (format!("{pod}/volumes/-"), volume("secret", json!({ "secretName": "mine" })), "and differ in volumes"),
+        (format!("{template}/labels/mine"), json!("1"), labels),
+        (format!("{template}/annotations"), json!({ "mine": "1" }), labels),
+        ("/spec/minReadySeconds".to_owned(), json!(3600), strategy),
+        ("/spec/updateStrategy".to_owned(), json!({ "type": "OnDelete" }), strategy),
+        ("/metadata/labels/mine".to_owned(), json!("1"), own),
+        ("/metadata/annotations/mine".to_owned(), json!("1"), own),
+        ("/metadata/finalizers".to_owned(), json!(["example.com/mine"]), own),
+        (
+            "/metadata/ownerReferences".to_owned(),
+            json!([{ "apiVersion": "v1", "kind": "Node", "name": "gw1", "uid": "1" }]),
+            own,
+        ),
     ];
     let mut requests = Vec::new();
     for (pointer, value, words) in table {

@@ -4,6 +4,7 @@ use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::listener::Listener;
 use sallyport_ruleset::plan::Batch;
+use sallyport_ruleset::rule::Table;
 
 use crate::conntrack::Conntrack;
 use crate::iptables::Place;
@@ -32,6 +33,14 @@ impl Engine for DryRun {
                 interpret(&mut after, text)?;
                 *self.installed.family_mut(family) = after;
             }
+        }
+        Ok(())
+    }
+
+    async fn unhook(&mut self, family: Family, table: Table, ours: &str) -> Result<(), Error> {
+        let table_now = self.installed.family_mut(family).table_mut(table);
+        for (builtin, _) in table.hooks().iter().filter(|(_, chain)| *chain == ours) {
+            table_now.chain(builtin).retain(|rule| *rule != format!("-j {ours}"));
         }
         Ok(())
     }

@@ -2,19 +2,22 @@
 //!
 //! One restore call a family; never a single `-A` or `-D`, which would lose connections between two calls.
 
+mod apart;
 mod detect;
 pub mod lock;
 mod others;
 mod vacant;
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::firewall::{FirewallTable, Holder, xtables};
-use sallyport_ruleset::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::firewall::{Holder, HostFirewall, xtables};
+use sallyport_ruleset::installed::{Installed, InstalledRuleset, InstalledTable};
 use sallyport_ruleset::listener::Listener;
 use sallyport_ruleset::plan::Batch;
+use sallyport_ruleset::rule::Table;
 
 pub use self::detect::{Detected, detect};
 use self::lock::Lock;
@@ -23,8 +26,11 @@ use crate::command;
 use crate::conntrack::Conntrack;
 use crate::generation::Generation;
 use crate::listeners::listeners;
-use crate::{Engine, Error};
+use crate::{Engine, Error, netlink};
 
+/// "Protocol not supported" and "invalid argument" (`include/uapi/asm-generic/errno{,-base}.h`).
+const EPROTONOSUPPORT: i32 = 93;
+const EINVAL: i32 = 22;
 /// Shortest and longest time between two looks at legacy tables that nobody seems to have changed.
 const LEGACY_LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// A look at legacy tables may cost this fraction of the time.
@@ -63,13 +69,16 @@ impl Variant {
 
     /// The program with which people look at its tables and change them.
     fn holder(self, family: Family, own: bool) -> Holder {
-        let program = match (self, family) {
+        Holder::Iptables { program: self.program(family), own }
+    }
+
+    fn program(self, family: Family) -> &'static str {
+        match (self, family) {
             (Self::Nft, Family::V4) => "iptables-nft",
             (Self::Nft, Family::V6) => "ip6tables-nft",
             (Self::Legacy, Family::V4) => "iptables-legacy",
             (Self::Legacy, Family::V6) => "ip6tables-legacy",
-        };
-        Holder::Iptables { program, own }
+        }
     }
 
     fn save_program(self, family: Family) -> &'static str {
@@ -94,27 +103,40 @@ impl Variant {
 /// Whether the kernel has `family` at all; with `ipv6.disable=1` it has no IPv6 tables either.
 #[must_use]
 pub fn has_family(family: Family) -> bool {
-    family == Family::V4 || Path::new("/proc/net/if_inet6").exists()
+    // Where that cannot be told, the family's programs will.
+    family == Family::V4 || Path::new("/proc/net/if_inet6").try_exists().unwrap_or(true)
 }
 
-/// The legacy tables of `family` that exist.
-fn legacy_tables(family: Family) -> Vec<String> {
-    let names = match family {
+/// The legacy tables of `family` that exist. The kernel has the file once it has any.
+fn legacy_tables(family: Family) -> Result<Vec<String>, Error> {
+    let path = match family {
         Family::V4 => "/proc/net/ip_tables_names",
         Family::V6 => "/proc/net/ip6_tables_names",
     };
-    let names = std::fs::read_to_string(names).unwrap_or_default();
-    names.split_whitespace().map(str::to_owned).collect()
+    match std::fs::read_to_string(path) {
+        Ok(names) => Ok(names.split_whitespace().map(str::to_owned).collect()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::Read { path, source }),
+    }
 }
 
 /// Whether legacy tables of `family` exist.
-fn has_legacy_tables(family: Family) -> bool {
-    !legacy_tables(family).is_empty()
+fn has_legacy_tables(family: Family) -> Result<bool, Error> {
+    Ok(!legacy_tables(family)?.is_empty())
 }
 
 /// Whether anything was ever put into nftables: a network namespace starts at generation 1 and every transaction moves it.
-fn nftables_was_used() -> bool {
-    Generation::open().and_then(|generation| generation.current()).is_ok_and(|generation| generation > 1)
+fn nftables_was_used() -> Result<bool, Error> {
+    match Generation::open().and_then(|generation| generation.current()) {
+        Ok(generation) => Ok(generation > 1),
+        // A kernel without nftables has no such protocol, or nobody there who answers.
+        Err(netlink::Error::Open(source) | netlink::Error::Refused { source, .. })
+            if matches!(source.raw_os_error(), Some(EPROTONOSUPPORT | EINVAL)) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Rules through one variant of iptables.
@@ -141,26 +163,47 @@ impl Iptables {
     }
 
     /// Whether the kernel may hold rules through this variant; `false` means that it surely has none.
-    pub fn is_in_use(&self) -> bool {
+    pub fn is_in_use(&self) -> Result<bool, Error> {
         match self.variant {
             Variant::Nft => nftables_was_used(),
-            Variant::Legacy => Family::BOTH.into_iter().any(has_legacy_tables),
+            Variant::Legacy => Ok(has_legacy_tables(Family::V4)? || has_legacy_tables(Family::V6)?),
         }
     }
 
     /// What of ours is in `family`, and the tables that it is in as a part of the host's firewall.
-    async fn save(&self, family: Family) -> Result<(Installed, Vec<FirewallTable>), Error> {
+    async fn save(&self, family: Family) -> Result<(Installed, HostFirewall), Error> {
         // Asking a legacy program about tables that are not there would make them.
-        if !has_family(family) || (self.variant == Variant::Legacy && !has_legacy_tables(family)) {
+        if !has_family(family) || (self.variant == Variant::Legacy && !has_legacy_tables(family)?) {
             return Ok(Default::default());
         }
-        let program = self.variant.save_program(family);
-        let (filter, nat) =
-            tokio::try_join!(command::run(program, &["-t", "filter"], ""), command::run(program, &["-t", "nat"], ""))?;
-        let holder = self.variant.holder(family, true);
-        let tables = [&filter, &nat].into_iter().flat_map(|save| xtables::parse(save, family, holder)).collect();
-        let (filter, nat) = (Installed::parse(&filter).filter, Installed::parse(&nat).nat);
-        Ok((Installed { filter, nat }, tables))
+        let mut firewall = HostFirewall::default();
+        let ((filter, of_filter), (nat, of_nat)) =
+            tokio::try_join!(self.save_table(family, Table::Filter), self.save_table(family, Table::Nat))?;
+        for part in [of_filter, of_nat] {
+            firewall.tables.extend(part.tables);
+            firewall.unread.extend(part.unread);
+        }
+        Ok((Installed { filter, nat }, firewall))
+    }
+
+    async fn save_table(&self, family: Family, table: Table) -> Result<(InstalledTable, HostFirewall), Error> {
+        let named = format!("the {} table of {}", table.name(), self.variant.program(family));
+        let why = match command::run(self.variant.save_program(family), &["-t", table.name()], "").await {
+            Ok(save) => match apart::missing(&save) {
+                None if save.lines().any(|line| line.strip_prefix('*') == Some(table.name())) => {
+                    let tables = xtables::parse(&save, family, self.variant.holder(family, true));
+                    let unread =
+                        apart::left_out(&save).map(|what| format!("all of {named}: {what}")).into_iter().collect();
+                    return Ok((Installed::parse(&save).take(table), HostFirewall { tables, unread }));
+                }
+                None => format!("table {} is not printed", table.name()),
+                Some(lacks) => lacks,
+            },
+            Err(command::Error::Failed { stderr, .. }) => stderr,
+            Err(error) => return Err(error.into()),
+        };
+        let found = apart::read(self.variant, family, table, &why).await?;
+        Ok((found, HostFirewall { tables: Vec::new(), unread: vec![named] }))
     }
 
     fn current_generation(&mut self) -> Result<u32, Error> {
@@ -190,9 +233,10 @@ impl Engine for Iptables {
                 None
             }
         };
-        let ((v4, mut tables), (v6, of_v6)) = tokio::try_join!(self.save(Family::V4), self.save(Family::V6))?;
-        tables.extend(of_v6);
-        let firewall = others::read(self.variant, tables).await;
+        let ((v4, mut own), (v6, of_v6)) = tokio::try_join!(self.save(Family::V4), self.save(Family::V6))?;
+        own.tables.extend(of_v6.tables);
+        own.unread.extend(of_v6.unread);
+        let firewall = others::read(self.variant, own).await;
         self.seen = Some(before.map_or_else(
             || {
                 let (least, most) = LEGACY_LOOKS;
@@ -210,6 +254,10 @@ impl Engine for Iptables {
             }
         }
         Ok(())
+    }
+
+    async fn unhook(&mut self, family: Family, table: Table, ours: &str) -> Result<(), Error> {
+        apart::unhook(self.variant, family, table, ours).await
     }
 
     fn moved(&mut self) -> Result<bool, Error> {

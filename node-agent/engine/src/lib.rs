@@ -11,9 +11,11 @@ pub mod iptables;
 pub mod listeners;
 pub mod netlink;
 
+use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::listener::Listener;
 use sallyport_ruleset::plan::Batch;
+use sallyport_ruleset::rule::Table;
 
 use crate::conntrack::Conntrack;
 use crate::iptables::Place;
@@ -27,6 +29,14 @@ pub enum Error {
     /// The kernel did not answer as expected.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
+    /// A file of the kernel could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which file.
+        path: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Text that is no batch of ours.
     #[error("cannot interpret {line:?} as a line of a batch")]
     Batch {
@@ -46,6 +56,10 @@ pub trait Engine {
 
     /// Applies a batch: each table of each family changes in one step or not at all.
     async fn apply(&mut self, batch: &Batch) -> Result<(), Error>;
+
+    /// Takes the jumps of built-in chains to `ours` out of a table of which [`Self::observe`] said that it is
+    /// [unreadable](sallyport_ruleset::installed::InstalledTable::unreadable): a batch cannot name them there.
+    async fn unhook(&mut self, family: Family, table: Table, ours: &str) -> Result<(), Error>;
 
     /// Whether anything may have changed since [`Self::observe`] last began; costs microseconds when nothing did.
     fn moved(&mut self) -> Result<bool, Error>;

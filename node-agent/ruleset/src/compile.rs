@@ -26,6 +26,7 @@ use crate::digest::{intent_hash, short_id};
 use crate::expiry::{has_expired, moment};
 use crate::facts::LocalAddress;
 use crate::family::Family;
+use crate::intersection::smaller;
 use crate::limits;
 use crate::pool::{self, Reserved};
 use crate::rule::{Action, Chains, Rule, Ruleset, chain, protocol_name};
@@ -182,7 +183,7 @@ fn asymmetric(intent: &Intent, local: &[LocalAddress]) -> Option<(Reason, String
         let link = own.network();
         let Some(target) = intent.targets.iter().find(|target| link.contains(&target.ip)) else { continue };
         let open = intent.allow.iter().any(|allow| {
-            overlap(*allow, link).is_some_and(|both| !intent.deny.iter().any(|deny| deny.contains(&both)))
+            smaller(*allow, link).is_some_and(|both| !intent.deny.iter().any(|deny| deny.contains(&both)))
         });
         if open {
             let message = format!(
@@ -193,17 +194,6 @@ fn asymmetric(intent: &Intent, local: &[LocalAddress]) -> Option<(Reason, String
         }
     }
     None
-}
-
-/// The smaller of two networks if one contains the other.
-fn overlap(a: IpNet, b: IpNet) -> Option<IpNet> {
-    if a.contains(&b) {
-        Some(b)
-    } else if b.contains(&a) {
-        Some(a)
-    } else {
-        None
-    }
 }
 
 fn width(port: IntentPort) -> u32 {

@@ -117,6 +117,9 @@ impl Here<'_> {
     }
 
     fn jumps(&self, desired: &Rules, found: &mut Vec<Difference>) {
+        if self.there.unreadable.is_some() {
+            return;
+        }
         for (builtin, ours) in self.table.hooks() {
             let wanted = desired.table(self.table).contains_key(*ours);
             let at = self.there.jumps(builtin, ours);

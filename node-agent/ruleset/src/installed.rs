@@ -8,6 +8,9 @@ use crate::family::Family;
 use crate::firewall::HostFirewall;
 use crate::rule::{Chains, Rules, Ruleset, Table, digest_of, is_ours};
 
+/// What stands for the rules of a chain of ours that cannot be read: equal to no rule.
+pub const UNREADABLE: &str = "(cannot be read)";
+
 /// One table as the kernel holds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InstalledTable {
@@ -15,6 +18,9 @@ pub struct InstalledTable {
     pub ours: Chains,
     /// Rules of the chains that are not ours, our jumps in them included.
     pub foreign: BTreeMap<String, Vec<String>>,
+    /// Why the table cannot be read as a whole, and what helps. Our chains in it were read one at a time then, and of
+    /// `foreign` only what leads to them is known.
+    pub unreadable: Option<String>,
 }
 
 /// The two tables of one family as the kernel holds them.
@@ -61,19 +67,25 @@ impl InstalledRuleset {
         digest_of(|family, table| &self.family(family).table(table).ours)
     }
 
+    /// The rules by which forwards are delivered, in whatever chain.
+    #[must_use]
+    pub fn delivered(&self) -> Delivered<'_> {
+        let rules = |family| self.family(family).nat.ours.values().flatten().map(String::as_str).collect();
+        Delivered { v4: rules(Family::V4), v6: rules(Family::V6) }
+    }
+
     /// Whether every rule of `alone`, a rule set of one forward, that is this forward's own is there, in whatever chain.
     #[must_use]
     pub fn delivers(&self, alone: &Ruleset) -> bool {
-        let mut any = false;
-        let all = Family::BOTH.into_iter().all(|family| {
-            let there: BTreeSet<&String> = self.family(family).nat.ours.values().flatten().collect();
-            let own = |rule: &&String| rule.contains("-j DNAT ") || rule.contains("-j SALLY-S-");
-            alone.family(family).nat.values().flatten().filter(own).all(|rule| {
-                any = true;
-                there.contains(rule)
-            })
-        });
-        any && all
+        let delivered = self.delivered();
+        let families = Family::BOTH.into_iter().filter(|family| Delivered::own(alone, *family).next().is_some());
+        let mut families = families.peekable();
+        families.peek().is_some() && families.all(|family| delivered.holds(alone, family))
+    }
+
+    /// Why tables cannot be read, of those that cannot.
+    pub fn unreadable(&self) -> impl Iterator<Item = &str> {
+        self.v4.unreadable().chain(self.v6.unreadable())
     }
 
     /// Our rules, as they are in the kernel.
@@ -82,6 +94,32 @@ impl InstalledRuleset {
         let rules =
             |installed: &Installed| Rules { filter: installed.filter.ours.clone(), nat: installed.nat.ours.clone() };
         Ruleset { v4: rules(&self.v4), v6: rules(&self.v6) }
+    }
+}
+
+/// The rules of the `nat` tables that are ours, to look forwards up in.
+#[derive(Debug)]
+pub struct Delivered<'a> {
+    v4: BTreeSet<&'a str>,
+    v6: BTreeSet<&'a str>,
+}
+
+impl Delivered<'_> {
+    /// Whether `alone`, a rule set of one forward, has rules of its own in `family`, and all of them are there.
+    #[must_use]
+    pub fn holds(&self, alone: &Ruleset, family: Family) -> bool {
+        let there = match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        };
+        let mut own = Self::own(alone, family).peekable();
+        own.peek().is_some() && own.all(|rule| there.contains(rule.as_str()))
+    }
+
+    /// The rules that no other forward has.
+    fn own(alone: &Ruleset, family: Family) -> impl Iterator<Item = &String> {
+        let own = |rule: &&String| rule.contains("-j DNAT ") || rule.contains("-j SALLY-S-");
+        alone.family(family).nat.values().flatten().filter(own)
     }
 }
 
@@ -110,11 +148,26 @@ impl Installed {
         }
     }
 
-    fn table_mut(&mut self, table: Table) -> &mut InstalledTable {
+    /// One of the tables, to change it.
+    pub fn table_mut(&mut self, table: Table) -> &mut InstalledTable {
         match table {
             Table::Filter => &mut self.filter,
             Table::Nat => &mut self.nat,
         }
+    }
+
+    /// One of the tables, without the other.
+    #[must_use]
+    pub fn take(self, table: Table) -> InstalledTable {
+        match table {
+            Table::Filter => self.filter,
+            Table::Nat => self.nat,
+        }
+    }
+
+    /// Why tables cannot be read, of those that cannot.
+    pub fn unreadable(&self) -> impl Iterator<Item = &str> {
+        Table::BOTH.into_iter().filter_map(|table| self.table(table).unreadable.as_deref())
     }
 
     /// The table that iptables calls `name`; `None` for one in which we have no rules.
@@ -163,6 +216,19 @@ impl InstalledTable {
                 None => false,
             })
         })
+    }
+
+    /// Those of our chains that a built-in chain of `table` jumps to.
+    #[must_use]
+    pub fn hooked(&self, table: Table) -> Vec<&'static str> {
+        let mut hooked: Vec<&'static str> = table
+            .hooks()
+            .iter()
+            .filter(|(builtin, ours)| !self.jumps(builtin, ours).is_empty())
+            .map(|(_, ours)| *ours)
+            .collect();
+        hooked.dedup();
+        hooked
     }
 
     /// Positions, from 0, of the jumps to `ours` in the chain `builtin`.

@@ -20,6 +20,7 @@ pub mod family;
 pub mod firewall;
 pub mod flow;
 pub mod installed;
+pub mod intersection;
 mod judge;
 pub mod kept;
 pub mod limits;

@@ -39,7 +39,7 @@ impl Batch {
 /// Plans the change from `installed` to `desired`.
 ///
 /// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and no foreign rule before a jump
-/// would take our packets. With `yield_place` the latter is left as it is: for when somebody keeps fighting for the
+/// would take our packets. In a table that is [unreadable](InstalledTable::unreadable) it names no jump. With `yield_place` the latter is left as it is: for when somebody keeps fighting for the
 /// first place.
 #[must_use]
 pub fn plan(desired: &Ruleset, installed: &InstalledRuleset, yield_place: bool) -> Batch {
@@ -88,7 +88,10 @@ fn plan_table(table: Table, desired: &Chains, there: &InstalledTable, taken: imp
             line(&mut text, &["-A ", name, " ", rule]);
         }
     }
-    for (builtin, ours) in table.hooks() {
+    // Where a table cannot be read nobody knows who stands before us: a jump that is there stays, and none is added. What has
+    // to go goes by other means.
+    let hooks = if there.unreadable.is_none() { table.hooks() } else { &[] };
+    for (builtin, ours) in hooks {
         let wanted = desired.contains_key(*ours);
         let at = there.jumps(builtin, ours);
         // Of two equal rules `-D` takes the first, so with two jumps none can be kept where it stands.

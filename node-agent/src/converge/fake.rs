@@ -1,6 +1,7 @@
 //! A kernel of tests: holds what is applied, lets others meddle, and can refuse.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sallyport_api::forward_slice::ForwardSliceSpec;
@@ -10,7 +11,9 @@ use sallyport_engine::iptables::Place;
 use sallyport_engine::{Error, command};
 use sallyport_ruleset::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::installed::UNREADABLE;
 use sallyport_ruleset::listener::Listener;
+use sallyport_ruleset::rule::Table;
 
 use super::*;
 use crate::manifest;
@@ -18,6 +21,7 @@ use crate::source::local::{Decided, decide_here};
 
 /// What it was asked, and what it shall do.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a trouble of its own that a test makes")]
 pub(crate) struct Kernel {
     /// What it holds.
     pub(crate) rules: DryRun,
@@ -47,6 +51,12 @@ pub(crate) struct Kernel {
     pub(crate) slow: Duration,
     /// What it says does not exist.
     pub(crate) absent: Vec<Place>,
+    /// Tables into which somebody put a rule that iptables cannot read.
+    pub(crate) native: BTreeSet<(Family, Table)>,
+    /// Chains of ours that have such a rule.
+    pub(crate) native_in: BTreeSet<String>,
+    /// Whether it comes back whenever such a chain is written.
+    pub(crate) stays_native: bool,
 }
 
 impl Kernel {
@@ -84,7 +94,19 @@ impl Engine for Kernel {
         refuse(&mut self.failures.0)?;
         self.observed += 1;
         self.moved = false;
-        self.rules.observe().await
+        let mut read = self.rules.observe().await?;
+        for (family, table) in &self.native {
+            let there = read.family_mut(*family).table_mut(*table);
+            there.unreadable = Some(format!("cannot read table {}", table.name()));
+            for rules in there.foreign.values_mut() {
+                rules.retain(|rule| rule.contains(" SALLY-"));
+            }
+            there.foreign.retain(|_, rules| !rules.is_empty());
+            for (_, rules) in there.ours.iter_mut().filter(|(chain, _)| self.native_in.contains(*chain)) {
+                *rules = vec![UNREADABLE.to_owned()];
+            }
+        }
+        Ok(read)
     }
 
     async fn apply(&mut self, batch: &Batch) -> Result<(), Error> {
@@ -93,12 +115,23 @@ impl Engine for Kernel {
         }
         tokio::time::sleep(self.slow).await;
         refuse(&mut self.failures.1)?;
+        for (family, table) in &self.native {
+            let text = batch.family(*family).unwrap_or_default();
+            let part = text.split('*').find_map(|part| part.strip_prefix(table.name())).unwrap_or_default();
+            assert!(!part.lines().any(|line| line.starts_with("-I ") || line.starts_with("-D ")), "{part}");
+            self.native_in.retain(|chain| self.stays_native || !part.contains(&format!(":{chain} ")));
+        }
         self.rules.apply(batch).await?;
         self.applied.push(batch.clone());
         if let Some(meddling) = &self.meddling {
             self.rules.apply(meddling).await?;
         }
         Ok(())
+    }
+
+    async fn unhook(&mut self, family: Family, table: Table, ours: &str) -> Result<(), Error> {
+        assert!(self.native.contains(&(family, table)), "a batch can do that");
+        self.rules.unhook(family, table, ours).await
     }
 
     fn moved(&mut self) -> Result<bool, Error> {

@@ -24,6 +24,8 @@ pub struct Preview {
     pub ended: usize,
     /// Forwards that would have no rules, and why.
     pub failures: Vec<Failure>,
+    /// Tables that iptables cannot read, and what helps.
+    pub unreadable: Vec<String>,
 }
 
 /// What would change for a forward that is only planned.
@@ -43,9 +45,11 @@ impl<E: Engine> Converger<E> {
         let forwards = self.waiting.others(intents);
         let compiled = compile(&intents.node, &forwards, local, now);
         self.at = now;
-        let installed = self.observe().await?;
-        let batch = plan(&compiled.ruleset, installed, false);
-        let families = not_forwarded(&self.forwarded(&compiled)?, intents.node.ip_forward)?;
+        self.observe().await?;
+        let reach = self.reach(&compiled, &forwards, &intents.node, local);
+        let ruleset = reach.as_ref().map_or(&compiled.ruleset, |reach| &reach.ruleset);
+        let batch = self.installed.as_ref().map(|installed| plan(ruleset, installed, false)).unwrap_or_default();
+        let families = not_forwarded(&self.forwarded(ruleset)?, intents.node.ip_forward)?;
         let allowed = Allowed::new(&compiled, &forwards);
         let ended = match self.engine.conntrack()? {
             Some(conntrack) => {
@@ -53,8 +57,13 @@ impl<E: Engine> Converger<E> {
             }
             None => 0,
         };
-        let failures = self.waiting.failures.iter().chain(&compiled.failures).cloned().collect();
-        Ok(Preview { batch, families, ended, failures })
+        let mut failures: Vec<Failure> = self.waiting.failures.iter().chain(&compiled.failures).cloned().collect();
+        let mut unreadable = Vec::new();
+        if let Some(reach) = reach {
+            failures.extend(reach.failures(&compiled, &forwards));
+            unreadable = reach.why;
+        }
+        Ok(Preview { batch, families, ended, failures, unreadable })
     }
 
     /// What would change if each forward that is only planned were applied, it alone, to what the last pass or preview
@@ -83,10 +92,13 @@ impl<E: Engine> Converger<E> {
                 failure = Some(refusal);
             }
             let mut change = diff(&plan(&compiled.ruleset, installed, self.rivalry.yields()), installed);
-            let forwarding = self.forwarded(&compiled)?;
+            let forwarding = self.forwarded(&compiled.ruleset)?;
             match not_forwarded(&forwarding, intents.node.ip_forward) {
                 Ok(families) => change.extend(families.into_iter().map(would_turn_on)),
                 Err(error) => change.push_str(&format!("# {}\n", chain_of(&error))),
+            }
+            if installed.unreadable().next().is_some() {
+                change.push_str("# a table of this node cannot be read, and it would wait until it can\n");
             }
             if let Some(failure) = failure {
                 change.push_str(&format!("# it would fail here: {} ({:?})\n", failure.message, failure.reason));

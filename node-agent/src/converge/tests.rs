@@ -394,7 +394,8 @@ async fn a_forward_that_cannot_be_on_this_host_fails_alone() {
 async fn a_preview_says_what_a_pass_would_do_and_does_nothing() {
     let mut scene = Scene::with_switches();
     let wanted = intents(&forward("a", 8000));
-    let Preview { batch, families, ended, failures } = scene.converger.preview(&wanted, &local(), 0).await.unwrap();
+    let Preview { batch, families, ended, failures, unreadable: _ } =
+        scene.converger.preview(&wanted, &local(), 0).await.unwrap();
     assert_eq!((families, ended, failures.len()), (vec![Family::V4], 0, 0));
     assert_eq!((scene.kernel().applied.len(), scene.switch().as_str()), (0, "0"));
     scene.pass(&wanted).await.unwrap();

@@ -1,4 +1,4 @@
-//! Events: what changed for a forward, told once, beside the object that it happened to.
+//! Events: what changed for a forward or the agents, told once, beside the object that it happened to.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -55,6 +55,19 @@ impl Events {
             };
             self.queue(event, about);
         }
+    }
+
+    /// Tells that something about an object needs somebody's attention.
+    pub fn warn(&self, about: ObjectReference, reason: &str, note: String) {
+        let event = Event {
+            type_: EventType::Warning,
+            reason: reason.to_owned(),
+            // The recorder counts events of one action instead of recording them anew.
+            action: format!("{reason}-{}", short_id(&note)),
+            note: Some(shorten(note, MAX_NOTE)),
+            secondary: None,
+        };
+        self.queue(event, about);
     }
 
     fn queue(&self, event: Event, about: ObjectReference) {

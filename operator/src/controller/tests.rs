@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use prometheus_client::registry::Registry;
+use sallyport_api::names::OPERATOR_NAME;
 use sallyport_runtime::tasks::Tasks;
 use serde_json::json;
 

@@ -49,19 +49,23 @@ fn it_runs_on_labelled_nodes_only_and_whatever_their_taints() {
 }
 
 #[test]
-fn any_other_argument_is_another_template() {
+fn a_replacement_has_the_wanted_spec_and_keeps_what_others_wrote_beside_it() {
     let wanted = daemon_set("sallyport", &args());
-    assert!(is_same(&daemon_set("sallyport", &args()), &wanted));
-    let changes: [fn(&mut AgentArgs); 4] = [
-        |args| args.agent_image = "sallyport/node-agent:2".into(),
-        |args| args.agent_image_pull_policy = PullPolicy::Always,
-        |args| args.agent_privileged = true,
-        |args| args.agent_log_format = Format::Text,
-    ];
-    for (number, change) in changes.iter().enumerate() {
-        let mut other = args();
-        change(&mut other);
-        assert!(!is_same(&daemon_set("sallyport", &other), &wanted), "{number}");
-    }
-    assert!(!is_same(&DaemonSet::default(), &wanted));
+    let mut existing = wanted.clone();
+    let pod = existing.spec.as_mut().unwrap().template.spec.as_mut().unwrap();
+    (pod.host_pid, pod.containers[0].image) = (Some(true), Some("other".to_owned()));
+    let metadata = &mut existing.metadata;
+    metadata.resource_version = Some("7".to_owned());
+    metadata.labels = Some(BTreeMap::from([("mine".to_owned(), "1".to_owned())]));
+    metadata.annotations = Some([("mine", "2"), (TEMPLATE, "3")].map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    assert!(!has_labels(&existing, &wanted));
+    assert_eq!(
+        differing(&existing, &wanted),
+        ["spec.template.spec.containers[0].image", "spec.template.spec.hostPID", "labels"]
+    );
+    let whole = replaced(&existing, &wanted);
+    assert_eq!(whole.spec, wanted.spec);
+    assert!(has_labels(&whole, &wanted) && whole.metadata.labels.unwrap()["mine"] == "1");
+    assert_eq!(whole.metadata.resource_version.unwrap(), "7", "what somebody writes meanwhile is not lost");
+    assert_eq!(whole.metadata.annotations.unwrap().into_keys().collect::<Vec<_>>(), ["mine"]);
 }

@@ -7,8 +7,9 @@
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::rule::is_ours;
 
+use super::apart::missing;
 use super::{Variant, has_family, has_legacy_tables};
-use crate::command;
+use crate::{Error, command};
 
 /// The variant to use, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ struct Traces {
 }
 
 /// Looks at both variants; changes nothing, and does not create the legacy tables by looking.
-pub async fn detect() -> Result<Detected, command::Error> {
+pub async fn detect() -> Result<Detected, Error> {
     let nft = traces(Variant::Nft).await?;
     let legacy = traces(Variant::Legacy).await?;
     let command = command::run("iptables", &["--version"], "").await.unwrap_or_default();
@@ -53,10 +54,10 @@ fn choose(nft: Traces, legacy: Traces, command: &str) -> Detected {
     Detected { variant, because }
 }
 
-async fn traces(variant: Variant) -> Result<Traces, command::Error> {
+async fn traces(variant: Variant) -> Result<Traces, Error> {
     let mut traces = Traces::default();
     for family in Family::BOTH {
-        if !has_family(family) || (variant == Variant::Legacy && !has_legacy_tables(family)) {
+        if !has_family(family) || (variant == Variant::Legacy && !has_legacy_tables(family)?) {
             continue;
         }
         match command::run(variant.save_program(family), &[], "").await {
@@ -67,14 +68,17 @@ async fn traces(variant: Variant) -> Result<Traces, command::Error> {
             }
             // A host may have only one of the two; the missing one has no rules.
             Err(command::Error::NotInstalled { .. }) => {}
-            Err(error) => return Err(error),
+            // Somebody has rules there, that much is certain.
+            Err(command::Error::Failed { .. }) => traces.rules += 1,
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(traces)
 }
 
 fn read(save: &str) -> Traces {
-    let mut traces = Traces::default();
+    // A table that cannot be shown is not an empty one.
+    let mut traces = Traces { rules: usize::from(missing(save).is_some()), ..Traces::default() };
     for line in save.lines() {
         if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
             traces.hint |= HINTS.contains(&chain);
@@ -121,5 +125,11 @@ mod tests {
     fn our_own_rules_of_an_earlier_run_are_no_evidence() {
         let save = "*nat\n:SALLY-PRE - [0:0]\n-A PREROUTING -j SALLY-PRE\n-A SALLY-PRE -d 10.0.0.1/32 -j SALLY-M\n-A PREROUTING -j OTHER\nCOMMIT\n";
         assert_eq!(read(save).rules, 1);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_shown_is_evidence_of_rules() {
+        let save = "# Table `nat' is incompatible, use 'nft' tool.\n";
+        assert_eq!(choose(read(save), rules(0), COMMAND_LEGACY).variant, Variant::Nft);
     }
 }

@@ -12,6 +12,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{FirewallTable, HostFirewall, nft, xtables};
 
+use super::apart::{left_out, missing, tables_with_sets};
 use super::{Variant, has_family, legacy_tables};
 use crate::command;
 use crate::netlink::{Error, Socket};
@@ -28,9 +29,9 @@ struct InTheWay {
     of_iptables: bool,
 }
 
-/// Everything beside the tables `own` of `variant`.
-pub(super) async fn read(variant: Variant, own: Vec<FirewallTable>) -> HostFirewall {
-    let mut firewall = HostFirewall { tables: own, unread: Vec::new() };
+/// Everything, with the tables `own` of `variant` among it.
+pub(super) async fn read(variant: Variant, own: HostFirewall) -> HostFirewall {
+    let mut firewall = own;
     let in_the_way = in_the_way().unwrap_or_else(|error| {
         tracing::debug!(%error, "cannot list the chains of nftables");
         firewall.unread.push("the chains of nftables".to_owned());
@@ -43,8 +44,13 @@ pub(super) async fn read(variant: Variant, own: Vec<FirewallTable>) -> HostFirew
         }
     }
     for family in Family::BOTH.into_iter().filter(|family| has_family(*family)) {
+        let legacy = legacy_tables(family).unwrap_or_else(|error| {
+            firewall.unread.push(format!("which tables iptables-legacy has for {family}: {error}"));
+            Vec::new()
+        });
+        add_sets(&mut firewall, family, &in_the_way);
         let exists = |of: Variant, name: &str| match of {
-            Variant::Legacy => legacy_tables(family).iter().any(|table| table == name),
+            Variant::Legacy => legacy.iter().any(|table| table == name),
             Variant::Nft => in_the_way.iter().any(|table| {
                 table.of_iptables && table.table == name && (table.family == "ip") == (family == Family::V4)
             }),
@@ -62,8 +68,30 @@ pub(super) async fn read(variant: Variant, own: Vec<FirewallTable>) -> HostFirew
 
 async fn add(firewall: &mut HostFirewall, variant: Variant, family: Family, own: bool, arguments: &[&str]) {
     match command::run(variant.save_program(family), arguments, "").await {
-        Ok(save) => firewall.tables.extend(xtables::parse(&save, family, variant.holder(family, own))),
-        Err(error) => firewall.unread.push(format!("the rules of {}: {error}", variant.name())),
+        Ok(save) => {
+            if let Some(lacks) = missing(&save).or_else(|| left_out(&save).map(str::to_owned)) {
+                firewall.unread.push(format!("all rules of {}: {lacks}", variant.program(family)));
+            }
+            firewall.tables.extend(xtables::parse(&save, family, variant.holder(family, own)));
+        }
+        Err(error) => firewall.unread.push(format!("the rules of {}: {error}", variant.program(family))),
+    }
+}
+
+/// Tells of tables of iptables with rules that iptables shows without the sets that they ask.
+fn add_sets(firewall: &mut HostFirewall, family: Family, in_the_way: &[InTheWay]) {
+    let nft = if family == Family::V4 { "ip" } else { "ip6" };
+    match tables_with_sets(family) {
+        Ok(tables) => {
+            let of_iptables = |name: &String| {
+                in_the_way.iter().any(|table| table.of_iptables && table.family == nft && table.table == *name)
+            };
+            let told = tables.into_iter().filter(of_iptables).map(|name| {
+                format!("what the sets in table {nft} {name} do there, which iptables leaves out (`nft list table {nft} {name}` shows it)")
+            });
+            firewall.unread.extend(told);
+        }
+        Err(error) => firewall.unread.push(format!("the sets of {nft}: {error}")),
     }
 }
 

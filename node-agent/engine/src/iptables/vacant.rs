@@ -63,7 +63,13 @@ pub fn remove_vacant(places: &[Place]) -> Result<usize, Error> {
     Ok(removed)
 }
 
-/// Every table and base chain of the families that iptables uses, each with whether it is vacant.
+/// The chains of a table, in the order of the kernel.
+pub(super) fn chains(family: Family, table: &str) -> Result<Vec<String>, Error> {
+    let here = |place: &Place| place.ipv6 == (family == Family::V6) && place.table == table;
+    Ok(list()?.into_iter().filter(|(place, _)| here(place)).filter_map(|(place, _)| place.chain).collect())
+}
+
+/// Every table and chain of the families that iptables uses, each with whether it is vacant.
 fn list() -> Result<Vec<(Place, bool)>, Error> {
     let mut found = Vec::new();
     for ipv6 in [false, true] {
@@ -125,7 +131,7 @@ fn delete(place: &Place) -> NetfilterMessage {
     NetfilterMessage::new(header(place.ipv6), message)
 }
 
-fn header(ipv6: bool) -> NetfilterHeader {
+pub(super) fn header(ipv6: bool) -> NetfilterHeader {
     let family = if ipv6 { NetfilterProtoFamily::IPv6 } else { NetfilterProtoFamily::IPv4 };
     NetfilterHeader::new(family, 0, 0)
 }

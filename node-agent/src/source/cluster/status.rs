@@ -33,7 +33,7 @@ const MORE: usize = 40;
 /// What came of the last pass.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// The kernel was read back equal.
+    /// The kernel was read back equal, as far as its tables can be read.
     Verified(Report),
     /// It was not.
     Failed {
@@ -264,6 +264,11 @@ fn synced(facts: &Facts<'_>) -> (Reason, String) {
     }
     if facts.intents.node.state == NodeState::Retired {
         return (Reason::Synced, "no rule of ours is left".to_owned());
+    }
+    if let Outcome::Verified(report) = facts.outcome
+        && !report.unreadable.is_empty()
+    {
+        return (Reason::TableUnreadable, report.unreadable.join("; "));
     }
     let mut problems = facts.knowledge.problems();
     let unsupported = facts.knowledge.unsupported().count();

@@ -1,0 +1,171 @@
+//! What a pass may do in tables that cannot be read as a whole: take away what is no longer allowed, and nothing else.
+//!
+//! What is carried there is read chain by chain. Of that, what is still wanted stays; a jump is never added and nothing
+//! new is programmed until the table can be read again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use sallyport_api::condition::Reason;
+use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
+use sallyport_api::gateway_node::GatewayNodeSpec;
+use sallyport_engine::Engine;
+use sallyport_ruleset::compile::{Compiled, Failure, compile};
+use sallyport_ruleset::digest::intent_hash;
+use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::intersection::intersection;
+use sallyport_ruleset::rule::{Rules, Ruleset, Table};
+
+use crate::converge::{Converger, Error};
+use crate::state::Intents;
+
+/// What may be in the kernel while some of its tables cannot be read.
+#[derive(Debug)]
+pub(super) struct Reach {
+    /// In the families that can be read, what is wanted; in the others, what is carried and wanted.
+    pub(super) ruleset: Ruleset,
+    /// The families that cannot be read, and the forwards that have rules there, as they are carried.
+    carried: BTreeMap<Family, Vec<SliceForward>>,
+    /// Why, a line a table.
+    pub(super) why: Vec<String>,
+}
+
+impl Reach {
+    /// What is carried from here on, for the next pass, in the families that cannot be read.
+    pub(super) fn carried(&self, node: &GatewayNodeSpec) -> impl Iterator<Item = (Family, Rc<Intents>)> {
+        self.carried.iter().map(|(family, forwards)| {
+            let (hash, planned) = Default::default();
+            let slice = ForwardSliceSpec { pool: node.pool.clone(), hash, forwards: forwards.clone(), planned };
+            (*family, Rc::new(Intents { node: node.clone(), slices: BTreeMap::from([(String::new(), slice)]) }))
+        })
+    }
+
+    /// A failure for each of `forwards` that has rules, or would have, in what cannot be read. What is in the way there is
+    /// somebody else's, so only whoever may look at the node is told.
+    pub(super) fn failures(&self, compiled: &Compiled, forwards: &[&SliceForward]) -> Vec<Failure> {
+        let failed: BTreeSet<&ForwardRef> = compiled.failures.iter().map(|failure| &failure.forward).collect();
+        let carried = self.carried.values().flatten().map(|forward| (forward.uid.as_str(), forward.hash.as_str()));
+        let carried: BTreeMap<&str, &str> = carried.collect();
+        let concerned = |forward: &&&SliceForward| {
+            !failed.contains(&forward.r#ref)
+                && self.carried.keys().any(|family| has_rules(forward, *family, &compiled.listen))
+        };
+        let failure = |forward: &&SliceForward| {
+            let state = match carried.get(forward.uid.as_str()) {
+                Some(hash) if *hash == forward.hash => "its rules are there as they were",
+                Some(_) => "of its rules those are there that were before and are still allowed",
+                None => "it has no rules there yet",
+            };
+            let message = format!(
+                "iptables cannot read a table of this node, so nothing in it is verified and nothing new is programmed: \
+                 {state}; the node's own status and log name the rule that is in the way"
+            );
+            Failure { forward: forward.r#ref.clone(), reason: Reason::TableUnreadable, message }
+        };
+        forwards.iter().filter(concerned).map(failure).collect()
+    }
+}
+
+/// Whether a forward has rules of `family` where these addresses are listened on.
+fn has_rules(forward: &SliceForward, family: Family, listen: &[IpAddr]) -> bool {
+    let intent = &forward.intent;
+    let own = |ip: &IpAddr| intent.addresses.is_empty() || intent.addresses.contains(ip);
+    intent.targets.iter().any(|target| Family::of(target.ip) == family)
+        && listen.iter().any(|ip| Family::of(*ip) == family && own(ip))
+}
+
+/// `node`, as if its pool listened on nothing but `addresses`.
+fn listening_on(node: &GatewayNodeSpec, addresses: Vec<IpAddr>) -> GatewayNodeSpec {
+    GatewayNodeSpec { addresses, listen_cidrs: Vec::new(), ..node.clone() }
+}
+
+/// What is carried of a forward and still wanted.
+fn still_wanted(was: &SliceForward, is: &SliceForward) -> Option<SliceForward> {
+    if was.hash == is.hash {
+        return Some(is.clone());
+    }
+    let intent = intersection(&was.intent, &is.intent)?;
+    Some(SliceForward { hash: intent_hash(&intent), intent, ..is.clone() })
+}
+
+impl<E: Engine> Converger<E> {
+    /// Takes up what an agent before this one kept: the kernel may hold rules of it.
+    pub fn carry(&mut self, intents: Option<&Rc<Intents>>) {
+        let carried = intents.into_iter().flat_map(|intents| Family::BOTH.map(|family| (family, Rc::clone(intents))));
+        self.carried = carried.collect();
+    }
+
+    /// What may be programmed of `compiled`, made from `forwards`, now that the kernel was read; `None` if all of it.
+    pub(super) fn reach(
+        &self,
+        compiled: &Compiled,
+        forwards: &[&SliceForward],
+        node: &GatewayNodeSpec,
+        local: &[LocalAddress],
+    ) -> Option<Reach> {
+        let installed = self.installed.as_ref()?;
+        let unreadable = |family: &Family| installed.family(*family).unreadable().next().is_some();
+        let families: Vec<Family> = Family::BOTH.into_iter().filter(unreadable).collect();
+        if families.is_empty() {
+            return None;
+        }
+        let wanted: BTreeMap<&str, &SliceForward> =
+            forwards.iter().map(|forward| (forward.uid.as_str(), *forward)).collect();
+        let delivered = installed.delivered();
+        let mut reach = Reach { ruleset: compiled.ruleset.clone(), carried: BTreeMap::new(), why: Vec::new() };
+        for family in families {
+            let why = installed.family(family).unreadable();
+            reach.why.extend(why.map(|why| format!("{family}: {why}")));
+            let (mut rules, mut still) = (Rules::default(), Vec::new());
+            if let Some(carried) = self.carried.get(&family) {
+                // An address on which nothing is carried is as new as a forward that is not.
+                let mut addresses = BTreeSet::new();
+                for was in carried.forwards() {
+                    let is_carried = |ip: &IpAddr| {
+                        let alone = compile(&listening_on(node, vec![*ip]), &[was], local, self.at).ruleset;
+                        delivered.holds(&alone, family)
+                    };
+                    let on: Vec<IpAddr> = compiled.listen.iter().copied().filter(is_carried).collect();
+                    if !on.is_empty() {
+                        addresses.extend(on);
+                        still.extend(wanted.get(was.uid.as_str()).and_then(|is| still_wanted(was, is)));
+                    }
+                }
+                let node = listening_on(node, addresses.into_iter().collect());
+                let mut kept = compile(&node, &still.iter().collect::<Vec<_>>(), local, self.at).ruleset;
+                rules = std::mem::take(kept.family_mut(family));
+            }
+            *reach.ruleset.family_mut(family) = rules;
+            reach.carried.insert(family, still);
+        }
+        Some(reach)
+    }
+
+    /// Takes the jumps to those of our entry chains that `ruleset` does not have out of tables that cannot be read; whether
+    /// there were any.
+    pub(super) async fn unhook(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+        let Some(installed) = &self.installed else { return Ok(false) };
+        let mut hooks = Vec::new();
+        for family in Family::BOTH {
+            // Going away, translation stops before acceptance does.
+            for table in Table::BOTH.into_iter().rev() {
+                let there = installed.family(family).table(table);
+                let gone = there
+                    .hooked(table)
+                    .into_iter()
+                    .filter(|ours| !ruleset.family(family).table(table).contains_key(*ours));
+                hooks.extend(gone.filter(|_| there.unreadable.is_some()).map(|ours| (family, table, ours)));
+            }
+        }
+        for (family, table, ours) in &hooks {
+            self.known = false;
+            self.engine.unhook(*family, *table, ours).await?;
+        }
+        Ok(!hooks.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests;
