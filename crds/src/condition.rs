@@ -24,6 +24,8 @@ pub enum ConditionType {
     IpForwarding,
     /// On a `GatewayNode`: no other firewall of the host drops what is forwarded.
     HostFirewallCompatible,
+    /// On a `GatewayNode`: the agent answers probes and metrics on the address that it was told.
+    AdminServing,
 }
 
 impl ConditionType {
@@ -37,6 +39,7 @@ impl ConditionType {
             Self::Synced => "Synced",
             Self::IpForwarding => "IPForwarding",
             Self::HostFirewallCompatible => "HostFirewallCompatible",
+            Self::AdminServing => "AdminServing",
         }
     }
 }
@@ -126,11 +129,16 @@ pub enum Reason {
     /// Another firewall of the host may drop what is forwarded, but that cannot be told from here. Try a forward; if it
     /// does not answer, do what the message says.
     HostFirewallUnclear,
+    /// The agent answers probes and metrics. Nothing to do.
+    Serving,
+    /// The agent cannot have the address for probes and metrics, most likely since another program has it; forwarding goes
+    /// on. Do what the message says.
+    NotServing,
 }
 
 impl Reason {
     /// Every reason, in the order of the condition types, the good one of each type first.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 33] = [
         Self::Accepted,
         Self::PoolNotFound,
         Self::NotGranted,
@@ -162,6 +170,8 @@ impl Reason {
         Self::NotForwarding,
         Self::HostFirewallCompatible,
         Self::HostFirewallUnclear,
+        Self::Serving,
+        Self::NotServing,
     ];
 
     /// The word in `reason` of a condition.
@@ -199,6 +209,8 @@ impl Reason {
             Self::NotForwarding => "NotForwarding",
             Self::HostFirewallCompatible => "HostFirewallCompatible",
             Self::HostFirewallUnclear => "HostFirewallUnclear",
+            Self::Serving => "Serving",
+            Self::NotServing => "NotServing",
         }
     }
 
@@ -211,7 +223,8 @@ impl Reason {
             | Self::Ready
             | Self::Synced
             | Self::Forwarding
-            | Self::HostFirewallCompatible => "True",
+            | Self::HostFirewallCompatible
+            | Self::Serving => "True",
             Self::Pending | Self::AgentUnreachable | Self::HostFirewallUnclear => "Unknown",
             _ => "False",
         }
@@ -280,7 +293,9 @@ mod tests {
         for reason in Reason::ALL {
             assert!(text.contains(&format!("\n| `{reason}` | ")), "docs/conditions.md has no row for {reason}");
         }
-        for about in ["Accepted", "Programmed", "Ready", "Synced", "IPForwarding", "HostFirewallCompatible"] {
+        for about in
+            ["Accepted", "Programmed", "Ready", "Synced", "IPForwarding", "HostFirewallCompatible", "AdminServing"]
+        {
             assert!(text.contains(&format!("| `{about}` | ")), "docs/conditions.md does not explain {about}");
         }
     }
@@ -294,6 +309,7 @@ mod tests {
             ConditionType::Synced,
             ConditionType::IpForwarding,
             ConditionType::HostFirewallCompatible,
+            ConditionType::AdminServing,
         ] {
             assert_eq!(serde_json::to_value(about).unwrap(), about.as_str());
         }

@@ -146,7 +146,8 @@ pub struct GatewayNodeStatus {
     #[schemars(length(max = 80))]
     pub rules_digest: Option<String>,
     /// `Synced`: the kernel carries every slice of the pool. `IPForwarding`: the kernel forwards.
-    /// `HostFirewallCompatible`: no other firewall of the host drops what is forwarded.
+    /// `HostFirewallCompatible`: no other firewall of the host drops what is forwarded. `AdminServing`: the agent answers
+    /// probes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Map(vec!["type".into()])))]

@@ -2,7 +2,7 @@
 
 use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_engine::Error;
-use sallyport_engine::iptables::{Variant, detect};
+use sallyport_engine::iptables::{Variant, detect, lock};
 
 use crate::args::BackendArg;
 
@@ -43,6 +43,15 @@ pub async fn choose(flag: BackendArg, pool: FirewallBackend) -> Result<Backend, 
             Backend::Iptables(detected.variant)
         }
     })
+}
+
+/// Closes the lock of iptables to everybody but root, as far as it is not, and says so.
+pub fn close_lock() {
+    match lock::close_to_others() {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("the lock of iptables could be held by anybody; now only by root"),
+        Err(error) => tracing::warn!(%error, "cannot close the lock of iptables to others, who can stop its programs"),
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 async fn main() -> ExitCode {
     let Cli { log_format, command } = Cli::parse();
     sallyport_runtime::log::init(log_format);
+    sallyport_runtime::descriptors::raise_limit();
     let outcome = match command {
         Command::Run(args) => run::run(&args).await,
         Command::Plan { manifests, host } => plan::plan(&manifests, &host).await,

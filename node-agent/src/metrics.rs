@@ -3,7 +3,6 @@
 //! Ready means that the kernel is known to hold what it should; whether the cluster answers plays no part in it.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +13,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use sallyport_ruleset::drift::{Difference, Kind};
-use sallyport_runtime::admin::Admin;
+use sallyport_runtime::admin::{self, Serving};
+use sallyport_runtime::tasks::Tasks;
+use tokio::sync::watch;
 
 use crate::converge::{Error, Report, chain_of};
 use crate::state::Intents;
@@ -42,17 +43,10 @@ struct Repaired {
 }
 
 impl Metrics {
-    /// Answers on `address` from now on, beside everything else.
-    pub async fn serve(&self, address: SocketAddr) -> io::Result<()> {
-        let admin = Admin::bind(address).await?;
+    /// Answers on `address` beside everything else, and says how that stands.
+    pub fn serve(&self, tasks: &mut Tasks, address: SocketAddr) -> watch::Receiver<Serving> {
         let metrics = self.clone();
-        let serve = admin.serve(Arc::new(self.registry()), move || metrics.ready());
-        tokio::spawn(async move {
-            if let Err(error) = serve.await {
-                tracing::error!(error = chain_of(&error), "metrics are no longer served");
-            }
-        });
-        Ok(())
+        admin::start(tasks, address, self.registry(), move || metrics.ready())
     }
 
     /// Takes in what came of a pass, and which of somebody else's changes it put back.

@@ -4,6 +4,8 @@
 //! ten times a second that looks for drift, or the end. What the kernel holds stays when the agent stops, however it
 //! stops.
 
+mod retry;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -20,6 +22,7 @@ use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::drift::told;
 use sallyport_ruleset::firewall::Assessment;
 use sallyport_runtime::shutdown::Shutdown;
+use sallyport_runtime::tasks::Tasks;
 use tokio::time::MissedTickBehavior;
 
 use crate::args::{HostArgs, RunArgs};
@@ -29,6 +32,7 @@ use crate::connections::Draining;
 use crate::converge::{Converger, Error, Report, chain_of};
 use crate::metrics::Metrics;
 use crate::notices::Notices;
+use crate::run::retry::Retry;
 use crate::source::cluster::Cluster;
 use crate::source::manifests::Manifests;
 use crate::source::{Pass, Source};
@@ -48,25 +52,21 @@ const LISTENERS: Duration = Duration::from_millis(500);
 const FAILED_REST: Duration = Duration::from_secs(1);
 /// Drift that is put back within this time is told when that is done; what takes longer is told while it lasts.
 const MOMENT: Duration = Duration::from_secs(1);
-/// Wait before the first try after a failed pass; it doubles with each.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-/// Longest wait after a failed pass before the next try.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs until a signal, or with `once` until the manifests are applied.
 pub async fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let state = Rc::new(StateDir::lock(&args.host.state_dir)?);
     let metrics = Metrics::default();
-    if let Some(address) = args.admin {
-        metrics.serve(address).await.with_context(|| format!("cannot listen on {address}; choose another --admin"))?;
-    }
+    let mut tasks = Tasks::default();
+    tasks.watch();
+    let admin = args.admin.map(|address| metrics.serve(&mut tasks, address));
     if let Some(manifests) = &args.manifests {
         let source = Manifests::new(manifests, &args.host.node_name, state);
-        return Box::pin(drive(source, &args.host, metrics, args.once)).await;
+        return Box::pin(tasks.beside(drive(source, &args.host, metrics, args.once))).await;
     }
     let namespace = args.namespace.as_deref().context("--namespace is needed without --manifests")?;
-    let source = Cluster::connect(&args.host.node_name, namespace, state).await?;
-    Box::pin(drive(source, &args.host, metrics, false)).await
+    let source = Cluster::connect(&mut tasks, &args.host.node_name, namespace, state, admin).await?;
+    Box::pin(tasks.beside(drive(source, &args.host, metrics, false))).await
 }
 
 async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once: bool) -> anyhow::Result<ExitCode> {
@@ -87,6 +87,7 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
                 agent.follow(&mut intents, once, &notices, &mut shutdown).await
             }
             Backend::Iptables(variant) => {
+                backend::close_lock();
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
                 let converger = Converger::new(Iptables::new(variant), Some(sysctl));
                 let mut agent = Agent::new(converger, pool, &mut source, &metrics);
@@ -138,15 +139,8 @@ struct Agent<'a, S, E> {
     firewall: Assessment,
 }
 
-/// When to try again after a failure.
-struct Retry {
-    wait: Duration,
-    at: Option<Instant>,
-}
-
 impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     fn new(converger: Converger<E>, pool_backend: FirewallBackend, source: &'a mut S, metrics: &'a Metrics) -> Self {
-        let retry = Retry { wait: FIRST_RETRY, at: None };
         Self {
             converger,
             pool_backend,
@@ -156,7 +150,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             abandoned: None,
             failures: Vec::new(),
             draining: Draining::new(),
-            retry,
+            retry: Retry::default(),
             rest: Instant::now(),
             listened: Instant::now(),
             trouble: Trouble::default(),
@@ -374,9 +368,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             Ok(report) => {
                 self.tell(intents, &report, cause);
                 if report.unreadable.is_empty() {
-                    if self.retry.at.take().is_some() {
-                        self.retry.wait = FIRST_RETRY;
-                    }
+                    self.retry.over();
                     self.error = None;
                 } else {
                     // What made it unreadable may go without moving anything, as when a program is installed.
@@ -495,17 +487,6 @@ impl<S: Source, E: Engine> Agent<'_, S, E> {
             tracing::warn!("{found}");
         }
         self.firewall = found.clone();
-    }
-}
-
-impl Retry {
-    fn soon(&mut self) {
-        self.at = Some(Instant::now() + FIRST_RETRY);
-    }
-
-    fn later(&mut self) {
-        self.at = Some(Instant::now() + self.wait);
-        self.wait = (self.wait * 2).min(LONGEST_RETRY);
     }
 }
 

@@ -9,7 +9,8 @@
 //! first-seen.json since when each forward is there, for grants that limit lifetimes
 //! host.json       settings of the host as they were before us, for `cleanup`
 //! ```
-//! Files are written whole and renamed into place, readable by root only.
+//! Files are written whole and renamed into place, readable by root only. What else may be in their place (a FIFO, a
+//! directory, something huge) is an error that names it: nothing is waited for, and nothing huge taken into memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_engine::iptables::Place;
+use sallyport_runtime::file;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +74,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// It cannot be read or written.
-    #[error("cannot access {}", path.display())]
+    #[error("cannot access {}{}", path.display(), advice(source))]
     Access {
         /// Which file or directory.
         path: PathBuf,
@@ -89,6 +91,8 @@ pub enum Error {
     },
 }
 
+/// A file larger than this is not read: the last good intents of 10,000 forwards have some 6 MB.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// A program that an agent was just about to start when it was killed keeps the agent's lock until the kernel has loaded
 /// it: that is waited for, at most so long.
 const FORK: Duration = Duration::from_secs(1);
@@ -105,15 +109,13 @@ impl StateDir {
     pub fn lock(path: &Path) -> Result<Self, Error> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| access(path, source))?;
         let lock_path = path.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
+        let mut reading = OpenOptions::new();
+        reading.read(true);
+        let file = file::open(&lock_path, reading.clone().write(true).create(true).mode(0o600))
             // A disk that went read-only under an earlier agent can still be locked.
-            .or_else(|error| {
-                if error.kind() == io::ErrorKind::ReadOnlyFilesystem { File::open(&lock_path) } else { Err(error) }
+            .or_else(|error| match error.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => file::open(&lock_path, &reading),
+                _ => Err(error),
             })
             .map_err(|source| access(&lock_path, source))?;
         let begun = Instant::now();
@@ -254,7 +256,7 @@ impl StateDir {
 
     fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let path = self.path.join(name);
-        match fs::read(&path) {
+        match file::read(&path, MAX_BYTES) {
             Ok(json) => serde_json::from_slice(&json).map(Some).map_err(|source| Error::Content { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(access(&path, source)),
@@ -265,7 +267,12 @@ impl StateDir {
         let path = self.path.join(name);
         let new = self.path.join(format!("{name}.new"));
         let write = || {
-            let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            // What a crash left, or somebody put there: to open a FIFO would be to wait for its reader.
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&new)?;
             let mut buffered = BufWriter::new(&file);
             serde_json::to_writer(&mut buffered, value)?;
             buffered.flush()?;
@@ -291,6 +298,14 @@ fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(access(path, source)),
         _ => Ok(()),
+    }
+}
+
+/// What to do about something that no agent puts there.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::InvalidInput | io::ErrorKind::FileTooLarge => "; move it away",
+        _ => "",
     }
 }
 

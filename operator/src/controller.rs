@@ -126,9 +126,8 @@ impl Controller {
         leadership: Arc<Leadership>,
         metrics: Arc<Metrics>,
         readiness: Readiness,
-        identity: &str,
+        events: Events,
     ) -> Self {
-        let events = Events::start(client.clone(), identity);
         Self {
             changes: watch(&client, namespace),
             agents: Agents::new(

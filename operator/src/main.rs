@@ -12,6 +12,7 @@ use sallyport_operator::run;
 async fn main() -> ExitCode {
     let Cli { log_format, command } = Cli::parse();
     sallyport_runtime::log::init(log_format);
+    sallyport_runtime::descriptors::raise_limit();
     let outcome = match command {
         Command::Run { replica, agent, default_pool, service_cidrs, admin } => {
             run::run(&replica, &agent, default_pool.as_deref(), service_cidrs, admin).await

@@ -13,17 +13,22 @@ use kube::{Client, Config, ResourceExt as _};
 use prometheus_client::registry::Registry;
 use sallyport_api::GatewayPool;
 use sallyport_api::names::OPERATOR_NAME;
-use sallyport_runtime::admin::Admin;
 use sallyport_runtime::shutdown::Shutdown;
+use sallyport_runtime::tasks::Tasks;
+use sallyport_runtime::{admin, file};
 use tokio::time::Instant;
 
 use crate::args::{AgentArgs, ReplicaArgs};
+use crate::controller::events::Events;
 use crate::controller::observe::WATCH_SECONDS;
 use crate::controller::{Aim, Controller, Readiness, until};
 use crate::daemonset::daemon_set;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::uninstall::{delete_leases, stop_operator};
+
+/// A file with a pool that is larger is not read: the API server takes no larger object.
+const MAX_POOL_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Leads when it is its turn, until a signal comes or the lease is lost.
 pub async fn run(
@@ -37,13 +42,14 @@ pub async fn run(
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
     let readiness = Readiness::default();
-    let admin = Admin::bind(admin).await.with_context(|| format!("failed to listen on {admin}"))?;
     let asked = Arc::clone(&readiness);
-    tokio::spawn(admin.serve(Arc::new(registry), move || {
+    let mut tasks = Tasks::default();
+    // That it is not served is told in the log, and by the probes that fail.
+    drop(admin::start(&mut tasks, admin, registry, move || {
         asked.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }));
     let aim = Aim::Serve { agents: Box::new(daemon_set(&replica.namespace, agent)), service_cidrs };
-    Box::pin(lead(replica, aim, pool, metrics, readiness, None)).await?;
+    Box::pin(lead(&mut tasks, replica, aim, pool, metrics, readiness, None)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -55,7 +61,8 @@ pub async fn uninstall(replica: &ReplicaArgs, force: bool, patience: Option<Dura
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
     let left = Readiness::new(Mutex::new(Some("another replica, which leads".to_owned())));
     let waits_for = Arc::clone(&left);
-    match Box::pin(lead(replica, Aim::Uninstall { force }, None, metrics, left, deadline)).await? {
+    let mut tasks = Tasks::default();
+    match Box::pin(lead(&mut tasks, replica, Aim::Uninstall { force }, None, metrics, left, deadline)).await? {
         Outcome::Finished => {}
         Outcome::Stopped => bail!("stopped before everything was taken off; run it again"),
         Outcome::Late => bail!(gave_up(patience.unwrap_or_default(), &waits_for)),
@@ -87,6 +94,7 @@ fn gave_up(patience: Duration, left: &Readiness) -> String {
 }
 
 async fn lead(
+    tasks: &mut Tasks,
     replica: &ReplicaArgs,
     aim: Aim,
     pool: Option<GatewayPool>,
@@ -101,11 +109,13 @@ async fn lead(
     let leadership = Arc::new(Leadership::new(leases, OPERATOR_NAME, &replica.identity));
     tokio::select! {
         () = leadership.acquire() => {}
+        ended = tasks.ended() => return Err(ended.into()),
         () = shutdown.requested() => return Ok(Outcome::Stopped),
         () = &mut late => return Ok(Outcome::Late),
     }
     tracing::info!(identity = replica.identity, "leading");
     metrics.leads(true);
+    let events = Events::start(tasks, client.clone(), &replica.identity);
     let leading = async {
         if let Some(pool) = &pool {
             apply_pool(&client, pool).await;
@@ -118,7 +128,7 @@ async fn lead(
             Arc::clone(&leadership),
             metrics,
             readiness,
-            &replica.identity,
+            events,
         );
         controller.run().await;
     };
@@ -127,6 +137,7 @@ async fn lead(
             tracing::info!("nothing of Sallyport is left on the gateways");
             Ok(Outcome::Finished)
         }
+        ended = tasks.ended() => Err(ended.into()),
         () = leadership.keep() => Err(anyhow::anyhow!("the lease was lost; whoever leads next lists everything anew")),
         () = shutdown.requested() => {
             tracing::info!("stopping; the gateways go on as they are");
@@ -151,9 +162,9 @@ async fn client() -> anyhow::Result<Client> {
 }
 
 fn read_pool(path: &Path) -> anyhow::Result<GatewayPool> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+    let text = file::read(path, MAX_POOL_BYTES).with_context(|| format!("failed to read {}", path.display()))?;
     let pool: GatewayPool =
-        serde_saphyr::from_str(&text).with_context(|| format!("{} does not hold a GatewayPool", path.display()))?;
+        serde_saphyr::from_slice(&text).with_context(|| format!("{} does not hold a GatewayPool", path.display()))?;
     if pool.name_any().is_empty() {
         bail!("{}: metadata.name is missing", path.display());
     }

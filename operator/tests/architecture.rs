@@ -1,5 +1,5 @@
-//! The rules of ARCHITECTURE.md that a compiler does not hold: who may depend on whom, and that each invariant names a
-//! test that exists.
+//! The rules of ARCHITECTURE.md that a compiler does not hold: who may depend on whom, that every task is awaited, and that
+//! each invariant names a test that exists.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -103,8 +103,9 @@ fn the_ruleset_reaches_no_runtime_no_client_and_no_randomness() {
 fn every_invariant_names_a_test_that_exists() {
     let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let section = architecture.split("## Invariants").nth(1).unwrap().split("\n## ").next().unwrap();
-    let mut sources = String::new();
+    let mut sources = Vec::new();
     collect(&root(), &mut sources);
+    let sources: String = sources.into_iter().map(|(_, text)| text).collect();
     let mut invariants = 0;
     for row in
         section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| #") && !line.starts_with("|--"))
@@ -120,7 +121,35 @@ fn every_invariant_names_a_test_that_exists() {
     assert!(invariants >= 8, "only {invariants} invariants found: has the table changed its form?");
 }
 
-fn collect(folder: &Path, sources: &mut String) {
+#[test]
+fn every_task_and_thread_is_made_where_it_is_awaited() {
+    let mut sources = Vec::new();
+    // The tests' own programs may do as they like.
+    for package in ["crds", "node-agent", "operator"] {
+        collect(&root().join(package), &mut sources);
+    }
+    let is_test = |path: &Path| path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
+    let made_by = ["spawn(", "spawn_", "spawn;", "spawn}", "spawn,", "JoinSet", "JoinHandle", "thread::", "LocalSet"];
+    let mut seen = BTreeSet::new();
+    for (path, text) in sources.iter().filter(|(path, _)| !is_test(path)) {
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for line in code.lines().map(str::trim).filter(|line| !line.starts_with("//")) {
+            // To wait is no thread, and a program is awaited by its own handle.
+            let line = line.replace("thread::sleep", "");
+            if made_by.iter().any(|made_by| line.contains(made_by)) && !line.starts_with("tasks.spawn(\"") {
+                seen.insert((path.strip_prefix(root()).unwrap().display().to_string(), line));
+            }
+        }
+    }
+    // The thread that ends a process whose tasks stand still, and one for its last words, are in there too.
+    let (here, elsewhere): (Vec<_>, Vec<_>) =
+        seen.into_iter().partition(|(path, _)| path == "node-agent/runtime/src/tasks.rs");
+    assert!(here.iter().any(|(_, line)| line.contains("self.running.spawn(task)")), "where did it go? {here:#?}");
+    let program = ("node-agent/engine/src/command.rs".to_owned(), ".spawn()?;".to_owned());
+    assert_eq!(elsewhere, [program], "give it to `runtime::tasks::Tasks`, which awaits it");
+}
+
+fn collect(folder: &Path, sources: &mut Vec<(PathBuf, String)>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
@@ -129,7 +158,8 @@ fn collect(folder: &Path, sources: &mut String) {
                 collect(&path, sources);
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            sources.push_str(&fs::read_to_string(&path).unwrap());
+            let text = fs::read_to_string(&path).unwrap();
+            sources.push((path, text));
         }
     }
 }

@@ -389,4 +389,33 @@ pub const ROWS: &[Row] = &[
             control_plane("port_conflict_has_one_winner", "successor_waits_for_every_node"),
         ],
     },
+    Row {
+        number: 31,
+        fault: "a local user of the gateway keeps connections to the probes' address, takes it, or holds the lock",
+        promise: "rules are changed all the same, probes answered where the address can be had",
+        tests: &[
+            kernel("local_user", "idle_connections_of_a_local_user_keep_no_deleted_forward_open"),
+            kernel("local_user", "a_local_user_who_has_the_address_of_the_probes_stops_nothing_else"),
+            kernel("local_user", "a_lock_that_the_kubelet_made_readable_can_be_held_by_root_alone"),
+            pure("whether_probes_are_answered_is_a_condition_of_its_own"),
+        ],
+    },
+    Row {
+        number: 32,
+        fault: "something else is where a file of the agent's state should be",
+        promise: "named at once, nothing is waited for; rules follow all the same, unless it is the lock",
+        tests: &[
+            pure("a_start_names_what_is_in_place_of_its_state_and_neither_hangs_nor_eats_memory"),
+            pure("whatever_is_where_a_file_is_written_gives_way_or_is_named_at_once"),
+        ],
+    },
+    Row {
+        number: 33,
+        fault: "a task of a program ends or panics",
+        promise: "the program ends with it and says which; the next one goes on",
+        tests: &[
+            pure("a_task_that_ends_or_panics_ends_the_program_by_its_name"),
+            pure("every_task_and_thread_is_made_where_it_is_awaited"),
+        ],
+    },
 ];

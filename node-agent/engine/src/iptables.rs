@@ -4,7 +4,7 @@
 
 mod apart;
 mod detect;
-mod lock;
+pub mod lock;
 mod others;
 mod vacant;
 

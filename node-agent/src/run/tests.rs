@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use super::retry::{FIRST_RETRY, LONGEST_RETRY};
 use super::*;
 use crate::addresses::local_addresses;
 use crate::converge::fake::{Kernel, forward, intents};

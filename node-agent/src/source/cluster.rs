@@ -32,6 +32,8 @@ use sallyport_api::forward_slice::ForwardSlice;
 use sallyport_api::gateway_node::{Drift, GatewayNode, GatewayNodeSpec, GatewayNodeStatus};
 use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_api::names::POOL_LABEL;
+use sallyport_runtime::admin::Serving;
+use sallyport_runtime::tasks::Tasks;
 use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -69,6 +71,8 @@ pub struct Cluster {
     name: String,
     /// Says that the API server's storage went back to an older state.
     restored: watch::Receiver<()>,
+    /// How the address for probes stands.
+    admin: watch::Receiver<Serving>,
     node: Events,
     /// Whether the list of `GatewayNode`s that is under way had ours in it.
     node_found: bool,
@@ -113,7 +117,14 @@ struct Routes {
 
 impl Cluster {
     /// Begins to watch, to renew the lease, and to write the status. Waits for nobody.
-    pub async fn connect(node: &str, namespace: &str, state: Rc<StateDir>) -> anyhow::Result<Self> {
+    /// `admin` says how the address for probes stands.
+    pub async fn connect(
+        tasks: &mut Tasks,
+        node: &str,
+        namespace: &str,
+        state: Rc<StateDir>,
+        admin: Option<watch::Receiver<Serving>>,
+    ) -> anyhow::Result<Self> {
         let mut config = kube::Config::infer()
             .await
             .context("cannot tell which cluster to follow; set KUBECONFIG, or give --manifests")?;
@@ -123,17 +134,20 @@ impl Cluster {
         config.default_retry = false;
         let client = Client::try_from(config).context("cannot use the cluster's configuration")?;
         let (restored, hears) = watch::channel(());
-        tokio::spawn(lease::renew(client.clone(), namespace.to_owned(), node.to_owned(), restored));
-        Ok(Self::new(client, node, state, hears))
+        tasks.spawn("lease", lease::renew(client.clone(), namespace.to_owned(), node.to_owned(), restored));
+        let mut cluster = Self::new(tasks, client, node, state, hears);
+        cluster.admin = admin.unwrap_or(cluster.admin);
+        Ok(cluster)
     }
 
-    fn new(client: Client, node: &str, state: Rc<StateDir>, restored: watch::Receiver<()>) -> Self {
+    fn new(tasks: &mut Tasks, client: Client, node: &str, state: Rc<StateDir>, restored: watch::Receiver<()>) -> Self {
         let nodes: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<GatewayNode>(&()));
         Self {
             host: ThisHost::new(state),
             client,
             name: node.to_owned(),
             restored,
+            admin: watch::channel(Serving::default()).1,
             node: node_events(nodes.clone(), node),
             node_found: false,
             generation: None,
@@ -150,7 +164,7 @@ impl Cluster {
             routes: None,
             draining: Draining::new(),
             reported: None,
-            writer: StatusWriter::start(nodes, node.to_owned()),
+            writer: StatusWriter::start(tasks, nodes, node.to_owned()),
             silent: BTreeMap::new(),
             listed_anew: None,
         }
@@ -243,6 +257,7 @@ impl Cluster {
             event = self.node.next() => (event, true),
             event = slices => (event, false),
             Ok(()) = self.restored.changed() => return self.list_anew(),
+            Ok(()) = self.admin.changed() => return self.fresh = true,
         };
         match event {
             Some(Ok(event)) => {
@@ -299,6 +314,7 @@ impl Cluster {
             backend: self.backend,
             source_addresses: self.routes.as_ref().map_or(&[], |routes| &routes.sources),
             draining: &self.draining,
+            admin: &self.admin.borrow(),
             last_drift: self.last_drift.as_ref(),
             plans: self.plans.as_deref(),
             generation: self.generation,

@@ -5,11 +5,13 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read as _};
+use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+use sallyport_runtime::file;
 
 use crate::converge::chain_of;
 use crate::manifest::{self, DocumentProblem, Identity, Object};
@@ -146,7 +148,7 @@ impl Directory {
                 continue;
             }
             let before = self.files.remove(&name);
-            let file = ManifestFile::read(&name, &path, metadata, before.map(|file| file.objects), good);
+            let file = ManifestFile::read(&name, &path, stamp, before.map(|file| file.objects), good);
             self.files.insert(name, file);
             look.changed = true;
         }
@@ -221,17 +223,10 @@ impl ManifestFile {
     }
 
     /// Reads the file; what cannot be read leaves in place what `before`, or the state directory, has of it.
-    fn read(
-        name: &str,
-        path: &Path,
-        metadata: io::Result<Metadata>,
-        before: Option<Vec<Object>>,
-        good: &StateDir,
-    ) -> Self {
-        let stamp = metadata.as_ref().map_or(Stamp::NONE, Stamp::of);
+    fn read(name: &str, path: &Path, stamp: Stamp, before: Option<Vec<Object>>, good: &StateDir) -> Self {
         let mut objects = Vec::new();
         let mut found = Vec::new();
-        match documents(path, metadata) {
+        match documents(path) {
             Ok(documents) => {
                 for document in documents {
                     match document {
@@ -273,23 +268,13 @@ impl ManifestFile {
     }
 }
 
-fn documents(path: &Path, metadata: io::Result<Metadata>) -> Result<Vec<Result<Object, Vec<DocumentProblem>>>, String> {
-    let metadata = metadata.map_err(|error| format!("cannot be read: {error}"))?;
-    if !metadata.is_file() {
-        return Err("is not a regular file".to_owned());
-    }
-    let too_large = |bytes: u64| format!("has {bytes} bytes; at most {MAX_BYTES} are read, split it");
-    if metadata.len() > MAX_BYTES {
-        return Err(too_large(metadata.len()));
-    }
-    let file = File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
-    let mut text = String::new();
-    match file.take(MAX_BYTES + 1).read_to_string(&mut text) {
-        Ok(bytes) if bytes as u64 > MAX_BYTES => return Err(too_large(bytes as u64)),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err("is not UTF-8 text".to_owned()),
-        Err(error) => return Err(format!("cannot be read: {error}")),
-    }
+fn documents(path: &Path) -> Result<Vec<Result<Object, Vec<DocumentProblem>>>, String> {
+    let content = file::read(path, MAX_BYTES).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => error.to_string(),
+        io::ErrorKind::FileTooLarge => format!("{error}, split it"),
+        _ => format!("cannot be read: {error}"),
+    })?;
+    let text = String::from_utf8(content).map_err(|_| "is not UTF-8 text".to_owned())?;
     if !text.is_empty() && !text.ends_with('\n') {
         // Cut short, 10.30.1.80/32 is 10.30.1.80/3: valid, and open to an eighth of the Internet.
         return Err("ends without a line break, so it may be cut off; end it with one".to_owned());

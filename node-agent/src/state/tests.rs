@@ -1,7 +1,11 @@
 //! What is on disk: for whom, whole, and what happens when it is not understood.
 
-use std::os::unix::fs::PermissionsExt as _;
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test may panic")]
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+
+use rustix::fs::{CWD, Mode, mkfifoat};
 use sallyport_api::gateway_node::NodeState;
 use sallyport_api::gateway_pool::{FirewallBackend, IpForward};
 
@@ -203,6 +207,93 @@ fn content_that_is_not_understood_is_an_error_that_names_the_file() {
                 // Some of these texts are values of some of the types.
                 None if broken == "[]" || broken == "null" => {}
                 other => panic!("{broken:?} in {file}: {other:?}"),
+            }
+        }
+    }
+}
+
+/// What nobody expects where a file should be.
+const INTRUDERS: [&str; 4] = ["fifo", "directory", "socket", "huge"];
+
+/// Puts it there, in place of what was there.
+fn put(intruder: &str, path: &Path) {
+    if fs::remove_file(path).is_err() {
+        let _ = fs::remove_dir(path);
+    }
+    match intruder {
+        "fifo" => mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR).unwrap(),
+        "directory" => fs::create_dir(path).unwrap(),
+        "socket" => drop(UnixListener::bind(path).unwrap()),
+        _ => File::create(path).unwrap().set_len(300 << 20).unwrap(),
+    }
+}
+
+/// What `work` returns, which must not hang; it may be given up on only by the end of the test.
+fn soon<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, hears) = std::sync::mpsc::channel();
+    thread::spawn(move || done.send(work()));
+    hears.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("{what}: hangs"))
+}
+
+#[test]
+fn whatever_is_where_a_file_should_be_is_named_at_once_and_costs_no_memory() {
+    type Read = fn(&StateDir) -> Option<Error>;
+    let rows: [(&str, Read); 6] = [
+        ("intents.json", |state| state.intents().err()),
+        ("newcomers.json", |state| state.newcomers().err()),
+        ("clock.json", |state| state.highest_time().err()),
+        ("first-seen.json", |state| state.first_seen().err()),
+        ("host.json", |state| state.host().err()),
+        ("manifests/x.yaml.json", |state| state.good_objects("x.yaml").err()),
+    ];
+    for intruder in INTRUDERS {
+        for (file, read) in rows {
+            let (guard, state) = state();
+            fs::create_dir(guard.path().join("state/manifests")).unwrap();
+            let path = guard.path().join("state").join(file);
+            put(intruder, &path);
+            let error = soon(&format!("{intruder} in {file}"), move || read(&state)).unwrap();
+            assert!(matches!(&error, Error::Access { path: named, .. } if *named == path), "{error}");
+            let why = if intruder == "huge" { "has 314572800 bytes; at most" } else { "is not a regular file" };
+            let said = chain_of(&error);
+            assert!(said.contains("; move it away") && said.contains(why), "{intruder} in {file}: {said}");
+        }
+    }
+}
+
+#[test]
+fn whatever_is_where_the_lock_should_be_is_named_at_once() {
+    for intruder in INTRUDERS {
+        let guard = tempfile::tempdir().unwrap();
+        let path = guard.path().join("lock");
+        put(intruder, &path);
+        let directory = guard.path().to_owned();
+        match soon(intruder, move || StateDir::lock(&directory)) {
+            // Nobody reads it.
+            Ok(_) => assert_eq!(intruder, "huge"),
+            Err(error) => {
+                let said = chain_of(&error);
+                assert_eq!(said, format!("cannot access {}; move it away: is not a regular file", path.display()));
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_is_where_a_file_is_written_gives_way_or_is_named_at_once() {
+    for intruder in INTRUDERS {
+        for file in ["intents.json", "intents.json.new"] {
+            let (guard, state) = state();
+            let path = guard.path().join("state").join(file);
+            put(intruder, &path);
+            let kept = soon(&format!("{intruder} in {file}"), move || {
+                let kept = state.keep_intents(&intents("a"));
+                kept.map(|()| state.intents().unwrap().unwrap())
+            });
+            match kept {
+                Ok(kept) => assert_eq!(kept, intents("a")),
+                // A directory may hold somebody's files.
+                Err(error) => assert!(intruder == "directory" && error.to_string().contains("intents.json"), "{error}"),
             }
         }
     }

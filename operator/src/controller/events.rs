@@ -7,6 +7,7 @@ use kube::{Client, Resource as _};
 use sallyport_api::port_forward::{PlannedChange, PortForward};
 use sallyport_api::{ConditionType, Reason};
 use sallyport_ruleset::digest::short_id;
+use sallyport_runtime::tasks::Tasks;
 use tokio::sync::mpsc;
 
 use crate::controller::apply::ForwardReport;
@@ -26,10 +27,10 @@ pub struct Events {
 
 impl Events {
     /// Starts sending for the replica called `identity`.
-    pub fn start(client: Client, identity: &str) -> Self {
+    pub fn start(tasks: &mut Tasks, client: Client, identity: &str) -> Self {
         let (queue, mut waiting) = mpsc::channel::<(Event, _)>(WAITING);
         let reporter = Reporter { controller: "sallyport-operator".into(), instance: Some(identity.into()) };
-        tokio::spawn(async move {
+        tasks.spawn("events", async move {
             let recorder = Recorder::new(client, reporter);
             while let Some((event, about)) = waiting.recv().await {
                 if let Err(error) = recorder.publish(&event, &about).await {

@@ -4,6 +4,7 @@
 
 use prometheus_client::registry::Registry;
 use sallyport_api::names::OPERATOR_NAME;
+use sallyport_runtime::tasks::Tasks;
 use serde_json::json;
 
 use super::*;
@@ -24,8 +25,9 @@ async fn forwards_expire_by_the_clock_of_the_api_server_and_it_never_goes_back()
 
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
     let (client, _silent) = api_server();
+    let events = Events::start(&mut Tasks::default(), client.clone(), "me");
     let aim = Aim::Uninstall { force: false };
-    let mut controller = Controller::new(client, "system", aim, leadership, metrics, Readiness::default(), "me");
+    let mut controller = Controller::new(client, "system", aim, leadership, metrics, Readiness::default(), events);
     controller.look_at_the_clock();
     let told = "2001-02-03T04:05:06Z".parse::<jiff::Timestamp>().unwrap().as_second();
     assert_eq!(controller.now, told, "ours is decades ahead");
@@ -39,8 +41,9 @@ async fn an_uninstallation_says_what_it_still_waits_for() {
     let (client, _silent) = api_server();
     let leadership = Arc::new(Leadership::new(Api::namespaced(client.clone(), "system"), OPERATOR_NAME, "me"));
     let (metrics, left) = (Arc::new(Metrics::new(&mut Registry::default())), Readiness::default());
+    let events = Events::start(&mut Tasks::default(), client.clone(), "me");
     let aim = Aim::Uninstall { force: false };
-    let mut controller = Controller::new(client, "system", aim, leadership, metrics, Arc::clone(&left), "me");
+    let mut controller = Controller::new(client, "system", aim, leadership, metrics, Arc::clone(&left), events);
     controller.world = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]).world;
     assert!(!controller.nothing_is_left());
     let said = left.lock().unwrap().clone().unwrap();

@@ -44,7 +44,8 @@ fn it_runs_on_labelled_nodes_only_and_whatever_their_taints() {
     assert_eq!(pod["tolerations"], json!([{ "operator": "Exists" }]));
     assert_eq!(pod["hostNetwork"], true);
     assert_eq!(pod["containers"][0]["imagePullPolicy"], "Never");
-    assert_eq!(pod["containers"][0]["livenessProbe"]["httpGet"]["host"], "127.0.0.1", "on the node itself only");
+    assert_eq!(pod["containers"][0]["readinessProbe"]["httpGet"]["host"], "127.0.0.1", "on the node itself only");
+    assert!(pod["containers"][0]["livenessProbe"].is_null(), "whoever takes the address could have the agent killed");
 }
 
 #[test]

@@ -6,7 +6,9 @@
 //! tables are read now and then, too.
 
 use std::ffi::OsString;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use inotify::{EventMask, Inotify, WatchMask};
@@ -17,6 +19,30 @@ const LOCK: &str = "/run/xtables.lock";
 const LOCK_VARIABLE: &str = "XTABLES_LOCKFILE";
 /// Bytes for events that are read at once; an event of a single file takes 16.
 const BUFFER_BYTES: usize = 1024;
+
+/// Lets nobody but root open the lock, and so hold it: whoever does stops every program of iptables. They make it so
+/// themselves; for a pod that mounts it the kubelet does instead, readable by all. Whether that had to be put right.
+///
+/// # Errors
+/// When it could not be.
+pub fn close_to_others() -> io::Result<bool> {
+    close(Path::new(&std::env::var_os(LOCK_VARIABLE).unwrap_or_else(|| LOCK.into())))
+}
+
+/// Only if it is what the kubelet makes, an empty file of ours: everything else is somebody's choice.
+fn close(path: &Path) -> io::Result<bool> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        found => found?,
+    };
+    let is_ours = found.is_file() && found.len() == 0 && found.uid() == fs::metadata("/proc/self")?.uid();
+    let others = found.permissions().mode() & 0o077;
+    if !is_ours || others == 0 {
+        return Ok(false);
+    }
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(true)
+}
 
 /// Sees when the lock was used.
 #[derive(Debug)]
@@ -93,7 +119,7 @@ fn watch(path: &Path) -> io::Result<Inotify> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-    use std::fs::{self, File};
+    use std::fs::File;
 
     use super::*;
 
@@ -119,6 +145,26 @@ mod tests {
         assert!(lock.was_used() && lock.was_used());
         lock.forget();
         assert!(!lock.was_used());
+    }
+
+    #[test]
+    fn a_lock_that_anybody_could_hold_is_closed_unless_somebody_meant_it() {
+        let (guard, lock) = scene();
+        let path = Path::new(&lock.path);
+        let mode = || fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert!(!close(path).unwrap() && !path.exists(), "it is not made");
+        // What is in it, as whom it was made, whether that is changed.
+        for (content, before, after) in
+            [("", 0o644, 0o600), ("", 0o660, 0o600), ("", 0o600, 0o600), ("x", 0o644, 0o644)]
+        {
+            fs::write(path, content).unwrap();
+            fs::set_permissions(path, Permissions::from_mode(before)).unwrap();
+            assert_eq!((close(path).unwrap(), mode()), (before != after, after), "{content:?} {before:o}");
+        }
+        let link = guard.path().join("link");
+        std::os::unix::fs::symlink("lock", &link).unwrap();
+        fs::write(path, "").unwrap();
+        assert_eq!((close(&link).unwrap(), mode()), (false, 0o644));
     }
 
     #[test]

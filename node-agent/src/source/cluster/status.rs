@@ -15,6 +15,7 @@ use sallyport_api::names::{MAX_ADDRESSES, MAX_DRAINING, MAX_PLAN_TEXT, MAX_PLANS
 use sallyport_api::port_forward::AddressValue;
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::digest::FORMAT;
+use sallyport_runtime::admin::Serving;
 
 use crate::connections::Draining;
 use crate::converge::preview::PlannedChange;
@@ -81,6 +82,8 @@ pub struct Facts<'a> {
     pub source_addresses: &'a [IpAddr],
     /// Connections that are left to end by themselves.
     pub draining: &'a Draining,
+    /// How the address for probes stands.
+    pub admin: &'a Serving,
     /// Somebody else's last change.
     pub last_drift: Option<&'a Drift>,
     /// What would change for forwards that are only planned; what was told before stays until that is known.
@@ -136,6 +139,9 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
     }
     if let Some(report) = report {
         condition(ConditionType::HostFirewallCompatible, (report.firewall.reason(), report.firewall.to_string()));
+    }
+    if let Some(found) = admin(facts.admin) {
+        condition(ConditionType::AdminServing, found);
     }
     status
 }
@@ -284,6 +290,21 @@ fn forwarding(outcome: &Outcome) -> Option<(Reason, String)> {
         }
         Outcome::Failed { forwarding: true, message, .. } => Some((Reason::NotForwarding, message.clone())),
         Outcome::Failed { .. } => None,
+    }
+}
+
+/// What was said of the address for probes stays until it was tried to take it.
+fn admin(serving: &Serving) -> Option<(Reason, String)> {
+    match serving {
+        Serving::NotYet => None,
+        Serving::On(address) => Some((Reason::Serving, format!("probes are answered on {address}"))),
+        Serving::Refused(why) => {
+            let message = format!(
+                "{why}; tried again each second, and forwarding goes on; end the program that has the address: \
+                 `ss -ltnp` on the node names it"
+            );
+            Some((Reason::NotServing, message))
+        }
     }
 }
 

@@ -13,6 +13,7 @@ struct Scene {
     _guard: tempfile::TempDir,
     /// Kept open, so that requests stay without an answer.
     _silent: tower_test::mock::Handle<http::Request<Body>, http::Response<Body>>,
+    tasks: Tasks,
     cluster: Cluster,
 }
 
@@ -20,8 +21,13 @@ fn scene() -> Scene {
     let guard = tempfile::tempdir().unwrap();
     let state = Rc::new(StateDir::lock(&guard.path().join("state")).unwrap());
     let (service, silent) = tower_test::mock::pair();
-    let cluster = Cluster::new(Client::new(service, "default"), "gw1", state, watch::channel(()).1);
-    Scene { _guard: guard, _silent: silent, cluster }
+    let mut tasks = Tasks::default();
+    let cluster = new(&mut tasks, Client::new(service, "default"), state);
+    Scene { _guard: guard, _silent: silent, tasks, cluster }
+}
+
+fn new(tasks: &mut Tasks, client: Client, state: Rc<StateDir>) -> Cluster {
+    Cluster::new(tasks, client, "gw1", state, watch::channel(()).1)
 }
 
 fn object(value: Value) -> DynamicObject {
@@ -135,7 +141,7 @@ async fn the_cached_intents_are_enforced_and_nothing_is_reported_until_the_lists
     scene.cluster.host.keep(&decided);
 
     let client = scene.cluster.client.clone();
-    scene.cluster = Cluster::new(client, "gw1", Rc::clone(&scene.cluster.host.state), watch::channel(()).1);
+    scene.cluster = new(&mut scene.tasks, client, Rc::clone(&scene.cluster.host.state));
     assert_eq!(scene.cluster.last_good(), Some(Rc::clone(&decided)));
     scene.pass(&decided, None, Ok(&report(None)));
     assert_eq!(scene.cluster.reported, None);
@@ -209,7 +215,8 @@ async fn an_api_server_that_refuses_is_asked_less_and_less_often_and_followed_on
         let guard = tempfile::tempdir().unwrap();
         let state = Rc::new(StateDir::lock(&guard.path().join("state")).unwrap());
         let (service, mut requests) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
-        let mut cluster = Cluster::new(Client::new(service, "default"), "gw1", state, watch::channel(()).1);
+        let mut tasks = Tasks::default();
+        let mut cluster = new(&mut tasks, Client::new(service, "default"), state);
         let mut asked = 0;
         let end = tokio::time::Instant::now() + Duration::from_mins(5);
         let serve = async {
@@ -258,7 +265,8 @@ async fn after_a_lost_connection_everything_is_listed_anew_but_not_again_and_aga
     let guard = tempfile::tempdir().unwrap();
     let state = Rc::new(StateDir::lock(&guard.path().join("state")).unwrap());
     let (service, mut requests) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
-    let mut cluster = Cluster::new(Client::new(service, "default"), "gw1", state, watch::channel(()).1);
+    let mut tasks = Tasks::default();
+    let mut cluster = new(&mut tasks, Client::new(service, "default"), state);
     let mut asked = Vec::new();
     let serve = async {
         while let Some((request, send)) = requests.next_request().await {
@@ -284,4 +292,28 @@ async fn after_a_lost_connection_everything_is_listed_anew_but_not_again_and_aga
     // A list a minute, and a watch every 8 s in the end.
     let lists = asked.iter().filter(|what| **what == "list").count();
     assert!((5..8).contains(&lists) && asked.len() < 100, "{lists} lists of {} requests in 5 minutes", asked.len());
+}
+
+#[tokio::test]
+async fn whether_probes_are_answered_is_told_at_once_and_changes_no_rule() {
+    let mut scene = scene();
+    let (admin, told) = watch::channel(Serving::NotYet);
+    scene.cluster.admin = told;
+    scene.list_node(Some(node(1, "Active")));
+    scene.list_slices(vec![slice("s0", &forward("a", 8000))]);
+    let decided = scene.cluster.look().await.unwrap();
+    scene.pass(&decided, None, Ok(&report(None)));
+    let serving = Serving::On("127.0.0.1:9478".parse().unwrap());
+    let refused = Serving::Refused("cannot listen on 127.0.0.1:9478: Address already in use".to_owned());
+    for (now, expected) in [(refused, "NotServing"), (serving, "Serving")] {
+        admin.send_replace(now);
+        tokio::time::timeout(Duration::from_secs(30), scene.cluster.changed()).await.unwrap();
+        assert_eq!(scene.cluster.look().await, None);
+        let reported = scene.cluster.reported.clone().unwrap();
+        let told = reported.conditions.iter().find(|condition| condition.type_ == "AdminServing").unwrap();
+        assert_eq!((told.reason.as_str(), scene.synced().as_str()), (expected, "Synced"));
+    }
+    // Whoever told is gone: nothing to hear, nothing to do.
+    drop(admin);
+    assert!(scene.cluster.changed().now_or_never().is_none());
 }

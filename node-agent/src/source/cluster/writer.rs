@@ -8,6 +8,7 @@ use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
 use sallyport_api::names::AGENT_NAME;
+use sallyport_runtime::tasks::Tasks;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -57,10 +58,10 @@ pub struct StatusWriter {
 impl StatusWriter {
     /// Starts the task that writes the status of the `GatewayNode` called `name`.
     #[must_use]
-    pub fn start(nodes: Api<DynamicObject>, name: String) -> Self {
+    pub fn start(tasks: &mut Tasks, nodes: Api<DynamicObject>, name: String) -> Self {
         let (wanted, wanted_by) = watch::channel(None);
         let (seen, seen_by) = watch::channel(Seen::default());
-        tokio::spawn(write(nodes, name, wanted_by, seen_by));
+        tasks.spawn("status", write(nodes, name, wanted_by, seen_by));
         Self { wanted, seen }
     }
 

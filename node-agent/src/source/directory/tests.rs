@@ -1,5 +1,6 @@
 //! What is taken from a directory, and what stays of files that cannot be read.
 
+use std::fs::File;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::*;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use prometheus_client::registry::Registry;
+use sallyport_runtime::tasks::Tasks;
 use serde_json::{Value, json};
 
 use super::*;
@@ -18,6 +19,7 @@ fn wanted() -> DaemonSet {
 /// An API server with one `DaemonSet`, whose generation rises with each change of the spec.
 struct Server {
     requests: Requests,
+    _tasks: Tasks,
     set: Value,
     /// What was asked of it: `create`, `compare`, `replace`, or an event's reason.
     asked: Vec<String>,
@@ -90,9 +92,10 @@ async fn scene() -> (Agents, Server) {
     };
     tokio::join!(leadership.acquire(), server);
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
-    let events = Events::start(client.clone(), "me");
+    let mut tasks = Tasks::default();
+    let events = Events::start(&mut tasks, client.clone(), "me");
     let agents = Agents::new(client, "n", events, leadership, metrics);
-    (agents, Server { requests, set: Value::Null, asked: Vec::new(), refuses: None })
+    (agents, Server { requests, _tasks: tasks, set: Value::Null, asked: Vec::new(), refuses: None })
 }
 
 /// One pass; what was asked of the API server in it.

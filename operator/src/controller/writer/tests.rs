@@ -5,6 +5,7 @@
 use kube::api::Api;
 use prometheus_client::registry::Registry;
 use sallyport_api::ForwardSliceSpec;
+use sallyport_runtime::tasks::Tasks;
 use serde_json::{Value, json};
 
 use super::*;
@@ -34,7 +35,8 @@ async fn writer() -> (Writer, Requests) {
     };
     tokio::join!(leadership.acquire(), server);
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
-    (Writer::new(client.clone(), Events::start(client, "me"), leadership, metrics), requests)
+    let events = Events::start(&mut Tasks::default(), client.clone(), "me");
+    (Writer::new(client, events, leadership, metrics), requests)
 }
 
 /// Answers the next request with success or a refusal; says what it was sent to.

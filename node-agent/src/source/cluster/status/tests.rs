@@ -18,6 +18,7 @@ struct Scene {
     intents: Intents,
     draining: Draining,
     plans: Option<Vec<PlannedChange>>,
+    admin: Serving,
 }
 
 fn scene(change: impl Fn(&mut serde_json::Value)) -> Scene {
@@ -29,7 +30,7 @@ fn scene(change: impl Fn(&mut serde_json::Value)) -> Scene {
     knowledge.node_is_listed();
     knowledge.slices_are("default", [("s0".to_owned(), decode(spec, 4))].into());
     let intents = knowledge.intents().unwrap();
-    Scene { knowledge, intents, draining: Draining::new(), plans: None }
+    Scene { knowledge, intents, draining: Draining::new(), plans: None, admin: Serving::NotYet }
 }
 
 fn at(second: i64) -> Time {
@@ -49,6 +50,7 @@ impl Scene {
                 backend: Some(FirewallBackend::IptablesNft),
                 source_addresses: &["10.30.1.78".parse().unwrap()],
                 draining: &self.draining,
+                admin: &self.admin,
                 last_drift: None,
                 plans: self.plans.as_deref(),
                 generation: Some(7),
@@ -299,4 +301,24 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
     // A pass that failed says nothing about them, so what was known stays.
     let after = scene.status(&status, None, &failed(&engine_error(), None));
     assert_eq!(message(&after), message(&status));
+}
+
+#[test]
+fn whether_probes_are_answered_is_a_condition_of_its_own() {
+    let mut scene = scene(|_| {});
+    let before = scene.good();
+    assert_eq!(words(&before, "AdminServing"), None, "nobody has tried");
+    let word = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+    scene.admin = Serving::Refused("cannot listen on 127.0.0.1:9478: Address already in use (os error 98)".to_owned());
+    let refused = scene.good();
+    assert_eq!(words(&refused, "AdminServing"), word("False", "NotServing"));
+    assert_eq!(words(&refused, "Synced"), word("True", "Synced"));
+    let told = &refused.conditions.iter().find(|condition| condition.type_ == "AdminServing").unwrap().message;
+    assert!(told.starts_with("cannot listen on 127.0.0.1:9478: Address already in use (os error 98); "), "{told}");
+    scene.admin = Serving::On("127.0.0.1:9478".parse().unwrap());
+    let served = scene.status(&refused, None, &failed(&engine_error(), None));
+    assert_eq!(words(&served, "AdminServing"), word("True", "Serving"), "whatever the kernel does");
+    scene.admin = Serving::NotYet;
+    let restarted = scene.status(&served, Some(&scene.intents), &verified());
+    assert_eq!(words(&restarted, "AdminServing"), word("True", "Serving"));
 }

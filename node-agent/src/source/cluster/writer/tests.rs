@@ -83,7 +83,8 @@ async fn writes(bodies: &Arc<Mutex<Vec<Value>>>, count: usize) -> Vec<i64> {
 #[tokio::test(start_paused = true)]
 async fn a_refused_write_is_repeated_and_the_newest_status_wins() {
     let (nodes, bodies) = api(2);
-    let writer = StatusWriter::start(nodes, "gw1".to_owned());
+    let mut tasks = Tasks::default();
+    let writer = StatusWriter::start(&mut tasks, nodes, "gw1".to_owned());
     writer.want(status(1));
     assert_eq!(writes(&bodies, 1).await, Vec::<i64>::new(), "nobody has seen the object yet");
     writer.saw(seen(1, 1, None));
@@ -98,7 +99,8 @@ async fn a_refused_write_is_repeated_and_the_newest_status_wins() {
 #[tokio::test(start_paused = true)]
 async fn a_status_is_written_once_and_again_when_the_object_was_made_anew() {
     let (nodes, bodies) = api(0);
-    let writer = StatusWriter::start(nodes, "gw1".to_owned());
+    let mut tasks = Tasks::default();
+    let writer = StatusWriter::start(&mut tasks, nodes, "gw1".to_owned());
     writer.saw(seen(1, 1, None));
     writer.want(status(1));
     assert_eq!(writes(&bodies, 1).await, [1]);

@@ -9,126 +9,22 @@
     reason = "this is a test, its functions outside of #[test] included"
 )]
 
+mod probes;
+mod scene;
+mod state;
+
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Instant;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_sallyport-node-agent");
-/// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+use scene::{AGENT, Running, Scene, agent, forward, wait_until};
+
 /// Forwards of the tests with many; a debug build reads slowly.
 const MANY: u16 = if cfg!(debug_assertions) { 1_000 } else { 10_000 };
-
-/// A directory of manifests, and place for the state.
-struct Scene {
-    guard: tempfile::TempDir,
-}
-
-impl Scene {
-    fn new() -> Self {
-        let guard = tempfile::tempdir().unwrap();
-        fs::create_dir(guard.path().join("manifests")).unwrap();
-        Self { guard }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.guard.path().join(name)
-    }
-
-    /// Saves a manifest as an editor does: whole.
-    fn put(&self, name: &str, text: &str) {
-        fs::write(self.path("new"), text).unwrap();
-        fs::rename(self.path("new"), self.path("manifests").join(name)).unwrap();
-    }
-
-    fn render(&self, more: &[&str]) -> Output {
-        let manifests = self.path("manifests");
-        let arguments = ["render", "--manifests", manifests.to_str().unwrap(), "--node-address", "10.30.1.78"];
-        agent(&arguments).args(more).output().unwrap()
-    }
-
-    /// `run` or `plan` on the dry-run backend.
-    fn on_host(&self, command: &str) -> Command {
-        let mut agent = agent(&[command, "--node-name", "gw1", "--backend", "dry-run"]);
-        agent.arg("--manifests").arg(self.path("manifests")).arg("--state-dir").arg(self.path("state"));
-        agent
-    }
-
-    /// A running agent that has finished its first pass.
-    fn start(&self) -> Running {
-        let log = self.path("log");
-        let child = self.on_host("run").stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
-        let running = Running { child, log };
-        running.wait_for("verified");
-        running
-    }
-}
-
-/// An agent that ends with the test.
-struct Running {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Running {
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn wait_for(&self, words: &str) {
-        wait_until(|| self.log().contains(words), || format!("{words:?} is not in the log:\n{}", self.log()));
-    }
-
-    /// A line of `/proc/PID/status`, in KiB.
-    fn memory(&self, field: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
-    /// Ends it by SIGTERM and returns its exit code.
-    fn stop(mut self) -> Option<i32> {
-        Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("it did not stop");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn wait_until(done: impl Fn() -> bool, why: impl Fn() -> String) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{}", why());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn agent(arguments: &[&str]) -> Command {
-    let mut command = Command::new(AGENT);
-    command
-        .args(arguments)
-        .env_remove("RUST_LOG")
-        .env_remove("SALLYPORT_LOG_FORMAT")
-        .env_remove("POD_NAMESPACE")
-        .env("RUST_BACKTRACE", "1");
-    command
-}
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -140,14 +36,6 @@ fn stderr(output: &Output) -> String {
 
 fn errors(output: &Output) -> Vec<String> {
     stderr(output).lines().filter(|line| line.starts_with("error: ")).map(str::to_owned).collect()
-}
-
-fn forward(name: &str, port: u16) -> String {
-    format!(
-        "---\napiVersion: sallyport.dev/v1alpha1\nkind: PortForward\nmetadata: {{ name: {name} }}\nspec:\n  \
-         ports: [ {{ name: p, port: {port} }} ]\n  sources: {{ allow: [ {{ cidr: 10.30.1.80/32 }} ] }}\n  \
-         targets: [ {{ name: t, ip: 10.30.1.79 }} ]\n"
-    )
 }
 
 const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: { name: payments }\n";
@@ -196,16 +84,6 @@ fn without_a_cluster_to_follow_the_agent_says_what_is_missing() {
         "{}",
         stderr(&output)
     );
-}
-
-#[test]
-fn an_admin_address_in_use_is_an_error_at_once() {
-    let scene = Scene::new();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let output = scene.on_host("run").args(["--admin", &address]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains(&format!("error: cannot listen on {address}; choose another --admin")));
 }
 
 #[test]
