@@ -3,29 +3,15 @@
 //! Bounds and patterns are not here: they stand beside their fields. Admission is advice in time, not the gate: the
 //! operator and the agents check everything again. What admission can afford is limited by the API server's cost
 //! budget, so every list and string that a rule walks has an upper bound, and only the ports are compared pairwise.
+//!
+//! A rule that is false of what was there before holds up no write, but one that cannot be evaluated, because a field is of
+//! another type there, holds up every write, the removal of our finalizer included. No rule therefore reads the `port` of a
+//! lone entry of `ports` without need: reserved ports are for the operator to refuse.
 
 use kube::core::cel::{Message, Rule};
 
+use crate::limits::{IPV4_MAPPED, REFUSED_TARGETS};
 use crate::names::{MAX_LIFETIME_HOURS, MAX_RULES_PER_FORWARD, MAX_SHIFTED_RANGE};
-
-/// Blocks that no target may be in; IPv4-mapped IPv6 addresses are refused by `isIP` already.
-///
-/// "This network" and unspecified (RFC 1122), loopback, link-local with the metadata services of clouds, multicast,
-/// reserved with broadcast (RFC 1112), and the IPv6 forms that embed an IPv4 address (RFC 4291, 6052, 8215, 4380, 3056).
-const REFUSED_TARGETS: [&str; 12] = [
-    "0.0.0.0/8",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-    "::/96",
-    "64:ff9b::/96",
-    "64:ff9b:1::/48",
-    "2001::/32",
-    "2002::/16",
-    "fe80::/10",
-    "ff00::/8",
-];
 
 /// On anything with `port` and `endPort`: the range does not run backwards.
 pub(crate) fn end_port_not_below_port() -> Rule {
@@ -71,12 +57,12 @@ pub(crate) fn lifetime_is_bounded() -> Rule {
         .message(format!("must be a duration from 1s to {MAX_LIFETIME_HOURS}h, such as 24h or 1h30m").as_str())
 }
 
-/// A message with a number for each `%d`.
+/// A message with a value for each `%d` and `%s`.
 ///
 /// `format` and not `+`: the API server takes the text of a number for unbounded when it estimates the cost of `+`, and
 /// refuses the CRD.
-fn computed(text: &str, numbers: &str) -> Message {
-    Message::Expression(format!("'{text}'.format([{numbers}])"))
+fn computed(text: &str, values: &str) -> Message {
+    Message::Expression(format!("'{text}'.format([{values}])"))
 }
 
 /// On the ports of a forward: no port is listened on twice.
@@ -176,13 +162,20 @@ pub(crate) fn all_are_cidrs() -> Rule {
 
 const IS_CIDR: &str = "must be an address block such as 10.30.0.0/23 or fd00::/64; a single host is written 10.30.1.80/32 or fd00::80/128";
 
-/// On the address of a target: it is some other host's own.
+/// On the address of a target: it is in none of the blocks that are always refused.
+///
+/// The blocks are written out one by one: the API server knows how long a literal is when it estimates the cost of a rule,
+/// but not of an element of a list.
 pub(crate) fn target_is_allowed() -> Rule {
-    let refused = REFUSED_TARGETS.map(|block| format!("'{block}'")).join(", ");
-    Rule::new(format!("!isIP(self) || ![{refused}].exists(block, cidr(block).containsIP(ip(self)))")).message(
-        "must be another host's own address; loopback, unspecified, link-local (cloud metadata), multicast, reserved, \
-         broadcast and IPv4-embedding addresses are always refused",
-    )
+    let refused: Vec<(String, &str)> = REFUSED_TARGETS
+        .iter()
+        .filter(|(block, _)| *block != IPV4_MAPPED)
+        .map(|(block, what)| (format!("cidr('{block}').containsIP(ip(self))"), *what))
+        .collect();
+    let any: Vec<&str> = refused.iter().map(|(is_in, _)| is_in.as_str()).collect();
+    let what = refused.iter().rev().fold("''".to_owned(), |rest, (is_in, what)| format!("{is_in} ? '{what}' : {rest}"));
+    Rule::new(format!("!isIP(self) || !({})", any.join(" || ")))
+        .message(computed(r"%s is %s; a target must be another host\'s own address", &format!("self, {what}")))
 }
 
 /// On a `ListenAddress`: `value` goes with the type that needs one.

@@ -17,6 +17,7 @@ pub mod forward_slice;
 pub mod gateway_node;
 pub mod gateway_pool;
 pub mod intent;
+pub mod limits;
 pub mod manifest;
 pub mod names;
 pub mod port_forward;

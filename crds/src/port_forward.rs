@@ -114,7 +114,8 @@ pub struct PortForwardSpec {
     #[schemars(length(max = MAX_ADDRESSES), inner(length(max = MAX_IP_TEXT)))]
     #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Set), validation = all_are_ips())]
     pub addresses: Vec<String>,
-    /// Ports and port ranges the gateways listen on. Ranges of the same protocol must not overlap.
+    /// Ports and port ranges the gateways listen on. Ranges of the same protocol must not overlap. What a gateway needs for
+    /// itself (ssh, the kubelet, etcd and the like) is refused.
     #[schemars(length(min = 1, max = MAX_PORTS))]
     #[x_kube(
         merge_strategy = MergeStrategy::ListType(ListMerge::Map(vec!["name".into()])),
@@ -233,8 +234,8 @@ pub struct Target {
     /// Name of the target, unique in this forward.
     #[schemars(length(min = 1, max = MAX_NAME), regex(pattern = NAME_PATTERN))]
     pub name: String,
-    /// IP address that connections are delivered to: another host's own. Loopback, link-local (cloud metadata),
-    /// multicast, broadcast and the like are refused.
+    /// IP address that connections are delivered to: another host's own. Loopback, link-local, multicast, broadcast, cloud
+    /// metadata and the like are refused.
     #[schemars(length(max = MAX_IP_TEXT))]
     #[x_kube(validation = is_ip(), validation = target_is_allowed())]
     pub ip: String,

@@ -27,14 +27,15 @@ fn saved(scene: &Scene) -> Result<Vec<String>> {
     Ok(rules(&text).into_iter().filter(|line| line.contains(" -A ")).collect())
 }
 
-/// What `plan` prints about each planned forward.
+/// What `plan` prints about each planned forward, without the marks that make comments of it.
 fn plans(scene: &Scene) -> Result<Vec<String>> {
     let mut command = scene.gateway.run_command()?;
     "plan".clone_into(command.get_mut(1).context("find the subcommand")?);
     let printed = scene.article.gw1.check(&command)?;
     ensure!(!printed.contains("COMMIT"), "something is to be loaded:\n{printed}");
     let sections = printed.split("# PortForward default/").skip(1).filter_map(|section| section.split_once('\n'));
-    Ok(sections.filter(|(head, _)| head.ends_with("would change")).map(|(_, change)| change.to_owned()).collect())
+    let changes = sections.filter(|(head, _)| head.ends_with("would change")).map(|(_, change)| change);
+    Ok(changes.map(|change| change.replace("# - ", "- ").replace("# + ", "+ ")).collect())
 }
 
 /// The rules with `sign` in front, each with its table.

@@ -23,7 +23,7 @@ pub struct Cli {
 pub enum Command {
     /// Keep the kernel equal to what a directory of manifests says or, without `--manifests`, what the cluster says.
     Run(RunArgs),
-    /// Print what `run` would change now, as iptables-restore text, and touch nothing.
+    /// Print what `run` would change now, as a shell script, and touch nothing.
     Plan {
         /// Directory of manifests (*.yaml, *.yml; not recursive).
         #[arg(long, value_name = "DIR")]
@@ -32,7 +32,7 @@ pub enum Command {
         #[command(flatten)]
         host: HostArgs,
     },
-    /// Print the rules for given gateway addresses, without looking at this host.
+    /// Print the rules for given gateway addresses, as a shell script, without looking at this host.
     Render {
         /// Directory of manifests (*.yaml, *.yml; not recursive).
         #[arg(long, value_name = "DIR")]

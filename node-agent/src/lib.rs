@@ -21,6 +21,7 @@ pub mod plan;
 pub mod render;
 pub mod routes;
 pub mod run;
+pub mod script;
 pub mod source;
 pub mod state;
 pub mod sysctl;

@@ -9,20 +9,19 @@ use std::time::Instant;
 use anyhow::Context as _;
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
-use sallyport_engine::iptables::Iptables;
-use sallyport_ruleset::family::Family;
-use sallyport_ruleset::plan::Batch;
+use sallyport_engine::iptables::{Iptables, Variant};
 
 use crate::args::HostArgs;
 use crate::backend::{self, Backend};
 use crate::converge::Converger;
 use crate::converge::preview::{PlannedChange, Preview, would_turn_on};
+use crate::script::{write_batch, write_comment};
 use crate::source::Source as _;
 use crate::source::manifests::Manifests;
 use crate::state::{Intents, StateDir};
 use crate::sysctl::Sysctl;
 
-/// Prints the change as text for `iptables-restore --noflush`. Exit code 1 when an object has problems.
+/// Prints the change as a shell script. Exit code 1 when an object has problems.
 pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode> {
     let state = Rc::new(StateDir::read_only(&args.state_dir));
     let mut source = Manifests::new(manifests, &args.node_name, state);
@@ -31,14 +30,11 @@ pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode>
     lines.extend(source.unreadable().map(str::to_owned));
     if let Some(intents) = &intents {
         let found = match backend::choose(args.backend, intents.node.backend).await? {
-            Backend::DryRun => preview(Converger::new(DryRun::default(), None), intents, &mut source).await?,
+            Backend::DryRun => preview(Converger::new(DryRun::default(), None), None, intents, &mut source).await?,
             Backend::Iptables(variant) => {
-                preview(
-                    Converger::new(Iptables::new(variant), Some(Sysctl::mounted_at(&args.proc_sys))),
-                    intents,
-                    &mut source,
-                )
-                .await?
+                let sysctl = Sysctl::mounted_at(&args.proc_sys);
+                let converger = Converger::new(Iptables::new(variant), Some(sysctl));
+                preview(converger, Some(variant), intents, &mut source).await?
             }
         };
         lines.extend(found);
@@ -48,6 +44,7 @@ pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode>
 
 async fn preview<E: Engine>(
     mut converger: Converger<E>,
+    variant: Option<Variant>,
     intents: &Intents,
     source: &mut Manifests,
 ) -> anyhow::Result<Vec<String>> {
@@ -60,33 +57,23 @@ async fn preview<E: Engine>(
     let plans = converger.plans(intents, source.local())?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;
     let mut out = std::io::stdout().lock();
-    print_batch(&mut out, &batch)?;
+    write_batch(&mut out, variant, &batch)?;
     for family in families {
-        write!(out, "{}", would_turn_on(family))?;
+        write_comment(&mut out, &would_turn_on(family))?;
     }
     if ended > 0 {
-        writeln!(out, "# would end {ended} connections")?;
+        write_comment(&mut out, &format!("would end {ended} connections"))?;
     }
     if batch.is_empty() {
-        writeln!(out, "# the rules are as they should be")?;
+        write_comment(&mut out, "the rules are as they should be")?;
     }
     for note in source.notes() {
-        writeln!(out, "# {note}")?;
+        write_comment(&mut out, note)?;
     }
     for PlannedChange { forward, change, .. } in plans {
-        write!(out, "# PortForward {forward}: with mode Apply would change\n{change}")?;
+        write_comment(&mut out, &format!("PortForward {forward}: with mode Apply would change\n{change}"))?;
     }
     Ok(unreadable.into_iter().chain(failures.iter().map(|failure| source.locate(failure))).collect())
-}
-
-/// Prints each family's text behind a line that names the program it is for.
-pub fn print_batch(out: &mut impl std::io::Write, batch: &Batch) -> std::io::Result<()> {
-    for (family, program) in [(Family::V4, "iptables-restore"), (Family::V6, "ip6tables-restore")] {
-        if let Some(text) = batch.family(family) {
-            write!(out, "# {program}\n{text}")?;
-        }
-    }
-    Ok(())
 }
 
 /// Prints problems to standard error; the exit code says whether there were any.

@@ -9,6 +9,8 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use sallyport_api::SourceNatMode;
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::gateway_pool::FirewallBackend;
+use sallyport_engine::iptables::Variant;
 use sallyport_ruleset::compile::{Compiled, compile};
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::family::Family;
@@ -16,13 +18,14 @@ use sallyport_ruleset::plan;
 
 use crate::args::Audience;
 use crate::manifest::Identity;
-use crate::plan::{print_batch, report};
+use crate::plan::report;
+use crate::script::{HEAD, write_batch, write_comment, write_restore};
 use crate::source::describe;
 use crate::source::directory::Directory;
 use crate::source::local::{Decided, decide_here};
 use crate::state::StateDir;
 
-/// Prints the rules. Exit code 1 when an object has problems.
+/// Prints the rules as a shell script. Exit code 1 when an object has problems.
 pub fn render(manifests: &Path, addresses: &[IpAddr], audience: Audience) -> anyhow::Result<ExitCode> {
     let mut directory = Directory::new(manifests);
     let all = directory.names_now().with_context(|| format!("cannot list the manifests in {}", manifests.display()))?;
@@ -47,7 +50,7 @@ pub fn render(manifests: &Path, addresses: &[IpAddr], audience: Audience) -> any
     let compiled = compile(&intents.node, &forwards, &local, now);
     let mut out = std::io::stdout().lock();
     match audience {
-        Audience::Gateway => print_batch(&mut out, &plan::render(&compiled.ruleset))?,
+        Audience::Gateway => write_batch(&mut out, variant(intents.node.backend), &plan::render(&compiled.ruleset))?,
         Audience::Targets => print_targets(&mut out, &forwards, &compiled)?,
     }
     let mut lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -56,6 +59,15 @@ pub fn render(manifests: &Path, addresses: &[IpAddr], audience: Audience) -> any
         format!("{file}: {}", describe(failure))
     }));
     report(&lines)
+}
+
+/// The variant that the pool asks for, if it does: which one a gateway would find is not known here.
+fn variant(backend: FirewallBackend) -> Option<Variant> {
+    match backend {
+        FirewallBackend::Auto => None,
+        FirewallBackend::IptablesNft => Some(Variant::Nft),
+        FirewallBackend::IptablesLegacy => Some(Variant::Legacy),
+    }
 }
 
 /// What a target does with a packet, in the order in which its rules stand.
@@ -106,14 +118,18 @@ fn print_targets(
             }
         }
     }
+    if !rules.is_empty() {
+        out.write_all(HEAD.as_bytes())?;
+    }
     for (target, rules) in rules {
-        let program = if target.is_ipv4() { "iptables" } else { "ip6tables" };
-        writeln!(out, "# on {target}, for {program}-restore --noflush\n*filter")?;
+        let mut text = "*filter\n".to_owned();
         for (verdict, rule) in rules {
             let verdict = if verdict == Verdict::Drop { "DROP" } else { "ACCEPT" };
-            writeln!(out, "{rule} -j {verdict}")?;
+            text.push_str(&format!("{rule} -j {verdict}\n"));
         }
-        writeln!(out, "COMMIT")?;
+        text.push_str("COMMIT\n");
+        write_comment(out, &format!("on {target}"))?;
+        write_restore(out, None, Family::of(target), &text)?;
     }
     Ok(())
 }

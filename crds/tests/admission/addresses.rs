@@ -51,47 +51,52 @@ fn a_block_is_nothing_but_that() {
 
 #[test]
 fn targets_that_cannot_be_another_host_are_refused() {
-    let message = "spec.targets[0].ip: must be another host's own address; loopback, unspecified, link-local (cloud \
-                   metadata), multicast, reserved, broadcast and IPv4-embedding addresses are always refused";
     let ipv4 = [
-        "0.0.0.0",
-        "0.1.2.3",
-        "127.0.0.1",
-        "127.255.0.1",
-        "169.254.169.254",
-        "169.254.0.1",
-        "224.0.0.1",
-        "239.255.255.255",
-        "240.0.0.1",
-        "255.255.255.255",
+        ("0.0.0.0", "an unspecified address"),
+        ("0.1.2.3", "an unspecified address"),
+        ("127.0.0.1", "a loopback address"),
+        ("127.255.0.1", "a loopback address"),
+        ("169.254.169.254", "a link-local address (cloud metadata lives there)"),
+        ("169.254.0.1", "a link-local address (cloud metadata lives there)"),
+        ("224.0.0.1", "a multicast address"),
+        ("239.255.255.255", "a multicast address"),
+        ("240.0.0.1", "a reserved or broadcast address"),
+        ("255.255.255.255", "a reserved or broadcast address"),
+        ("100.100.100.200", "a cloud metadata service"),
+        ("168.63.129.16", "a cloud metadata service"),
+        ("192.0.0.192", "a cloud metadata service"),
     ];
-    for ip in ipv4 {
-        assert_refused(&forward(), &json!([[message, { "/spec/targets/0/ip": ip }]]));
-    }
     let ipv6 = [
-        "::",
-        "::1",
-        "::10.30.1.79",
-        "fe80::1",
-        "febf::1",
-        "ff02::1",
-        "64:ff9b::a1e:14f",
-        "64:ff9b:1::1",
-        "2001::1",
-        "2002:a1e:14f::1",
+        ("::", "an unspecified or IPv4-compatible address"),
+        ("::1", "a loopback address"),
+        ("::10.30.1.79", "an unspecified or IPv4-compatible address"),
+        ("fe80::1", "a link-local address"),
+        ("febf::1", "a link-local address"),
+        ("ff02::1", "a multicast address"),
+        ("64:ff9b::a1e:14f", "an address that embeds an IPv4 address (NAT64)"),
+        ("64:ff9b:1::1", "an address that embeds an IPv4 address (NAT64)"),
+        ("2001::1", "an address that embeds an IPv4 address (Teredo)"),
+        ("2002:a1e:14f::1", "an address that embeds an IPv4 address (6to4)"),
+        ("fd00:ec2::254", "a cloud metadata service"),
+        ("fd00:0ec2:0:0:0::0254", "a cloud metadata service"),
+        ("fd20:ce::254", "a cloud metadata service"),
     ];
-    for ip in ipv6 {
-        let edits = json!({ "/spec/targets/0/ip": ip, "/spec/sources/allow/0/cidr": "fd00::/64" });
+    let sources = [("10.30.1.80/32", &ipv4), ("fd00::/64", &ipv6)];
+    for (source, (ip, what)) in sources.into_iter().flat_map(|(source, ips)| ips.iter().map(move |ip| (source, ip))) {
+        let message = format!("spec.targets[0].ip: {ip} is {what}; a target must be another host's own address");
+        let edits = json!({ "/spec/targets/0/ip": ip, "/spec/sources/allow/0/cidr": source });
         assert_refused(&forward(), &json!([[message, edits]]));
     }
 }
 
 #[test]
 fn ordinary_targets_are_accepted() {
-    for ip in ["1.0.0.1", "10.0.0.1", "100.64.0.1", "126.1.1.1", "169.253.0.1", "172.16.0.1", "223.1.1.1"] {
+    for ip in
+        ["1.0.0.1", "10.0.0.1", "100.64.0.1", "126.1.1.1", "169.253.0.1", "172.16.0.1", "192.0.0.191", "223.1.1.1"]
+    {
         assert_accepted(&forward(), &json!([{ "/spec/targets/0/ip": ip }]));
     }
-    for ip in ["fc00::1", "fd00::1", "2001:db8::1", "2a00::1", "fec0::1"] {
+    for ip in ["fc00::1", "fd00::1", "2001:db8::1", "2a00::1", "fd00:ec2::253", "fec0::1"] {
         assert_accepted(&forward(), &json!([{ "/spec/targets/0/ip": ip, "/spec/sources/allow/0/cidr": "::/0" }]));
     }
 }

@@ -109,17 +109,17 @@ pub fn planned(gateway: &Gateway) -> Result<String> {
     section(&printed, Family::V4).context("find the IPv4 text that plan prints")
 }
 
-/// The part of a printed text that belongs to one family's `iptables-restore`.
+/// What a printed script feeds to one family's restore program.
 fn section(printed: &str, family: Family) -> Result<String> {
     let wanted = match family {
-        Family::V4 => "# iptables-restore",
-        Family::V6 => "# ip6tables-restore",
+        Family::V4 => "iptables-",
+        Family::V6 => "ip6tables-",
     };
     let text: String = printed
         .lines()
         .skip_while(|line| !line.starts_with(wanted))
         .skip(1)
-        .take_while(|line| !line.starts_with("# ip"))
+        .take_while(|line| *line != "EOF")
         .flat_map(|line| [line, "\n"])
         .collect();
     ensure!(text.contains("COMMIT"), "no section {wanted:?} in:\n{printed:.2000}");

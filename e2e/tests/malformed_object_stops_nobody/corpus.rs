@@ -9,11 +9,14 @@ pub struct Hostile {
     pub word: &'static str,
 }
 
-/// What the schema does not refuse, because it would have to know how blocks and addresses relate.
+/// What the schema does not refuse: how blocks relate, what is no listen address, what a gateway keeps for itself.
 pub fn for_the_operator_alone() -> Vec<Hostile> {
     vec![
         Hostile { pointer: "/sources/deny", value: json!([{ "cidr": "0.0.0.0/0" }]), word: "deny" },
         Hostile { pointer: "/addresses", value: json!(["127.0.0.1"]), word: "addresses[0]" },
+        Hostile { pointer: "/ports/0/port", value: json!(22), word: "ports[0].port: 22/TCP is kept" },
+        Hostile { pointer: "/ports/0/port", value: json!(10_250), word: "ports[0].port: 10248-10260/TCP is kept" },
+        Hostile { pointer: "/ports/0/endPort", value: json!(4240), word: "ports[0].port: 4240/TCP is kept" },
     ]
 }
 
@@ -81,7 +84,7 @@ fn injections(good: &str) -> Vec<&'static str> {
     ]
 }
 
-const NO_TARGETS: [&str; 26] = [
+const NO_TARGETS: [&str; 34] = [
     "",
     "10.30.1",
     "10.30.1.256",
@@ -108,6 +111,15 @@ const NO_TARGETS: [&str; 26] = [
     "::",
     "::1",
     "fe80::1",
+    "64:ff9b:1:ffff::1",
+    "2001:0000:ffff::1",
+    // Metadata services that are not link-local.
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
+    "fd00:ec2::254",
+    "FD00:0EC2:0:0:0:0:0:0254",
+    "fd20:ce::254",
 ];
 
 const NO_BLOCKS: [&str; 14] = [

@@ -31,9 +31,9 @@ fn with_masquerade_a_target_sees_every_gateway() {
          sources: { allow: [ { cidr: 10.30.1.80/32 } ] }, targets: [ { name: t, ip: 10.30.1.79 } ]"]);
     assert_eq!(
         text,
-        "# on 10.30.1.79, for iptables-restore --noflush\n*filter\n\
+        "set -e\n# on 10.30.1.79\niptables-restore --noflush <<'EOF'\n*filter\n\
          -A INPUT -s 10.30.1.77 -p tcp -m tcp --dport 3306 -j ACCEPT\n\
-         -A INPUT -s 10.30.1.78 -p tcp -m tcp --dport 3306 -j ACCEPT\nCOMMIT\n"
+         -A INPUT -s 10.30.1.78 -p tcp -m tcp --dport 3306 -j ACCEPT\nCOMMIT\nEOF\n"
     );
 }
 
@@ -45,11 +45,11 @@ fn with_preserve_a_target_sees_the_clients_and_refuses_the_denied_ones_first() {
          targets: [ { name: t, ip: 10.30.1.79 } ]"]);
     assert_eq!(
         text,
-        "# on 10.30.1.79, for iptables-restore --noflush\n*filter\n\
+        "set -e\n# on 10.30.1.79\niptables-restore --noflush <<'EOF'\n*filter\n\
          -A INPUT -s 10.0.0.0/15 -p udp -m udp --dport 53 -j DROP\n\
          -A INPUT -s 10.40.9.0/24 -p udp -m udp --dport 53 -j DROP\n\
          -A INPUT -s 10.1.0.0/16 -p udp -m udp --dport 53 -j ACCEPT\n\
-         -A INPUT -s 10.40.0.0/16 -p udp -m udp --dport 53 -j ACCEPT\nCOMMIT\n"
+         -A INPUT -s 10.40.0.0/16 -p udp -m udp --dport 53 -j ACCEPT\nCOMMIT\nEOF\n"
     );
 }
 
@@ -74,7 +74,7 @@ fn each_family_has_its_own_program_and_sources() {
     let text = targets(&["ports: [ { name: p, port: 80 } ], \
          sources: { allow: [ { cidr: 10.30.1.80/32 }, { cidr: \"fd00::80/128\" } ] }, \
          targets: [ { name: a, ip: 10.30.1.79 }, { name: b, ip: \"fd00::79\" } ]"]);
-    let (v4, v6) = text.split_once("# on fd00::79, for ip6tables-restore --noflush\n").unwrap();
+    let (v4, v6) = text.split_once("# on fd00::79\nip6tables-restore --noflush <<'EOF'\n").unwrap();
     assert!(v4.contains("-s 10.30.1.78 ") && !v4.contains("fd00::78"), "{text}");
     assert!(v6.contains("-s fd00::78 ") && !v6.contains("10.30"), "{text}");
 }

@@ -128,7 +128,8 @@ fn the_examples_render_to_the_rules_of_the_gateway() {
     assert_eq!(
         stdout(&output),
         "\
-# iptables-restore
+set -e
+iptables-restore --noflush <<'EOF'
 *filter
 :SALLY-FWD - [0:0]
 -A SALLY-FWD -m conntrack --ctstate DNAT -m connmark --mark 0x10000000/0x10000000 -j ACCEPT
@@ -149,6 +150,7 @@ COMMIT
 -I OUTPUT 1 -j SALLY-PRE
 -I POSTROUTING 1 -j SALLY-POST
 COMMIT
+EOF
 "
     );
 
@@ -156,11 +158,14 @@ COMMIT
     assert_eq!(
         stdout(&for_targets),
         "\
-# on 10.30.1.79, for iptables-restore --noflush
+set -e
+# on 10.30.1.79
+iptables-restore --noflush <<'EOF'
 *filter
 -A INPUT -s 10.30.1.77 -p tcp -m tcp --dport 3306 -j ACCEPT
 -A INPUT -s 10.30.1.78 -p tcp -m tcp --dport 3306 -j ACCEPT
 COMMIT
+EOF
 "
     );
 }
