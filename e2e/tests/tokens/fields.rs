@@ -23,7 +23,6 @@ const FIXED: &[&str] = &[
     "template.metadata.labels.app.kubernetes.io/name",
     "template.spec.activeDeadlineSeconds",
     "template.spec.containers[].env[].valueFrom.fieldRef.apiVersion",
-    "template.spec.containers[].livenessProbe.successThreshold",
     "template.spec.containers[].readinessProbe.terminationGracePeriodSeconds",
     "template.spec.containers[].resources.claims",
     "template.spec.containers[].volumeDevices",
@@ -53,7 +52,7 @@ fn samples() -> Value {
     let (key, unconfined) = (json!({ "name": "mine", "key": "mine" }), json!({ "type": "Unconfined" }));
     json!({
         "containers[]": container, "initContainers[]": container, "ephemeralContainers[]": container,
-        "exec": exec["exec"], "startupProbe": exec, "lifecycle": { "postStart": exec },
+        "exec": exec["exec"], "livenessProbe": exec, "startupProbe": exec, "lifecycle": { "postStart": exec },
         "configMapKeyRef": key, "secretKeyRef": key, "valueFrom": { "secretKeyRef": key },
         "resourceFieldRef": { "resource": "limits.cpu" }, "envFrom[]": { "secretRef": { "name": "mine" } },
         "appArmorProfile": unconfined, "seccompProfile": unconfined, "seLinuxChangePolicy": "Recursive",

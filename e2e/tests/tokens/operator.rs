@@ -140,7 +140,7 @@ fn daemon_set(scene: &Scene) -> Result<Vec<Request>> {
         (format!("{agent}/livenessProbe"), shell.clone(), "containers[0].livenessProbe"),
         (format!("{agent}/readinessProbe"), shell.clone(), "containers[0].readinessProbe"),
         (format!("{agent}/startupProbe"), shell, "containers[0].startupProbe"),
-        (format!("{agent}/livenessProbe/httpGet/host"), json!("10.0.0.1"), "containers[0].livenessProbe"),
+        (format!("{agent}/readinessProbe/httpGet/host"), json!("10.0.0.1"), "containers[0].readinessProbe"),
         (format!("{agent}/env/-"), json!({ "name": "LD_PRELOAD", "value": "mine.so" }), "containers[0].env"),
         (format!("{agent}/env"), json!([{ "name": "NODE_NAME", "valueFrom": of_secret }]), "containers[0].env"),
         (format!("{agent}/envFrom"), json!([{ "secretRef": { "name": "mine" } }]), "containers[0].envFrom"),
