@@ -418,4 +418,26 @@ pub const ROWS: &[Row] = &[
             pure("every_task_and_thread_is_made_where_it_is_awaited"),
         ],
     },
+    Row {
+        number: 34,
+        fault: "somebody puts a rule into a table of iptables that iptables cannot read",
+        promise: "what is no longer allowed is closed and cut, no jump is doubled, nothing new is programmed or called verified",
+        tests: &[
+            kernel("unreadable_tables", "native_rules_of_every_kind_double_no_jump_and_keep_nothing_open"),
+            kernel("unreadable_tables", "verified_is_said_only_of_a_kernel_that_holds_our_rules_and_each_jump_once"),
+            kernel("unreadable_tables", "a_rule_of_an_extension_that_is_missing_is_no_empty_table_either"),
+            pure("whatever_others_do_no_jump_is_doubled_nothing_unwanted_stays_and_verified_is_true"),
+        ],
+    },
+    Row {
+        number: 35,
+        fault: "somebody, or whoever has the operator's token, changes the agents' DaemonSet",
+        promise: "the token is refused every field; what others change is put back, or told where it keeps returning",
+        tests: &[
+            control_plane("tokens", "tokens_reach_no_further_than_their_work"),
+            control_plane("agents_daemonset_is_kept", "whatever_is_changed_is_put_back_and_who_goes_on_is_left_alone"),
+            control_plane("agents_daemonset_is_kept", "agents_are_run_as_the_values_of_the_chart_say"),
+            pure("what_returns_three_times_within_a_minute_is_left_alone_and_taken_up_again_later"),
+        ],
+    },
 ];
