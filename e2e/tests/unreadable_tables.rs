@@ -134,6 +134,65 @@ fn one_kind(scene: &Scene, gw1: &Host, native: (&str, &str, &str)) -> Result<Dur
     Ok(cut)
 }
 
+/// What nft can do around our chains that iptables does not show, and that it cannot undo.
+const UNSEEN: [&str; 4] = [
+    "add rule ip nat PREROUTING tcp dport vmap { 3306 : jump SALLY-PRE }",
+    "add rule ip filter FORWARD tcp dport vmap { 3306 : jump SALLY-FWD }",
+    "add chain ip nat SALLY-X { type nat hook prerouting priority -150; }; add rule ip nat SALLY-X ct state new counter",
+    "add chain ip nat SALLY-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+];
+
+#[test]
+fn what_iptables_does_not_see_around_our_chains_keeps_nothing_open() -> Result<()> {
+    for beside in ["", "insert rule ip nat PREROUTING tcp dport 8080 counter dnat to 10.30.1.82:80"] {
+        for unseen in UNSEEN {
+            scene(Variant::Nft, Backend::Iptables(Variant::Nft), |scene| {
+                let gw1 = scene.article.gw1.clone();
+                let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
+                scene.gateway.manifests().save(&mysql("mysql", 3306))?;
+                scene.gateway.once_accepting()?;
+                let text = format!("{}\n{beside}\n", unseen.replace("; add", "\nadd"));
+                gw1.check_with_input(&["nft", "-f", "-"], text.as_bytes())?;
+                scene.gateway.manifests().remove("mysql.yaml")?;
+                let outcome = scene.gateway.once()?;
+                scene.expect_no_answer(Protocol::Tcp, 3306).with_context(|| format!("{outcome:?}"))?;
+                scene.gateway.cleanup()?;
+                scene.expect_no_answer(Protocol::Tcp, 3306)
+            })
+            .with_context(|| format!("{unseen} {beside}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rule_of_ours_that_asks_a_set_besides_is_not_taken_for_ours() -> Result<()> {
+    scene(Variant::Nft, Backend::Iptables(Variant::Nft), |scene| {
+        let gw1 = scene.article.gw1.clone();
+        let _db1 = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3306))])?;
+        scene.gateway.manifests().save(&mysql("mysql", 3306))?;
+        scene.gateway.once_accepting()?;
+        for chain in ["SALLY-PRE", "PREROUTING"] {
+            let target = if chain == "SALLY-PRE" { "SALLY-M" } else { "SALLY-PRE" };
+            let listing = gw1.check(&["nft", "-a", "list", "chain", "ip", "nat", chain])?;
+            let line =
+                listing.lines().find(|line| line.contains(&format!("jump {target} "))).context("find the rule")?;
+            let handle = line.rsplit(' ').next().context("read its handle")?;
+            let text = format!(
+                "add set ip nat nobody {{ type ipv4_addr; }}\n\
+                 replace rule ip nat {chain} handle {handle} ip daddr {GW1} ip saddr @nobody counter jump {target}\n"
+            );
+            gw1.check_with_input(&["nft", "-f", "-"], text.as_bytes())?;
+            scene.expect_no_answer(Protocol::Tcp, 3306).context("the fault itself")?;
+            scene.gateway.once_accepting()?;
+            scene.expect_answer(Protocol::Tcp, 3306, "db1").with_context(|| chain.to_owned())?;
+        }
+        let rules = gw1.check(&["nft", "list", "chain", "ip", "nat", "PREROUTING"])?;
+        ensure!(rules.contains("@nobody"), "somebody else's rule is gone: {rules}");
+        Ok(())
+    })
+}
+
 /// A gateway with an address of each family and a forward of each, alone on its network.
 fn lone(lab: &mut Lab, name: &str) -> Result<Gateway> {
     let (host, network) = (lab.host(name)?, lab.network(&format!("{name}n"))?);

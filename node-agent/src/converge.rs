@@ -166,6 +166,8 @@ impl<E: Engine> Converger<E> {
         let mut report = Report { failures, listen: compiled.listen.clone(), ..Report::default() };
 
         (self.held, self.at) = (false, now);
+        // What makes a table unreadable may go without a change of rules, as when a program is installed.
+        self.known &= self.installed.as_ref().is_some_and(|installed| installed.unreadable().next().is_none());
         let mut written = Vec::new();
         let mut reach = None;
         for attempt in 0.. {

@@ -52,6 +52,7 @@ async fn preview<E: Engine>(
     let local = source.local().to_vec();
     source.host().newcomers.admit(&mut converger, intents, &local, now, Instant::now()).await;
     converger.carry(source.host().state.intents()?.map(Rc::new).as_ref());
+    converger.carry_noted(source.host().state.carried()?);
     let Preview { batch, families, ended, failures, unreadable } =
         converger.preview(intents, source.local(), now).await?;
     let plans = converger.plans(intents, source.local())?;

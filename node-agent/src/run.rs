@@ -1,9 +1,9 @@
 //! `run`: apply what the source says and keep it applied.
 //!
 //! One loop on one thread: a change of the source, the kernel's word that addresses or forwarding have changed, a beat
-//! ten times a second that looks for drift, or the end. What the kernel holds stays when the agent stops, however it
-//! stops.
+//! ten times a second that looks for drift, or the end. What the kernel holds stays however the agent stops.
 
+mod noted;
 mod retry;
 
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ use crate::run::retry::Retry;
 use crate::source::cluster::Cluster;
 use crate::source::manifests::Manifests;
 use crate::source::{Pass, Source};
-use crate::state::{Intents, StateDir};
+use crate::state::{Carried, Intents, StateDir};
 use crate::sysctl::Sysctl;
 use crate::trouble::Trouble;
 
@@ -92,6 +92,7 @@ async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once
                 let converger = Converger::new(Iptables::new(variant), Some(sysctl));
                 let mut agent = Agent::new(converger, pool, &mut source, &metrics);
                 agent.converger.carry(last_good.as_ref());
+                agent.take_up_carried();
                 agent.abandoned = Some(variant.other());
                 agent.backend = backend.reported();
                 agent.follow(&mut intents, once, &notices, &mut shutdown).await
@@ -137,6 +138,8 @@ struct Agent<'a, S, E> {
     unplanned: bool,
     /// What was last told of the host's other firewalls.
     firewall: Assessment,
+    /// What is on disk of what is carried apart from the intents.
+    noted: Carried,
 }
 
 impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
@@ -158,6 +161,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             error: None,
             unplanned: false,
             firewall: Assessment::default(),
+            noted: Carried::default(),
         }
     }
 
@@ -418,7 +422,9 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                 }
                 pass.await
             }
-        }?;
+        };
+        self.note_carried(intents);
+        let report = report?;
         self.source.host().newcomers.passed(intents);
         if let Some(variant) = self.abandoned {
             remove_rules(&mut Iptables::new(variant)).await?;

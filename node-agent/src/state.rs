@@ -3,6 +3,7 @@
 //! ```text
 //! lock            held while an agent runs: two never run on one directory
 //! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
+//! carried.json    what the kernel holds rules of, where a table that cannot be read keeps it from following the intents
 //! newcomers.json  those of them that never were let in, if any: somebody else listens on their ports
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
 //! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_engine::iptables::Place;
+use sallyport_ruleset::family::Family;
 use sallyport_runtime::file;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -50,6 +52,26 @@ impl Intents {
     /// The forwards that are only planned, each as it would be.
     pub fn planned(&self) -> impl Iterator<Item = &SliceForward> {
         self.slices.values().flat_map(|slice| &slice.planned)
+    }
+}
+
+/// What the kernel holds rules of in families with a table that cannot be read, where that is not what the intents say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Carried {
+    /// For IPv4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v4: Option<Intents>,
+    /// For IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<Intents>,
+}
+
+impl Carried {
+    /// Those that there are.
+    pub fn into_families(self) -> impl Iterator<Item = (Family, Intents)> {
+        [(Family::V4, self.v4), (Family::V6, self.v6)]
+            .into_iter()
+            .filter_map(|(family, intents)| Some((family, intents?)))
     }
 }
 
@@ -159,6 +181,19 @@ impl StateDir {
         self.store("newcomers.json", newcomers, true).inspect_err(|_| drop(remove(&path)))
     }
 
+    /// What is carried apart from the intents.
+    pub fn carried(&self) -> Result<Carried, Error> {
+        Ok(self.load("carried.json")?.unwrap_or_default())
+    }
+
+    /// Keeps it; on disk when this returns. That nothing is needs no file.
+    pub fn keep_carried(&self, carried: &Carried) -> Result<(), Error> {
+        if *carried == Carried::default() {
+            return remove(&self.path.join("carried.json"));
+        }
+        self.store("carried.json", carried, true)
+    }
+
     /// The highest time that was seen, in seconds since 1970; 0 if none was kept.
     pub fn highest_time(&self) -> Result<i64, Error> {
         Ok(self.load("clock.json")?.unwrap_or_default())
@@ -243,7 +278,7 @@ impl StateDir {
     /// Forgets everything, after a cleanup.
     pub fn clear(&self) -> Result<(), Error> {
         // The `.new` are what a crash left.
-        for name in ["intents.json", "newcomers.json", "clock.json", "first-seen.json", "host.json"] {
+        for name in ["intents.json", "carried.json", "newcomers.json", "clock.json", "first-seen.json", "host.json"] {
             remove(&self.path.join(name))?;
             remove(&self.path.join(format!("{name}.new")))?;
         }

@@ -8,6 +8,7 @@ pub mod lock;
 mod others;
 mod vacant;
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -146,6 +147,9 @@ pub struct Iptables {
     generation: Option<Generation>,
     lock: Lock,
     seen: Option<Seen>,
+    /// Chains of ours, by family and table, that could be emptied but not deleted: something of nftables that iptables does
+    /// not show, as a map of verdicts, leads there.
+    stuck: BTreeSet<(Family, Table, String)>,
 }
 
 #[derive(Debug)]
@@ -159,7 +163,7 @@ impl Iptables {
     /// Uses `variant`.
     #[must_use]
     pub fn new(variant: Variant) -> Self {
-        Self { variant, generation: None, lock: Lock::new(), seen: None }
+        Self { variant, generation: None, lock: Lock::new(), seen: None, stuck: BTreeSet::new() }
     }
 
     /// Whether the kernel may hold rules through this variant; `false` means that it surely has none.
@@ -194,7 +198,12 @@ impl Iptables {
                     let tables = xtables::parse(&save, family, self.variant.holder(family, true));
                     let unread =
                         apart::left_out(&save).map(|what| format!("all of {named}: {what}")).into_iter().collect();
-                    return Ok((Installed::parse(&save).take(table), HostFirewall { tables, unread }));
+                    let mut read = Installed::parse(&save).take(table);
+                    let nft = self.variant == Variant::Nft;
+                    if nft && apart::tables_with_sets(family)?.iter().any(|name| name == table.name()) {
+                        apart::mark_native(&mut read, family, table)?;
+                    }
+                    return Ok((read, HostFirewall { tables, unread }));
                 }
                 None => format!("table {} is not printed", table.name()),
                 Some(lacks) => lacks,
@@ -218,6 +227,20 @@ impl Iptables {
     }
 }
 
+/// Reads a batch, waits up to 10 s for the lock.
+const RESTORE: &[&str] = &["--noflush", "-w", "10"];
+
+/// The chains that a batch deletes.
+fn deleted(batch: &str) -> impl Iterator<Item = (Table, &str)> {
+    let mut table = Table::Filter;
+    batch.lines().filter_map(move |line| {
+        if let Some(name) = line.strip_prefix('*') {
+            table = Table::BOTH.into_iter().find(|table| table.name() == name)?;
+        }
+        Some((table, line.strip_prefix("-X ")?))
+    })
+}
+
 impl Engine for Iptables {
     fn name(&self) -> &'static str {
         self.variant.name()
@@ -233,10 +256,16 @@ impl Engine for Iptables {
                 None
             }
         };
-        let ((v4, mut own), (v6, of_v6)) = tokio::try_join!(self.save(Family::V4), self.save(Family::V6))?;
+        let ((mut v4, mut own), (mut v6, of_v6)) = tokio::try_join!(self.save(Family::V4), self.save(Family::V6))?;
         own.tables.extend(of_v6.tables);
         own.unread.extend(of_v6.unread);
         let firewall = others::read(self.variant, own).await;
+        for (family, table, chain) in &self.stuck {
+            let there = if *family == Family::V4 { &mut v4 } else { &mut v6 }.table_mut(*table);
+            if there.ours.contains_key(chain) {
+                there.foreign.entry("something of nftables".to_owned()).or_default().push(format!("-j {chain}"));
+            }
+        }
         self.seen = Some(before.map_or_else(
             || {
                 let (least, most) = LEGACY_LOOKS;
@@ -250,7 +279,17 @@ impl Engine for Iptables {
     async fn apply(&mut self, batch: &Batch) -> Result<(), Error> {
         for family in Family::BOTH {
             if let Some(text) = batch.family(family) {
-                command::run(self.variant.restore_program(family), &["--noflush", "-w", "10"], text).await?;
+                let program = self.variant.restore_program(family);
+                match command::run(program, RESTORE, text).await {
+                    // A chain that cannot be deleted must keep no rule alive.
+                    Err(command::Error::Failed { stderr, .. }) if stderr.contains("CHAIN_DEL") => {
+                        let kept: String = text.split_inclusive('\n').filter(|line| !line.starts_with("-X ")).collect();
+                        command::run(program, RESTORE, &kept).await?;
+                        let chains = deleted(text).map(|(table, chain)| (family, table, chain.to_owned()));
+                        self.stuck.extend(chains);
+                    }
+                    outcome => drop(outcome?),
+                }
             }
         }
         Ok(())

@@ -165,6 +165,17 @@ impl Installed {
         }
     }
 
+    /// Whether every built-in chain of both tables that leads to us does.
+    #[must_use]
+    pub fn is_hooked(&self) -> bool {
+        Table::BOTH.into_iter().all(|table| {
+            table.hooks().iter().all(|(builtin, ours)| {
+                let there = self.table(table);
+                !there.ours.contains_key(*ours) || !there.jumps(builtin, ours).is_empty()
+            })
+        })
+    }
+
     /// Why tables cannot be read, of those that cannot.
     pub fn unreadable(&self) -> impl Iterator<Item = &str> {
         Table::BOTH.into_iter().filter_map(|table| self.table(table).unreadable.as_deref())

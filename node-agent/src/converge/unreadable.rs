@@ -15,11 +15,12 @@ use sallyport_ruleset::compile::{Compiled, Failure, compile};
 use sallyport_ruleset::digest::intent_hash;
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::family::Family;
+use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::intersection::intersection;
 use sallyport_ruleset::rule::{Rules, Ruleset, Table};
 
 use crate::converge::{Converger, Error};
-use crate::state::Intents;
+use crate::state::{Carried, Intents};
 
 /// What may be in the kernel while some of its tables cannot be read.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(super) struct Reach {
     pub(super) ruleset: Ruleset,
     /// The families that cannot be read, and the forwards that have rules there, as they are carried.
     carried: BTreeMap<Family, Vec<SliceForward>>,
+    /// Whether the jumps to what is carried are there.
+    hooked: bool,
     /// Why, a line a table.
     pub(super) why: Vec<String>,
 }
@@ -54,6 +57,7 @@ impl Reach {
         };
         let failure = |forward: &&SliceForward| {
             let state = match carried.get(forward.uid.as_str()) {
+                Some(_) if !self.hooked => "its rules are there, but the jump to them is gone and waits as well",
                 Some(hash) if *hash == forward.hash => "its rules are there as they were",
                 Some(_) => "of its rules those are there that were before and are still allowed",
                 None => "it has no rules there yet",
@@ -97,6 +101,23 @@ impl<E: Engine> Converger<E> {
         self.carried = carried.collect();
     }
 
+    /// Takes up what an agent before this one noted of families that could not be read.
+    pub fn carry_noted(&mut self, noted: Carried) {
+        self.carried.extend(noted.into_families().map(|(family, intents)| (family, Rc::new(intents))));
+    }
+
+    /// What is carried where that is not what is wanted; to be noted, since a later agent cannot tell it from the intents.
+    #[must_use]
+    pub fn carried_apart(&self, intents: &Rc<Intents>) -> Carried {
+        let apart = |family| {
+            let unreadable = |installed: &&InstalledRuleset| installed.family(family).unreadable().next().is_some();
+            self.installed.as_ref().filter(unreadable)?;
+            let carried = self.carried.get(&family).filter(|carried| *carried != intents)?;
+            Some(Intents::clone(carried))
+        };
+        Carried { v4: apart(Family::V4), v6: apart(Family::V6) }
+    }
+
     /// What may be programmed of `compiled`, made from `forwards`, now that the kernel was read; `None` if all of it.
     pub(super) fn reach(
         &self,
@@ -111,18 +132,21 @@ impl<E: Engine> Converger<E> {
         if families.is_empty() {
             return None;
         }
-        let wanted: BTreeMap<&str, &SliceForward> =
-            forwards.iter().map(|forward| (forward.uid.as_str(), *forward)).collect();
         let delivered = installed.delivered();
-        let mut reach = Reach { ruleset: compiled.ruleset.clone(), carried: BTreeMap::new(), why: Vec::new() };
+        let mut reach =
+            Reach { ruleset: compiled.ruleset.clone(), carried: BTreeMap::new(), hooked: true, why: Vec::new() };
         for family in families {
             let why = installed.family(family).unreadable();
             reach.why.extend(why.map(|why| format!("{family}: {why}")));
             let (mut rules, mut still) = (Rules::default(), Vec::new());
-            if let Some(carried) = self.carried.get(&family) {
-                // An address on which nothing is carried is as new as a forward that is not.
-                let mut addresses = BTreeSet::new();
-                for was in carried.forwards() {
+            // An address on which nothing is carried is as new as a forward that is not.
+            let mut addresses = BTreeSet::new();
+            let carried = self.carried.get(&family);
+            let carried = carried.iter().flat_map(|carried| carried.forwards());
+            let carried: BTreeMap<&str, &SliceForward> = carried.map(|was| (was.uid.as_str(), was)).collect();
+            for is in forwards {
+                // What was noted may be lost, or older than what an agent before this one did.
+                for was in carried.get(is.uid.as_str()).into_iter().chain([is]) {
                     let is_carried = |ip: &IpAddr| {
                         let alone = compile(&listening_on(node, vec![*ip]), &[was], local, self.at).ruleset;
                         delivered.holds(&alone, family)
@@ -130,13 +154,17 @@ impl<E: Engine> Converger<E> {
                     let on: Vec<IpAddr> = compiled.listen.iter().copied().filter(is_carried).collect();
                     if !on.is_empty() {
                         addresses.extend(on);
-                        still.extend(wanted.get(was.uid.as_str()).and_then(|is| still_wanted(was, is)));
+                        still.extend(still_wanted(was, is));
+                        break;
                     }
                 }
+            }
+            if !still.is_empty() {
                 let node = listening_on(node, addresses.into_iter().collect());
                 let mut kept = compile(&node, &still.iter().collect::<Vec<_>>(), local, self.at).ruleset;
                 rules = std::mem::take(kept.family_mut(family));
             }
+            reach.hooked &= still.is_empty() || installed.family(family).is_hooked();
             *reach.ruleset.family_mut(family) = rules;
             reach.carried.insert(family, still);
         }

@@ -28,6 +28,8 @@ const OF_IPTABLES: [&str; 11] =
     ["match", "target", "payload", "meta", "cmp", "bitwise", "counter", "immediate", "range", "limit", "log"];
 /// Chains of others that are read one at a time to find the one that cannot be.
 const TRIED: usize = 64;
+/// Times that a list is asked for that changes while it is read.
+const DUMPS: usize = 32;
 /// Messages of one transaction: so many answers fit into a socket's buffer.
 const CHUNK: usize = 128;
 /// Characters of somebody's rule or of what a program said that are told.
@@ -73,6 +75,25 @@ pub(super) async fn read(variant: Variant, family: Family, table: Table, why: &s
     }
     let unreadable = Some(contents.explain(why).await);
     Ok(InstalledTable { ours, foreign: contents.jumps, unreadable })
+}
+
+/// Marks in what was read of a table that holds sets those rules of ours, and towards ours, that are not what iptables takes
+/// them for: it leaves out that they ask a set.
+pub(super) fn mark_native(read: &mut InstalledTable, family: Family, table: Table) -> Result<(), netlink::Error> {
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    for rule in rules_of(family, table)? {
+        let place = places.entry(rule.chain.clone()).or_default();
+        let number = std::mem::replace(place, *place + 1);
+        if rule.is_of_iptables() {
+            continue;
+        }
+        if is_ours(&rule.chain) {
+            read.ours.insert(rule.chain, vec![UNREADABLE.to_owned()]);
+        } else if let Some(text) = read.foreign.get_mut(&rule.chain).and_then(|rules| rules.get_mut(number)) {
+            text.insert_str(0, &format!("[{}] ", rule.handle));
+        }
+    }
+    Ok(())
 }
 
 /// Takes every jump of a built-in chain to `ours` out of `table`, one that cannot be saved.
@@ -176,6 +197,7 @@ impl Contents {
             );
         }
         let place = self.culprit().await.map(|(chain, said)| format!("chain {chain}: {said}"));
+        let why = if why.is_empty() { "its save program says nothing of it" } else { why };
         let said = shortened(&place.unwrap_or_else(|| why.to_owned()));
         let look = match self.variant {
             Variant::Nft => format!("nft -a list table {nft} {table}"),
@@ -199,7 +221,8 @@ impl Contents {
 
     /// The text of a rule, as far as nft is there and shows it.
     async fn text(&self, nft: &str, chain: &str, handle: u64) -> Option<String> {
-        let listing = command::run("nft", &["-a", "list", "chain", nft, self.table.name(), chain], "").await.ok()?;
+        let listing =
+            command::run("nft", &["-s", "-a", "list", "chain", nft, self.table.name(), chain], "").await.ok()?;
         let end = format!(" # handle {handle}");
         let line = listing.lines().find_map(|line| line.strip_suffix(&end))?;
         Some(shortened(line.trim()))
@@ -295,18 +318,30 @@ impl NftRule {
 
 /// The rules of a table as the kernel lists them, in their order.
 fn rules_of(family: Family, table: Table) -> Result<Vec<NftRule>, netlink::Error> {
+    let mut tries = 1;
+    loop {
+        match list_rules(family, table) {
+            // Somebody changed something of nftables meanwhile, in whatever table.
+            Err(netlink::Error::Interrupted { .. }) if tries < DUMPS => tries += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
+fn list_rules(family: Family, table: Table) -> Result<Vec<NftRule>, netlink::Error> {
     let attributes = vec![RuleAttribute::Table(table.name().to_owned())];
     let message = NfTablesMessage::GetRule(RuleMessage { attributes });
     let request = NetfilterMessage::new(vacant::header(family == Family::V6), message);
-    let mut found = Vec::new();
+    let mut answers = Vec::new();
+    // Kept first and looked at later: the sooner the list is read, the likelier it is whole.
     Socket::open(NETLINK_NETFILTER)?.ask("list nftables rules", request, NLM_F_DUMP, |answer| {
         if let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) = answer.inner {
-            // Kernels before 4.3 list all tables, whatever was asked.
-            found.extend(decode(rule.attributes, table.name()));
+            answers.push(rule.attributes);
         }
         Ok(())
     })?;
-    Ok(found)
+    // Kernels before 4.3 list all tables, whatever was asked.
+    Ok(answers.into_iter().filter_map(|attributes| decode(attributes, table.name())).collect())
 }
 
 fn decode(attributes: Vec<RuleAttribute>, table: &str) -> Option<NftRule> {

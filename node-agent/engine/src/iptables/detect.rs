@@ -83,7 +83,7 @@ fn read(save: &str) -> Traces {
         if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
             traces.hint |= HINTS.contains(&chain);
         } else if let Some(rule) = line.strip_prefix("-A ") {
-            let ours = is_ours(rule) || rule.rsplit(' ').next().is_some_and(is_ours);
+            let ours = rule.split(' ').next().is_some_and(is_ours) || rule.rsplit(' ').next().is_some_and(is_ours);
             traces.rules += usize::from(!ours);
         }
     }

@@ -9,7 +9,7 @@ use netlink_packet_netfilter::nftables::{ChainAttribute, ChainMessage, NfTablesM
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::rule::Table;
+use sallyport_ruleset::rule::{Table, is_ours};
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::{Error, Socket};
@@ -63,10 +63,26 @@ pub fn remove_vacant(places: &[Place]) -> Result<usize, Error> {
     Ok(removed)
 }
 
-/// The chains of a table, in the order of the kernel.
+/// The chains of a table, in the order of the kernel, without base chains under names like ours: those are somebody's.
 pub(super) fn chains(family: Family, table: &str) -> Result<Vec<String>, Error> {
-    let here = |place: &Place| place.ipv6 == (family == Family::V6) && place.table == table;
-    Ok(list()?.into_iter().filter(|(place, _)| here(place)).filter_map(|(place, _)| place.chain).collect())
+    let message = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
+    let request = NetfilterMessage::new(header(family == Family::V6), message);
+    let mut found = Vec::new();
+    Socket::open(NETLINK_NETFILTER)?.ask("list nftables chains", request, NLM_F_DUMP, |answer| {
+        let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) = answer.inner else { return Ok(()) };
+        let (mut here, mut name, mut base) = (false, None, false);
+        for attribute in chain.attributes {
+            match attribute {
+                ChainAttribute::Table(of) => here = of == table,
+                ChainAttribute::Name(own) => name = Some(own),
+                ChainAttribute::Hook(_) => base = true,
+                _ => {}
+            }
+        }
+        found.extend(name.filter(|name| here && !(base && is_ours(name))));
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Every table and chain of the families that iptables uses, each with whether it is vacant.

@@ -8,7 +8,7 @@ use sallyport_ruleset::installed::InstalledRuleset;
 use super::*;
 use crate::converge::Report;
 use crate::converge::fake::{Kernel, forward, intents, local};
-use crate::state::StateDir;
+use crate::state::{Carried, StateDir};
 
 /// A converger over a kernel, beside a fresh state directory.
 struct Scene {
@@ -176,6 +176,50 @@ async fn an_agent_that_starts_beside_such_a_table_keeps_what_it_finds() {
     late.converger.carry(Some(&before));
     late.pass(&text(&[8000, 8001])).await;
     assert_eq!(late.ports().await, [].into());
+}
+
+#[tokio::test]
+async fn what_is_carried_apart_from_the_intents_outlives_a_restart() {
+    let from = |allow: &str| forward("a", 8000).replace("{ cidr: 10.30.1.80/32 }", allow);
+    let (one, both) = (from("{ cidr: 10.30.1.80/32 }"), from("{ cidr: 10.30.1.80/32 }, { cidr: 10.30.1.81/32 }"));
+    let mut scene = Scene::new();
+    scene.pass(&one).await;
+    scene.add_native(Family::V4, Table::Nat);
+    scene.pass(&both).await;
+    let wanted = Rc::new(intents(&both));
+    let noted = scene.converger.carried_apart(&wanted);
+    assert_eq!((noted.v4.is_some(), noted.v6.is_some()), (true, false));
+    scene.state.keep_carried(&noted).unwrap();
+    assert_eq!(scene.state.carried().unwrap(), noted);
+
+    let mut next = Scene::over(std::mem::take(&mut scene.converger.engine));
+    next.converger.carry(Some(&wanted));
+    next.converger.carry_noted(noted);
+    assert_eq!(next.pass(&both).await.changed, None);
+    assert_eq!(next.ports().await, [8000].into());
+    next.remove_native();
+    next.pass(&both).await;
+    assert_eq!(next.converger.carried_apart(&wanted), Carried::default());
+}
+
+#[tokio::test]
+async fn without_any_note_what_is_there_and_wanted_stays() {
+    let mut scene = Scene::new();
+    scene.pass(&text(&[8000, 8001])).await;
+    let mut next = Scene::over(std::mem::take(&mut scene.converger.engine));
+    next.add_native(Family::V4, Table::Nat);
+    next.pass(&text(&[8001, 8002])).await;
+    assert_eq!(next.ports().await, [8001].into());
+}
+
+#[tokio::test]
+async fn a_table_that_can_be_read_again_is_seen_though_no_rule_has_changed() {
+    let mut scene = Scene::new();
+    scene.add_native(Family::V4, Table::Nat);
+    scene.pass(&text(&[8000])).await;
+    scene.converger.engine.native.clear();
+    assert_eq!(scene.pass(&text(&[8000])).await.unreadable, [""; 0]);
+    assert_eq!(scene.ports().await, [8000].into());
 }
 
 #[tokio::test]
