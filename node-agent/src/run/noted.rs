@@ -28,7 +28,7 @@ impl<S: Source, E: Engine> Agent<'_, S, E> {
             match self.source.host().state.keep_carried(&carried) {
                 Ok(()) => self.noted = carried,
                 Err(error) => {
-                    tracing::warn!(error = chain_of(&error), "cannot note what is carried apart from the intents")
+                    tracing::warn!(error = chain_of(&error), "cannot note what is carried apart from the intents");
                 }
             }
         }
