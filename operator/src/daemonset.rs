@@ -1,6 +1,6 @@
 //! The `DaemonSet` that runs the agents: on labelled nodes, with as few privileges as the work needs.
 //!
-//! Its pods are those of the chart's `PodTemplate` (`agent-pods.yaml`), field by field: the API server refuses any others.
+//! Its pods are those of the chart's `_agent-pods.tpl`, field by field: the API server refuses any others.
 
 use std::collections::{BTreeMap, BTreeSet};
 

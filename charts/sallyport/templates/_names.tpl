@@ -19,7 +19,7 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }
 
 {{/*
 The binding of an admission policy to the whole cluster, which denies what the policy refuses. Arguments: a dict of `name`,
-the policy's, `labels`, and perhaps `params`, the name and namespace of an object without which everything is denied.
+the policy's, and `labels`.
 */}}
 {{- define "sallyport.policyBinding" -}}
 ---
@@ -31,11 +31,6 @@ metadata:
     {{- .labels | nindent 4 }}
 spec:
   policyName: {{ .name }}
-  {{- with .params }}
-  paramRef:
-    {{- toYaml . | nindent 4 }}
-    parameterNotFoundAction: Deny
-  {{- end }}
   validationActions: [Deny, Audit]
 {{- end }}
 

@@ -93,8 +93,20 @@ fn images_have_the_version_of_the_application_unless_a_tag_or_a_digest_is_given(
 }
 
 /// The pods that the policy allows the operator to run.
-fn pods_of_agents(objects: &[Value]) -> Result<&Value> {
-    Ok(&object(objects, "PodTemplate", "sallyport-node-agent")?["template"]["spec"])
+fn pods_of_agents(objects: &[Value]) -> Result<Value> {
+    let policy = object(objects, "ValidatingAdmissionPolicy", "sallyport-operator-daemonsets")?;
+    let variables = policy["spec"]["variables"].as_array().context("find the policy's variables")?;
+    let wanted = variables.iter().find(|one| one["name"] == "wanted").context("find the wanted pods")?;
+    let literal = wanted["expression"].as_str().context("read the wanted pods")?;
+    // A CEL literal is JSON but for the types that it hides.
+    let (mut json, mut quoted) = (String::new(), false);
+    for c in literal.replace("dyn(", "").chars() {
+        quoted ^= c == '"';
+        if quoted || c != ')' {
+            json.push(c);
+        }
+    }
+    serde_json::from_str(&json).with_context(|| json)
 }
 
 #[test]
