@@ -7,10 +7,9 @@ use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine as _;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
-use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
-use sallyport_ruleset::plan::plan;
-use sallyport_ruleset::rule::{Ruleset, Table};
+use sallyport_ruleset::plan::{jumps_to_unhook, plan};
+use sallyport_ruleset::rule::Ruleset;
 
 use crate::converge::chain_of;
 use crate::state::StateDir;
@@ -72,19 +71,12 @@ pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, Error> {
     let mut removed = false;
     for _ in 0..TRIES {
         let installed = iptables.observe().await?;
-        let mut hooked = false;
-        for family in Family::BOTH {
-            for table in Table::BOTH.into_iter().rev() {
-                let there = installed.family(family).table(table);
-                let hooks = if there.unreadable.is_some() { there.hooked(table) } else { Vec::new() };
-                for ours in hooks {
-                    iptables.unhook(family, table, ours).await?;
-                    hooked = true;
-                }
-            }
+        let hooks = jumps_to_unhook(&Ruleset::default(), &installed);
+        for (family, table, ours) in &hooks {
+            iptables.unhook(*family, *table, ours).await?;
         }
         let batch = plan(&Ruleset::default(), &installed, false);
-        if batch.is_empty() && !hooked {
+        if batch.is_empty() && hooks.is_empty() {
             if removed {
                 tell_removed(iptables.name(), &installed);
             }

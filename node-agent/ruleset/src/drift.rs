@@ -174,7 +174,9 @@ fn without<'a>(rules: &'a [String], others: &[String]) -> Vec<&'a str> {
     rules.iter().map(String::as_str).filter(is_left).collect()
 }
 
-fn shortened(rule: &str) -> String {
+/// As much of a rule as is told.
+#[must_use]
+pub fn shortened(rule: &str) -> String {
     if rule.chars().count() <= RULE { rule.to_owned() } else { rule.chars().take(RULE - 1).chain(['…']).collect() }
 }
 

@@ -109,6 +109,21 @@ fn plan_table(table: Table, desired: &Chains, there: &InstalledTable, taken: imp
     text
 }
 
+/// The jumps to our entry chains that `desired` does not have, in tables that are unreadable: a plan cannot name them there.
+/// Translation goes before acceptance, so that a flow is refused rather than dropped half-way.
+#[must_use]
+pub fn jumps_to_unhook(desired: &Ruleset, installed: &InstalledRuleset) -> Vec<(Family, Table, &'static str)> {
+    let tables =
+        Family::BOTH.into_iter().flat_map(|family| Table::BOTH.into_iter().rev().map(move |table| (family, table)));
+    let gone = |(family, table)| {
+        let there = installed.family(family).table(table);
+        let hooked = if there.unreadable.is_some() { there.hooked(table) } else { Vec::new() };
+        let wanted = desired.family(family).table(table);
+        hooked.into_iter().filter(|ours| !wanted.contains_key(*ours)).map(move |ours| (family, table, ours)).collect()
+    };
+    tables.flat_map(|place| -> Vec<_> { gone(place) }).collect()
+}
+
 fn line(text: &mut String, parts: &[&str]) {
     text.extend(parts.iter().copied());
     text.push('\n');

@@ -17,7 +17,8 @@ use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::intersection::intersection;
-use sallyport_ruleset::rule::{Rules, Ruleset, Table};
+use sallyport_ruleset::plan::jumps_to_unhook;
+use sallyport_ruleset::rule::{Rules, Ruleset};
 
 use crate::converge::{Converger, Error};
 use crate::state::{Carried, Intents};
@@ -174,19 +175,7 @@ impl<E: Engine> Converger<E> {
     /// Takes the jumps to those of our entry chains that `ruleset` does not have out of tables that cannot be read; whether
     /// there were any.
     pub(super) async fn unhook(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
-        let Some(installed) = &self.installed else { return Ok(false) };
-        let mut hooks = Vec::new();
-        for family in Family::BOTH {
-            // Going away, translation stops before acceptance does.
-            for table in Table::BOTH.into_iter().rev() {
-                let there = installed.family(family).table(table);
-                let gone = there
-                    .hooked(table)
-                    .into_iter()
-                    .filter(|ours| !ruleset.family(family).table(table).contains_key(*ours));
-                hooks.extend(gone.filter(|_| there.unreadable.is_some()).map(|ours| (family, table, ours)));
-            }
-        }
+        let hooks = self.installed.as_ref().map(|installed| jumps_to_unhook(ruleset, installed)).unwrap_or_default();
         for (family, table, ours) in &hooks {
             self.known = false;
             self.engine.unhook(*family, *table, ours).await?;

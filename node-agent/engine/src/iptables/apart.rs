@@ -13,6 +13,7 @@ use netlink_packet_netfilter::nftables::{
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use sallyport_ruleset::drift::shortened;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{InstalledTable, UNREADABLE};
 use sallyport_ruleset::rule::{Table, is_ours};
@@ -32,8 +33,6 @@ const TRIED: usize = 64;
 const DUMPS: usize = 32;
 /// Messages of one transaction: so many answers fit into a socket's buffer.
 const CHUNK: usize = 128;
-/// Characters of somebody's rule or of what a program said that are told.
-const TOLD: usize = 160;
 
 /// What a save lacks, if it is not all of the tables that it began: the kernel may hold more than it says.
 pub(super) fn missing(save: &str) -> Option<String> {
@@ -262,10 +261,6 @@ async fn has_jump(
 fn rules(text: &str, chain: &str) -> Vec<String> {
     let rule = |line: &str| line.strip_prefix("-A ")?.strip_prefix(chain)?.strip_prefix(' ').map(str::to_owned);
     text.lines().filter_map(rule).collect()
-}
-
-fn shortened(text: &str) -> String {
-    if text.chars().count() <= TOLD { text.to_owned() } else { text.chars().take(TOLD - 1).chain(['…']).collect() }
 }
 
 /// A rule of nftables, as far as it is looked at.

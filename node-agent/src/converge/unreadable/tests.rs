@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use sallyport_ruleset::installed::InstalledRuleset;
+use sallyport_ruleset::rule::Table;
 
 use super::*;
 use crate::converge::Report;
