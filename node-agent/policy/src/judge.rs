@@ -12,12 +12,12 @@ use sallyport_api::gateway_pool::GatewayPoolSpec;
 use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::PortForwardSpec;
 
-use crate::arbitrate::Contender;
+use crate::candidate::Candidate;
 use crate::claim::Claim;
-use crate::decide::{Forward, Observed};
 use crate::digest;
 use crate::expiry::{has_expired, moment};
 use crate::kept::spec_of;
+use crate::observed::{Forward, Observed};
 use crate::pool::{Labels, Lifetime, Pool};
 use crate::validate::{Problem, validate};
 
@@ -25,9 +25,9 @@ use crate::validate::{Problem, validate};
 #[derive(Default)]
 pub struct Contest<'a> {
     /// Those whose wish is to be fulfilled.
-    pub contenders: Vec<Contender<'a>>,
+    pub candidates: Vec<Candidate<'a>>,
     /// What forwards that are not to be applied would want.
-    pub proposals: Vec<Contender<'a>>,
+    pub proposals: Vec<Candidate<'a>>,
 }
 
 /// The usable pools by name, with their age.
@@ -57,19 +57,19 @@ impl<'a> Judge<'a> {
         contests: &mut BTreeMap<&'a str, Contest<'a>>,
     ) -> Result<(), Vec<Problem>> {
         let asked = forward.spec.pool.as_str();
-        let wanted = self.contender(forward, &forward.spec, forward.generation);
+        let wanted = self.candidate(forward, &forward.spec, forward.generation);
         if forward.spec.mode == Mode::Apply {
             let wanted = wanted?;
-            contests.entry(asked).or_default().contenders.push(wanted);
+            contests.entry(asked).or_default().candidates.push(wanted);
             return Ok(());
         }
         // One that is not to be applied contends for what it has, and only proposes what its spec asks beyond that.
         if let Some((pool, kept)) = self.kept(forward) {
-            match self.contender(forward, &spec_of(pool, &kept.intent), kept.generation) {
+            match self.candidate(forward, &spec_of(pool, &kept.intent), kept.generation) {
                 Ok(keeping) => {
-                    let asks_it = |wanted: &Contender<'_>| wanted.entry.intent == keeping.entry.intent;
+                    let asks_it = |wanted: &Candidate<'_>| wanted.entry.intent == keeping.entry.intent;
                     let same = pool == asked && wanted.as_ref().is_ok_and(asks_it);
-                    contests.entry(pool).or_default().contenders.push(Contender { keeps: !same, ..keeping });
+                    contests.entry(pool).or_default().candidates.push(Candidate { keeps: !same, ..keeping });
                     if same {
                         return Ok(());
                     }
@@ -94,12 +94,12 @@ impl<'a> Judge<'a> {
     }
 
     /// A forward that asks for `spec`, if nothing but other forwards can be in its way.
-    fn contender(
+    fn candidate(
         &mut self,
         forward: &'a Forward,
         spec: &PortForwardSpec,
         generation: i64,
-    ) -> Result<Contender<'a>, Vec<Problem>> {
+    ) -> Result<Candidate<'a>, Vec<Problem>> {
         let mut intent = validate(spec)?;
         let name = spec.pool.as_str();
         let Some((_, pool, _)) = self.pools.get(name) else {
@@ -145,7 +145,7 @@ impl<'a> Judge<'a> {
             hash: digest::intent_hash(&intent),
             intent,
         };
-        Ok(Contender { forward, entry, keeps: false, unchanged, claims, held, grants })
+        Ok(Candidate { forward, entry, keeps: false, unchanged, claims, held, grants })
     }
 
     /// A target that only who sees the whole cluster can refuse.

@@ -14,9 +14,10 @@ use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
 use sallyport_api::names::FINALIZER;
 use sallyport_api::{Intent, Mode};
-use sallyport_policy::decide::{Forward, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts};
+use sallyport_policy::decide::{Verdict, decide as verdicts};
 use sallyport_policy::digest::slice_hash;
 use sallyport_policy::kept::spec_of;
+use sallyport_policy::observed::{Forward, Node as ObservedNode, Observed, PoolObject};
 use sallyport_policy::validate::Problem;
 
 use crate::controller::cache;
@@ -84,7 +85,7 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
             (meta.name.clone().unwrap_or_default(), meta.labels.clone().unwrap_or_default())
         })
         .collect();
-    let nodes: Vec<RulesetNode> = world.nodes.objects().map(|node| node_of(node)).collect();
+    let nodes: Vec<ObservedNode> = world.nodes.objects().map(|node| node_of(node)).collect();
     let decision = verdicts(&Observed {
         forwards: &forwards,
         pools: &pools,
@@ -206,9 +207,9 @@ fn unreadable(problem: &str) -> Problem {
 }
 
 /// The addresses and labels of a Node.
-fn node_of(node: &Node) -> RulesetNode {
+fn node_of(node: &Node) -> ObservedNode {
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    RulesetNode {
+    ObservedNode {
         name: node.metadata.name.clone().unwrap_or_default(),
         labels: Some(node.metadata.labels.clone().unwrap_or_default()),
         addresses: addresses
