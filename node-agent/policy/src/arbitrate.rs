@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use sallyport_api::condition::Reason;
 
 use crate::candidate::Candidate;
-use crate::claim::{Claim, ClaimTable};
+use crate::claim::{Claim, ClaimTable, Held};
 use crate::observed::{Forward, Leaving};
 use crate::pool::Grant;
 use crate::validate::Problem;
 
 /// What the nodes of one pool may still carry, by port.
 pub struct Lingering<'a> {
-    by_port: BTreeMap<u16, Vec<(Claim, &'a str)>>,
+    by_port: BTreeMap<u16, Vec<Held<&'a str>>>,
     /// Ports in the longest range, less one.
     longest: u16,
 }
@@ -27,7 +27,7 @@ impl<'a> Lingering<'a> {
             for claim in Claim::of(&gone.intent) {
                 let (first, last) = claim.ports();
                 lingering.longest = lingering.longest.max(last - first);
-                lingering.by_port.entry(first).or_default().push((claim, gone.uid.as_str()));
+                lingering.by_port.entry(first).or_default().push(Held { claim, owner: gone.uid.as_str() });
             }
         }
         lingering
@@ -37,8 +37,8 @@ impl<'a> Lingering<'a> {
     fn conflict(&self, claim: &Claim, uid: &str) -> Option<Claim> {
         let (first, last) = claim.ports();
         let near = self.by_port.range(first.saturating_sub(self.longest)..=last).flat_map(|(_, claims)| claims);
-        let mut others = near.filter(|(held, owner)| *owner != uid && held.overlaps(claim));
-        others.next().map(|(held, _)| claim.shared_with(held))
+        let mut others = near.filter(|held| held.owner != uid && held.claim.overlaps(claim));
+        others.next().map(|held| claim.shared_with(&held.claim))
     }
 }
 

@@ -16,7 +16,7 @@ use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::names::MAX_PLANS;
 
 use crate::arbitrate::{Lingering, arbitrate, waits};
-use crate::judge::{Contest, Judge, Pools};
+use crate::judge::{Contest, Judge, Pools, UsablePool};
 use crate::observed::{Node, Observed, PoolObject};
 use crate::pool::validate_pool;
 use crate::slice;
@@ -81,7 +81,7 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
         candidates.sort_by(|a, b| a.rank().cmp(&b.rank()));
         let (unknown, lingering) = (observed.unknown.contains(name), Lingering::of(name, observed.leaving));
         let waiting: Vec<_> = candidates.iter().map(|candidate| waits(candidate, unknown, &lingering)).collect();
-        let settled = arbitrate(&candidates, &waiting, &pools[name].1.grants);
+        let settled = arbitrate(&candidates, &waiting, &pools[name].typed.grants);
         let mut plans = Vec::new();
         for proposal in proposals {
             let verdict = match settled.refusal(&proposal, waits(&proposal, unknown, &lingering)) {
@@ -115,13 +115,13 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
     decision
 }
 
-/// Pools that have no problem of their own, by name, with their age.
-fn usable_pools(pools: &[PoolObject], decision: &mut Decision) -> Pools {
+/// Pools that have no problem of their own, by name.
+fn usable_pools<'a>(pools: &'a [PoolObject], decision: &mut Decision) -> Pools<'a> {
     let mut usable = Pools::new();
     for pool in pools {
         let problems = match validate_pool(&pool.spec) {
             Ok(typed) => {
-                usable.insert(pool.name.clone(), (pool.created, typed, pool.spec.clone()));
+                usable.insert(pool.name.clone(), UsablePool { created: pool.created, typed, spec: &pool.spec });
                 Vec::new()
             }
             Err(problems) => problems,
@@ -132,13 +132,13 @@ fn usable_pools(pools: &[PoolObject], decision: &mut Decision) -> Pools {
 }
 
 /// Gives each node to the oldest pool that selects it, so that a node has one configuration.
-fn assign_nodes(nodes: &[Node], pools: &Pools, decision: &mut Decision) {
+fn assign_nodes(nodes: &[Node], pools: &Pools<'_>, decision: &mut Decision) {
     let mut by_age: Vec<_> = pools.iter().collect();
-    by_age.sort_by_key(|(name, (created, _, _))| (*created, *name));
+    by_age.sort_by_key(|(name, pool)| (pool.created, *name));
     for node in nodes {
-        let mut selecting =
-            by_age.iter().filter(|(_, (_, pool, _))| node.labels.as_ref().is_none_or(|labels| pool.selects(labels)));
-        let Some((owner, (_, pool, spec))) = selecting.next() else { continue };
+        let selects = |pool: &UsablePool<'_>| node.labels.as_ref().is_none_or(|labels| pool.typed.selects(labels));
+        let mut selecting = by_age.iter().filter(|(_, pool)| selects(pool));
+        let Some((owner, UsablePool { typed: pool, spec, .. })) = selecting.next() else { continue };
         decision.nodes.insert(
             node.name.clone(),
             GatewayNodeSpec {

@@ -30,23 +30,41 @@ pub struct Contest<'a> {
     pub proposals: Vec<Candidate<'a>>,
 }
 
-/// The usable pools by name, with their age.
-pub type Pools = BTreeMap<String, (i64, Pool, GatewayPoolSpec)>;
+/// A pool that has no problem of its own.
+pub struct UsablePool<'a> {
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
+    /// What it offers, typed.
+    pub typed: Pool,
+    /// The same as its admin wrote it.
+    pub spec: &'a GatewayPoolSpec,
+}
+
+/// The usable pools by name.
+pub type Pools<'a> = BTreeMap<String, UsablePool<'a>>;
+
+/// What a slice holds for a forward.
+#[derive(Clone, Copy)]
+struct Held<'a> {
+    /// The pool whose nodes carry it.
+    pool: &'a str,
+    entry: &'a SliceForward,
+}
 
 /// Judges one forward after the other.
 pub struct Judge<'a> {
-    pools: &'a Pools,
+    pools: &'a Pools<'a>,
     observed: &'a Observed<'a>,
     gateways: &'a BTreeSet<IpAddr>,
-    /// What the slices hold for each uid, each with its pool.
-    held: BTreeMap<&'a str, Vec<(&'a str, &'a SliceForward)>>,
+    /// What the slices hold for each uid.
+    held: BTreeMap<&'a str, Vec<Held<'a>>>,
     /// When forwards expire or did; those only that could hold otherwise.
     pub expiries: BTreeMap<ForwardRef, i64>,
 }
 
 impl<'a> Judge<'a> {
     /// Has judged nobody yet.
-    pub fn new(pools: &'a Pools, observed: &'a Observed<'a>, gateways: &'a BTreeSet<IpAddr>) -> Self {
+    pub fn new(pools: &'a Pools<'a>, observed: &'a Observed<'a>, gateways: &'a BTreeSet<IpAddr>) -> Self {
         Self { pools, observed, gateways, held: held(observed.slices), expiries: BTreeMap::new() }
     }
 
@@ -64,7 +82,7 @@ impl<'a> Judge<'a> {
             return Ok(());
         }
         // One that is not to be applied contends for what it has, and only proposes what its spec asks beyond that.
-        if let Some((pool, kept)) = self.kept(forward) {
+        if let Some(Held { pool, entry: kept }) = self.kept(forward) {
             match self.candidate(forward, &spec_of(pool, &kept.intent), kept.generation) {
                 Ok(keeping) => {
                     let asks_it = |wanted: &Candidate<'_>| wanted.entry.intent == keeping.entry.intent;
@@ -88,9 +106,9 @@ impl<'a> Judge<'a> {
     }
 
     /// What the slices hold for a forward: the newest form, and of the pool that it asks for if it is in several.
-    fn kept(&self, forward: &Forward) -> Option<(&'a str, &'a SliceForward)> {
+    fn kept(&self, forward: &Forward) -> Option<Held<'a>> {
         let held = self.held.get(forward.uid.as_str())?;
-        held.iter().copied().max_by_key(|(pool, kept)| (*pool == forward.spec.pool, kept.generation))
+        held.iter().copied().max_by_key(|held| (held.pool == forward.spec.pool, held.entry.generation))
     }
 
     /// A forward that asks for `spec`, if nothing but other forwards can be in its way.
@@ -102,7 +120,7 @@ impl<'a> Judge<'a> {
     ) -> Result<Candidate<'a>, Vec<Problem>> {
         let mut intent = validate(spec)?;
         let name = spec.pool.as_str();
-        let Some((_, pool, _)) = self.pools.get(name) else {
+        let Some(UsablePool { typed: pool, .. }) = self.pools.get(name) else {
             let known = self.observed.pools.iter().any(|pool| pool.name == name);
             let message = if known {
                 format!("pool {name} has problems of its own; its admin must mend it first")
@@ -133,8 +151,8 @@ impl<'a> Judge<'a> {
             return Err(vec![expired(&intent, limit)]);
         }
         let claims = Claim::of(&intent);
-        let held = self.held.get(forward.uid.as_str()).into_iter().flatten().filter(|(pool, _)| *pool == name);
-        let before: Vec<&Intent> = held.map(|(_, held)| &held.intent).collect();
+        let held = self.held.get(forward.uid.as_str()).into_iter().flatten().filter(|held| held.pool == name);
+        let before: Vec<&Intent> = held.map(|held| &held.entry.intent).collect();
         let unchanged = before.contains(&&intent);
         let held = before.iter().flat_map(|intent| Claim::of(intent));
         let held = held.filter(|held| claims.iter().any(|claim| claim.overlaps(held))).collect();
@@ -166,11 +184,11 @@ impl<'a> Judge<'a> {
     }
 }
 
-fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Vec<(&str, &SliceForward)>> {
-    let mut held: BTreeMap<&str, Vec<(&str, &SliceForward)>> = BTreeMap::new();
+fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Vec<Held<'_>>> {
+    let mut held: BTreeMap<&str, Vec<Held<'_>>> = BTreeMap::new();
     for slice in slices.values() {
-        for forward in &slice.forwards {
-            held.entry(&forward.uid).or_default().push((&slice.pool, forward));
+        for entry in &slice.forwards {
+            held.entry(&entry.uid).or_default().push(Held { pool: &slice.pool, entry });
         }
     }
     held
