@@ -88,7 +88,8 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
                 Some(problem) => Verdict::Refused(vec![problem]),
                 None => Verdict::Accepted(proposal.entry.hash.clone()),
             };
-            if proposal.forward.spec.mode == Mode::Plan && matches!(verdict, Verdict::Accepted(_)) {
+            let is_plan = proposal.forward.spec.as_ref().is_ok_and(|spec| spec.mode == Mode::Plan);
+            if is_plan && matches!(verdict, Verdict::Accepted(_)) {
                 plans.push(proposal.entry);
             }
             // That what it keeps is refused is said first.

@@ -10,16 +10,14 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_pool::GatewayPoolSpec;
 use sallyport_api::intent::Intent;
-use sallyport_api::port_forward::PortForwardSpec;
 
 use crate::candidate::Candidate;
 use crate::claim::Claim;
 use crate::digest;
 use crate::expiry::{has_expired, moment};
-use crate::kept::spec_of;
 use crate::observed::{Forward, Observed};
 use crate::pool::{Labels, Lifetime, Pool};
-use crate::validate::{Problem, validate};
+use crate::validate::{Problem, revalidate, validate};
 
 /// Who wants something of one pool.
 #[derive(Default)]
@@ -74,20 +72,30 @@ impl<'a> Judge<'a> {
         forward: &'a Forward,
         contests: &mut BTreeMap<&'a str, Contest<'a>>,
     ) -> Result<(), Vec<Problem>> {
-        let asked = forward.spec.pool.as_str();
-        let wanted = self.candidate(forward, &forward.spec, forward.generation);
-        if forward.spec.mode == Mode::Apply {
+        let spec = match &forward.spec {
+            Ok(spec) => spec,
+            Err(unreadable) => {
+                // One that cannot be read asks for what it has.
+                let held = self.newest_held(forward, None).ok_or_else(|| vec![unreadable.clone()])?;
+                let keeping = self.keeping(forward, held, forward.generation)?;
+                contests.entry(held.pool).or_default().candidates.push(keeping);
+                return Ok(());
+            }
+        };
+        let asked = spec.pool.as_str();
+        let wanted = validate(spec).and_then(|intent| self.candidate(forward, asked, intent, forward.generation));
+        if spec.mode == Mode::Apply {
             let wanted = wanted?;
             contests.entry(asked).or_default().candidates.push(wanted);
             return Ok(());
         }
         // One that is not to be applied contends for what it has, and only proposes what its spec asks beyond that.
-        if let Some(Held { pool, entry: kept }) = self.kept(forward) {
-            match self.candidate(forward, &spec_of(pool, &kept.intent), kept.generation) {
+        if let Some(held) = self.newest_held(forward, Some(asked)) {
+            match self.keeping(forward, held, held.entry.generation) {
                 Ok(keeping) => {
                     let asks_it = |wanted: &Candidate<'_>| wanted.entry.intent == keeping.entry.intent;
-                    let same = pool == asked && wanted.as_ref().is_ok_and(asks_it);
-                    contests.entry(pool).or_default().candidates.push(Candidate { keeps: !same, ..keeping });
+                    let same = held.pool == asked && wanted.as_ref().is_ok_and(asks_it);
+                    contests.entry(held.pool).or_default().candidates.push(Candidate { keeps: !same, ..keeping });
                     if same {
                         return Ok(());
                     }
@@ -106,20 +114,30 @@ impl<'a> Judge<'a> {
     }
 
     /// What the slices hold for a forward: the newest form, and of the pool that it asks for if it is in several.
-    fn kept(&self, forward: &Forward) -> Option<Held<'a>> {
+    fn newest_held(&self, forward: &Forward, asked: Option<&str>) -> Option<Held<'a>> {
         let held = self.held.get(forward.uid.as_str())?;
-        held.iter().copied().max_by_key(|held| (held.pool == forward.spec.pool, held.entry.generation))
+        held.iter().copied().max_by_key(|held| (Some(held.pool) == asked, held.entry.generation))
     }
 
-    /// A forward that asks for `spec`, if nothing but other forwards can be in its way.
+    /// A forward that asks for what it has, held to what could be asked for today.
+    fn keeping(
+        &mut self,
+        forward: &'a Forward,
+        held: Held<'_>,
+        generation: i64,
+    ) -> Result<Candidate<'a>, Vec<Problem>> {
+        let intent = revalidate(held.pool, &held.entry.intent)?;
+        self.candidate(forward, held.pool, intent, generation)
+    }
+
+    /// A forward that asks the pool `name` for `intent`, if nothing but other forwards can be in its way.
     fn candidate(
         &mut self,
         forward: &'a Forward,
-        spec: &PortForwardSpec,
+        name: &str,
+        mut intent: Intent,
         generation: i64,
     ) -> Result<Candidate<'a>, Vec<Problem>> {
-        let mut intent = validate(spec)?;
-        let name = spec.pool.as_str();
         let Some(UsablePool { typed: pool, .. }) = self.pools.get(name) else {
             let known = self.observed.pools.iter().any(|pool| pool.name == name);
             let message = if known {

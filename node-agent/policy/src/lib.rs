@@ -17,7 +17,6 @@ pub mod expiry;
 pub mod family;
 pub mod intersection;
 mod judge;
-pub mod kept;
 pub mod limits;
 pub mod observed;
 pub mod pool;

@@ -13,6 +13,7 @@ use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::PortForwardSpec;
 
 use crate::pool::Labels;
+use crate::validate::Problem;
 
 /// A `PortForward` as observed.
 #[derive(Clone, Debug)]
@@ -25,8 +26,9 @@ pub struct Forward {
     pub generation: i64,
     /// `metadata.creationTimestamp` in seconds since 1970; orders candidates for a free port, and grants count from it.
     pub created: i64,
-    /// What it asks; shared with whoever observed it.
-    pub spec: Arc<PortForwardSpec>,
+    /// What it asks, shared with whoever observed it; or why that cannot be read. Then it asks for what the slices hold for it,
+    /// and is refused for that reason where they hold nothing.
+    pub spec: Result<Arc<PortForwardSpec>, Problem>,
 }
 
 /// A `GatewayPool` as observed.

@@ -1,6 +1,7 @@
 //! A `PortForward` as its author wrote it → a typed [`Intent`], or every problem it has, all at once.
 //!
 //! Holds the rules that one object can break by itself; the CRD's schema refuses the same objects at the API server.
+//! What is held already is typed anew by the same rules.
 //! What depends on pools, grants or other forwards is decided in [`crate::decide`].
 
 use std::collections::BTreeSet;
@@ -12,7 +13,7 @@ use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::{
     MAX_ADDRESSES, MAX_PORTS, MAX_RULES_PER_FORWARD, MAX_SHIFTED_RANGE, MAX_SOURCES, MAX_TARGETS, MAX_WEIGHT,
 };
-use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source, Target};
+use sallyport_api::port_forward::{PortForwardSpec, Protocol, Source};
 
 use crate::family::Family;
 use crate::limits;
@@ -67,32 +68,69 @@ impl Problems {
 pub fn validate(spec: &PortForwardSpec) -> Result<Intent, Vec<Problem>> {
     let mut problems = Problems::default();
     dns_label(&mut problems, "spec.pool", &spec.pool, 63);
-    let addresses = addresses(&mut problems, &spec.addresses);
-    let ports = ports(&mut problems, &spec.ports);
+    let addresses = addresses(&mut problems, &spec.addresses, |problems, at, text| ip(problems, at, text));
+    let mut names = BTreeSet::new();
+    let ports = ports(&mut problems, &spec.ports, |problems, at, port| {
+        unique_name(problems, &mut names, at, &port.name);
+        port_range(problems, at, port.protocol, port.port, port.end_port, port.target_port)
+    });
     problems.count("spec.sources.allow", spec.sources.allow.len(), 1, MAX_SOURCES);
     problems.count("spec.sources.deny", spec.sources.deny.len(), 0, MAX_SOURCES);
-    let allow = sources(&mut problems, "spec.sources.allow", &spec.sources.allow);
-    let deny = sources(&mut problems, "spec.sources.deny", &spec.sources.deny);
-    let targets = targets(&mut problems, &spec.targets);
+    let block = |problems: &mut Problems, at: &str, source: &Source| cidr(problems, at, &source.cidr);
+    let allow = sources(&mut problems, "spec.sources.allow", &spec.sources.allow, block);
+    let deny = sources(&mut problems, "spec.sources.deny", &spec.sources.deny, block);
+    let mut names = BTreeSet::new();
+    let targets = targets(&mut problems, &spec.targets, |problems, at, target| {
+        unique_name(problems, &mut names, at, &target.name);
+        let weight = weight(problems, at, target.weight);
+        Some((ip(problems, &format!("{at}.ip"), &target.ip)?, weight))
+    });
+    let intent = Intent {
+        addresses,
+        ports,
+        allow,
+        deny,
+        targets,
+        source_nat: spec.source_nat.mode,
+        on_target_removed: spec.lifecycle.on_target_removed,
+        expires_at: spec.expires_at.as_ref().map(|time| time.0.as_second()),
+    };
+    as_a_whole(problems, intent)
+}
+
+/// Types anew an intent that is held in `pool`. A forward whose own spec is not to be followed, because it is paused,
+/// planned or cannot be read, asks for what it has, and what it has is held to all that a spec is held to: it is never more
+/// than what could be asked for today.
+///
+/// # Errors
+/// The problems that a spec would have which asks for exactly this.
+pub fn revalidate(pool: &str, held: &Intent) -> Result<Intent, Vec<Problem>> {
+    let mut problems = Problems::default();
+    dns_label(&mut problems, "spec.pool", pool, 63);
+    let addresses = addresses(&mut problems, &held.addresses, |_, _, ip| Some(*ip));
+    let ports = ports(&mut problems, &held.ports, |problems, at, port| {
+        let end = (port.end_port != port.port).then_some(port.end_port.into());
+        port_range(problems, at, port.protocol, port.port.into(), end, Some(port.target_port.into()))
+    });
+    problems.count("spec.sources.allow", held.allow.len(), 1, MAX_SOURCES);
+    problems.count("spec.sources.deny", held.deny.len(), 0, MAX_SOURCES);
+    let block = |problems: &mut Problems, at: &str, net: &IpNet| network(problems, at, *net);
+    let allow = sources(&mut problems, "spec.sources.allow", &held.allow, block);
+    let deny = sources(&mut problems, "spec.sources.deny", &held.deny, block);
+    let targets = targets(&mut problems, &held.targets, |problems, at, target| {
+        Some((target.ip, weight(problems, at, target.weight.into())))
+    });
+    as_a_whole(problems, Intent { addresses, ports, allow, deny, targets, ..held.clone() })
+}
+
+/// The intent, unless something is wrong with a part of it, or with how its parts go together.
+fn as_a_whole(mut problems: Problems, intent: Intent) -> Result<Intent, Vec<Problem>> {
     if problems.0.is_empty() {
-        let intent = Intent {
-            addresses,
-            ports,
-            allow,
-            deny,
-            targets,
-            source_nat: spec.source_nat.mode,
-            on_target_removed: spec.lifecycle.on_target_removed,
-            expires_at: spec.expires_at.as_ref().map(|time| time.0.as_second()),
-        };
         families(&mut problems, &intent);
         denied_altogether(&mut problems, &intent);
         rule_count(&mut problems, &intent);
-        if problems.0.is_empty() {
-            return Ok(intent);
-        }
     }
-    Err(problems.0)
+    if problems.0.is_empty() { Ok(intent) } else { Err(problems.0) }
 }
 
 /// Checks the metadata that the API server would check: name, namespace.
@@ -106,12 +144,18 @@ pub fn validate_metadata(name: &str, namespace: Option<&str>) -> Vec<Problem> {
     problems.0
 }
 
-fn addresses(problems: &mut Problems, written: &[String]) -> Vec<IpAddr> {
+// The lists of a forward, as its author wrote them or as they are held: `read` types one entry.
+
+fn addresses<T>(
+    problems: &mut Problems,
+    written: &[T],
+    read: impl Fn(&mut Problems, &str, &T) -> Option<IpAddr>,
+) -> Vec<IpAddr> {
     problems.count("spec.addresses", written.len(), 0, MAX_ADDRESSES);
     let mut addresses = BTreeSet::new();
-    for (index, text) in written.iter().enumerate() {
+    for (index, address) in written.iter().enumerate() {
         let field = format!("spec.addresses[{index}]");
-        let Some(ip) = ip(problems, &field, text) else { continue };
+        let Some(ip) = read(problems, &field, address) else { continue };
         if let Some(what) = limits::refused_target(ip) {
             problems.unsupported(field, format!("{ip} is {what}; name a listen address of the pool"));
         } else if !addresses.insert(ip) {
@@ -121,14 +165,16 @@ fn addresses(problems: &mut Problems, written: &[String]) -> Vec<IpAddr> {
     addresses.into_iter().collect()
 }
 
-fn ports(problems: &mut Problems, written: &[ForwardPort]) -> Vec<IntentPort> {
+fn ports<T>(
+    problems: &mut Problems,
+    written: &[T],
+    mut read: impl FnMut(&mut Problems, &str, &T) -> Option<IntentPort>,
+) -> Vec<IntentPort> {
     problems.count("spec.ports", written.len(), 1, MAX_PORTS);
-    let mut names = BTreeSet::new();
     let mut ports: Vec<IntentPort> = Vec::new();
     for (index, port) in written.iter().enumerate() {
         let at = format!("spec.ports[{index}]");
-        unique_name(problems, &mut names, &at, &port.name);
-        let Some(typed) = port_range(problems, &at, port) else { continue };
+        let Some(typed) = read(problems, &at, port) else { continue };
         if let Some(other) =
             ports.iter().find(|p| p.protocol == typed.protocol && p.port <= typed.end_port && typed.port <= p.end_port)
         {
@@ -154,13 +200,20 @@ fn ports(problems: &mut Problems, written: &[ForwardPort]) -> Vec<IntentPort> {
     ports
 }
 
-fn port_range(problems: &mut Problems, at: &str, written: &ForwardPort) -> Option<IntentPort> {
-    let first = port_number(problems, &format!("{at}.port"), written.port);
-    let last = match written.end_port {
+fn port_range(
+    problems: &mut Problems,
+    at: &str,
+    protocol: Protocol,
+    first: i32,
+    end: Option<i32>,
+    target: Option<i32>,
+) -> Option<IntentPort> {
+    let first = port_number(problems, &format!("{at}.port"), first);
+    let last = match end {
         Some(end) => port_number(problems, &format!("{at}.endPort"), end),
         None => first,
     };
-    let target = match written.target_port {
+    let target = match target {
         Some(target) => port_number(problems, &format!("{at}.targetPort"), target),
         None => first,
     };
@@ -184,7 +237,7 @@ fn port_range(problems: &mut Problems, at: &str, written: &ForwardPort) -> Optio
         );
         return None;
     }
-    Some(IntentPort { protocol: written.protocol, port, end_port, target_port })
+    Some(IntentPort { protocol, port, end_port, target_port })
 }
 
 /// Parses `written` as a port number 1..=65535.
@@ -198,11 +251,16 @@ pub(crate) fn port_number(problems: &mut Problems, field: &str, written: i32) ->
     }
 }
 
-fn sources(problems: &mut Problems, list: &str, written: &[Source]) -> Vec<IpNet> {
+fn sources<T>(
+    problems: &mut Problems,
+    list: &str,
+    written: &[T],
+    read: impl Fn(&mut Problems, &str, &T) -> Option<IpNet>,
+) -> Vec<IpNet> {
     let nets: BTreeSet<IpNet> = written
         .iter()
         .enumerate()
-        .filter_map(|(index, source)| cidr(problems, &format!("{list}[{index}].cidr"), &source.cidr))
+        .filter_map(|(index, source)| read(problems, &format!("{list}[{index}].cidr"), source))
         .collect();
     nets.into_iter().collect()
 }
@@ -217,6 +275,11 @@ pub(crate) fn cidr(problems: &mut Problems, field: &str, text: &str) -> Option<I
         problems.unsupported(field, hint);
         return None;
     };
+    network(problems, field, net)
+}
+
+/// `net` as it may stand in an intent: host bits are masked.
+fn network(problems: &mut Problems, field: &str, net: IpNet) -> Option<IpNet> {
     if let IpNet::V6(net) = net
         && net.prefix_len() >= 96
         && net.addr().segments()[..5] == [0; 5]
@@ -228,25 +291,18 @@ pub(crate) fn cidr(problems: &mut Problems, field: &str, text: &str) -> Option<I
     Some(net.trunc())
 }
 
-fn targets(problems: &mut Problems, written: &[Target]) -> Vec<IntentTarget> {
+/// A target whose weight is none is read all the same, for what else is wrong with it.
+fn targets<T>(
+    problems: &mut Problems,
+    written: &[T],
+    mut read: impl FnMut(&mut Problems, &str, &T) -> Option<(IpAddr, Option<u16>)>,
+) -> Vec<IntentTarget> {
     problems.count("spec.targets", written.len(), 1, MAX_TARGETS);
-    let mut names = BTreeSet::new();
     let mut ips = BTreeSet::new();
     let mut targets = BTreeSet::new();
     for (index, target) in written.iter().enumerate() {
         let at = format!("spec.targets[{index}]");
-        unique_name(problems, &mut names, &at, &target.name);
-        let weight = match u16::try_from(target.weight) {
-            Ok(weight) if weight <= MAX_WEIGHT => Some(weight),
-            _ => {
-                problems.unsupported(
-                    format!("{at}.weight"),
-                    format!("{} is out of range; use 0 to {MAX_WEIGHT}", target.weight),
-                );
-                None
-            }
-        };
-        let Some(ip) = ip(problems, &format!("{at}.ip"), &target.ip) else { continue };
+        let Some((ip, weight)) = read(problems, &at, target) else { continue };
         if let Some(what) = limits::refused_target(ip) {
             problems.add(
                 format!("{at}.ip"),
@@ -260,6 +316,14 @@ fn targets(problems: &mut Problems, written: &[Target]) -> Vec<IntentTarget> {
         }
     }
     targets.into_iter().collect()
+}
+
+fn weight(problems: &mut Problems, at: &str, written: i32) -> Option<u16> {
+    let typed = u16::try_from(written).ok().filter(|weight| *weight <= MAX_WEIGHT);
+    if typed.is_none() {
+        problems.unsupported(format!("{at}.weight"), format!("{written} is out of range; use 0 to {MAX_WEIGHT}"));
+    }
+    typed
 }
 
 fn ip(problems: &mut Problems, field: &str, text: &str) -> Option<IpAddr> {

@@ -113,7 +113,7 @@ fn a_place_is_taken_under_a_grant_that_lets_the_forward_last() {
     second.created = 999;
     let mut spec = minimal();
     spec.ports[0].port = 8081;
-    second.spec = spec.into();
+    second.spec = Ok(spec.into());
     scene.forwards.push(second);
     let decision = scene.decide();
     let message = "namespace payments already has as many forwards as it may: grant g1 allows maxForwards 1; delete one \

@@ -73,8 +73,8 @@ fn an_older_forward_edited_onto_a_held_port_loses_its_own_and_evicts_nobody() {
     let mut scene = in_order_of_age(&[on_ports(&[90]), on_ports(&[80])]);
     decide(&mut scene);
     // Both hold a part of what they now want, and the older wants what the younger holds.
-    scene.forwards[0].spec = on_ports(&[80, 90]).into();
-    scene.forwards[1].spec = on_ports(&[80, 81]).into();
+    scene.forwards[0].spec = Ok(on_ports(&[80, 90]).into());
+    scene.forwards[1].spec = Ok(on_ports(&[80, 81]).into());
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [Some(Reason::PortConflict), None]);
 }
@@ -84,7 +84,7 @@ fn what_a_refused_edit_lets_go_of_is_free_at_once() {
     let mut scene = in_order_of_age(&[on_ports(&[80]), on_ports(&[90]), on_ports(&[80])]);
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [None, None, Some(Reason::PortConflict)]);
-    scene.forwards[0].spec = on_ports(&[80, 90]).into();
+    scene.forwards[0].spec = Ok(on_ports(&[80, 90]).into());
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [Some(Reason::PortConflict), None, None]);
 }
@@ -111,7 +111,7 @@ fn an_edit_takes_nobodys_place_under_a_quota() {
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [None, None]);
     // The older one keeps its port, but now needs the grant that the younger one fills.
-    scene.forwards[0].spec = from("10.30.1.90/32", 80).into();
+    scene.forwards[0].spec = Ok(from("10.30.1.90/32", 80).into());
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [Some(Reason::QuotaExceeded), None]);
 }
@@ -147,7 +147,7 @@ fn a_forward_never_waits_for_itself_nor_for_another_pool() {
     let mut scene = in_order_of_age(&[on_ports(&[80])]);
     decide(&mut scene);
     let before = scene.slices["default-0000"].forwards[0].clone();
-    scene.forwards[0].spec = on_ports(&[80, 81]).into();
+    scene.forwards[0].spec = Ok(on_ports(&[80, 81]).into());
     let leaving =
         |pool: &str, uid: &str| Leaving { pool: pool.into(), uid: uid.into(), intent: before.intent.clone().into() };
     scene.leaving = vec![leaving("default", &before.uid), leaving("other", "uid-7")];

@@ -4,13 +4,12 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
+use sallyport_api::Reason;
 use sallyport_api::names::MAX_PLANS;
 use sallyport_api::port_forward::{ForwardPort, Mode, OnTargetRemoved, PortForwardSpec};
-use sallyport_api::{Intent, Reason};
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::digest::intent_hash;
-use sallyport_policy::kept::spec_of;
-use sallyport_policy::validate::validate;
+use sallyport_policy::validate::{revalidate, validate};
 
 #[path = "support/scene.rs"]
 mod scene;
@@ -48,7 +47,7 @@ fn edited_to(spec: &PortForwardSpec) -> Scene {
     let mut scene = scene(&[on(80, Mode::Apply)], &LISTEN);
     decide(&mut scene);
     scene.forwards[0].generation = 2;
-    scene.forwards[0].spec = spec.clone().into();
+    scene.forwards[0].spec = Ok(spec.clone().into());
     scene
 }
 
@@ -83,7 +82,7 @@ fn an_edit_waits_and_is_carried_when_the_mode_is_apply_again() {
         assert_eq!(carried(&decision), [(80, 1)], "{mode:?}");
         assert_eq!(verdict(&decision, 0), Ok(intent_hash(&validate(&on(81, Mode::Apply)).unwrap())));
         assert_eq!(decide(&mut scene).slices, decision.slices, "and again");
-        scene.forwards[0].spec = on(81, Mode::Apply).into();
+        scene.forwards[0].spec = Ok(on(81, Mode::Apply).into());
         assert_eq!(carried(&decide(&mut scene)), [(81, 2)]);
     }
 }
@@ -177,7 +176,7 @@ fn what_is_kept_expires_as_it_said_whatever_waits() {
     for mode in SUSPENDED {
         let mut scene = scene_of(&[PortForwardSpec { expires_at: Some(time(100)), ..on(80, Mode::Apply) }]);
         decide(&mut scene);
-        scene.forwards[0].spec = PortForwardSpec { expires_at: Some(time(200)), ..on(80, mode) }.into();
+        scene.forwards[0].spec = Ok(PortForwardSpec { expires_at: Some(time(200)), ..on(80, mode) }.into());
         let decision = decide(&mut scene);
         assert_eq!((carried(&decision), decision.expiries.values().collect::<Vec<_>>()), (vec![(80, 1)], vec![&100]));
         scene.now = 100;
@@ -234,7 +233,7 @@ fn what_is_planned_is_beside_what_is_carried_and_not_in_the_hash() {
     let mut alone = scene_of(&[on(80, Mode::Plan)]);
     assert_eq!(planned(&decide(&mut alone)), ["default-0000 payments/f0 80"]);
     assert_eq!(decide(&mut alone).slices, alone.slices);
-    alone.forwards[0].spec = on(80, Mode::Paused).into();
+    alone.forwards[0].spec = Ok(on(80, Mode::Paused).into());
     assert!(decide(&mut alone).slices.is_empty());
 }
 
@@ -265,7 +264,6 @@ proptest! {
         spec.lifecycle.on_target_removed = if sever { OnTargetRemoved::Sever } else { OnTargetRemoved::Drain };
         spec.expires_at = expiry.map(time);
         let Ok(intent) = validate(&spec) else { return Ok(()) };
-        let again: Intent = validate(&spec_of("default", &intent)).unwrap();
-        prop_assert_eq!(again, intent);
+        prop_assert_eq!(revalidate("default", &intent), Ok(intent));
     }
 }

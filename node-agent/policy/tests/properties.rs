@@ -25,7 +25,7 @@ mod scene;
 mod specs;
 
 use scene::Scene;
-use specs::{LISTEN, forward, minimal, scene, spec};
+use specs::{LISTEN, asks, forward, minimal, scene, spec};
 
 fn config(divisor: u32) -> ProptestConfig {
     let all = ProptestConfig::default();
@@ -75,9 +75,9 @@ fn what_is_carried_is_what_was_asked_or_kept(
 ) -> Result<(), TestCaseError> {
     let (had, has) = (held(before), held(after));
     for forward in forwards {
-        let asked = validate(&forward.spec).ok().filter(|_| accepted(after, forward));
+        let asked = validate(asks(forward)).ok().filter(|_| accepted(after, forward));
         let now = has.get(forward.uid.as_str()).copied();
-        if forward.spec.mode == Mode::Apply {
+        if asks(forward).mode == Mode::Apply {
             prop_assert_eq!(now, asked.as_ref(), "{}", &forward.key);
         } else {
             prop_assert_eq!(now, had.get(forward.uid.as_str()).copied(), "{} is paused", &forward.key);
@@ -175,7 +175,7 @@ proptest! {
                 Edit::Change(at, spec) if !scene.forwards.is_empty() => {
                     let at = at.index(scene.forwards.len());
                     scene.forwards[at].generation += 1;
-                    scene.forwards[at].spec = spec.into();
+                    scene.forwards[at].spec = Ok(spec.into());
                     touched = Some(scene.forwards[at].key.clone());
                 }
                 Edit::Delete(at) if !scene.forwards.is_empty() => {
@@ -242,8 +242,8 @@ proptest! {
             .collect();
         for (key, verdict) in scene.decide().forwards {
             let Verdict::Refused(problems) = verdict else { continue };
-            let own = &scene.forwards.iter().find(|forward| forward.key == key).unwrap().spec;
-            let text = serde_json::to_string(&**own).unwrap();
+            let own = asks(scene.forwards.iter().find(|forward| forward.key == key).unwrap());
+            let text = serde_json::to_string(own).unwrap();
             let asked: BTreeSet<i32> = (own.ports.iter()).flat_map(|port| port.port..=port.end_port.unwrap_or(port.port)).collect();
             for Problem { message, .. } in &problems {
                 for other in tenants.iter().filter(|name| **name != key.namespace) {

@@ -34,7 +34,7 @@ use kernel::Kernel;
 use netfilter::{Connection, Host, LATER, Origin, Verdict};
 use oracle::Declared;
 use scene::Scene;
-use specs::{LISTEN, crowd, scene, spec};
+use specs::{LISTEN, asks, crowd, scene, spec};
 
 const OURS: u32 = MARK_OURS | MARK_MASQUERADE;
 
@@ -167,7 +167,7 @@ fn walk(specs: &[PortForwardSpec], listen: &[&str], drops: bool, chosen: &[bool]
         .iter()
         .filter(|forward| matches!(decision.forwards[&forward.key], Decided::Accepted(_)))
         .filter(|forward| compiled.failures.iter().all(|failure| failure.forward != forward.key))
-        .map(|forward| Declared { spec: &forward.spec, listen: &compiled.listen })
+        .map(|forward| Declared { spec: asks(forward), listen: &compiled.listen })
         .collect();
     let slices: Vec<&SliceForward> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
     let allowed = Allowed::new(&compiled, &slices);

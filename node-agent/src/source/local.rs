@@ -60,7 +60,7 @@ pub fn decide_here(
                     generation: 1,
                     created: first_seen.get(&uid).copied().unwrap_or(now),
                     uid,
-                    spec: Arc::clone(spec),
+                    spec: Ok(Arc::clone(spec)),
                 });
             }
             Object::Pool(name, spec) => {
@@ -83,8 +83,8 @@ pub fn decide_here(
                 if let Some(expiry) = holders.get(forward.uid.as_str()) {
                     // A grant that limited its lifetime is not there to be asked, so it expires as it would have.
                     let expiry = expiry.and_then(|expiry| Timestamp::from_second(expiry).ok()).map(Time);
-                    if let Some(expiry) = expiry {
-                        let spec = Arc::make_mut(&mut forward.spec);
+                    if let (Some(expiry), Ok(spec)) = (expiry, &mut forward.spec) {
+                        let spec = Arc::make_mut(spec);
                         spec.expires_at = spec.expires_at.take().into_iter().chain([expiry]).min();
                     }
                     true

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
 use sallyport_api::names::FINALIZER;
-use sallyport_api::{Intent, Mode};
 use sallyport_policy::decide::{Verdict, decide as verdicts};
 use sallyport_policy::digest::slice_hash;
-use sallyport_policy::kept::spec_of;
 use sallyport_policy::observed::{Forward, Node as ObservedNode, Observed, PoolObject};
 use sallyport_policy::validate::Problem;
 
@@ -138,10 +137,8 @@ fn forwards(
     purpose: Purpose,
     verdicts: &mut BTreeMap<ForwardRef, Verdict>,
 ) -> Vec<Forward> {
-    let intents: BTreeMap<&str, (&str, &Intent)> = held
-        .values()
-        .flat_map(|slice| slice.forwards.iter().map(|f| (f.uid.as_str(), (slice.pool.as_str(), &f.intent))))
-        .collect();
+    let pools: BTreeMap<&str, &str> =
+        held.values().flat_map(|slice| slice.forwards.iter().map(|f| (f.uid.as_str(), slice.pool.as_str()))).collect();
     let mut forwards = Vec::new();
     for ((namespace, name), entry) in world.forwards.entries() {
         let key = ForwardRef { namespace: namespace.clone(), name: name.clone() };
@@ -153,21 +150,16 @@ fn forwards(
             verdicts.insert(key, Verdict::Refused(vec![uninstalled()]));
             continue;
         }
-        let spec = if let Some(object) = entry.object() {
-            Arc::new(object.spec.clone())
-        } else {
-            let Some((pool, intent)) = intents.get(uid.as_str()) else {
-                verdicts.insert(key, Verdict::Refused(vec![unreadable(entry.problem().unwrap_or_default())]));
-                continue;
-            };
-            Arc::new(spec_of(pool, intent))
+        let spec = match entry.object() {
+            Some(object) => Ok(Arc::new(object.spec.clone())),
+            None => Err(unreadable(entry.problem().unwrap_or_default())),
         };
-        // One that is not to be applied stays where it is, whatever pool it asks for.
-        let pool = match intents.get(uid.as_str()) {
-            Some((pool, _)) if spec.mode != Mode::Apply => pool,
-            _ => spec.pool.as_str(),
+        // One that is not to be applied, or cannot be read, stays where it is, whatever pool it asks for.
+        let pool = match (&spec, pools.get(uid.as_str()).copied()) {
+            (Ok(spec), holding) => holding.filter(|_| spec.mode != Mode::Apply).or(Some(spec.pool.as_str())),
+            (Err(_), holding) => holding,
         };
-        if let Some(problem) = frozen_pool(world, pool, purpose) {
+        if let Some(problem) = pool.and_then(|pool| frozen_pool(world, pool, purpose)) {
             let held = held.values().flat_map(|slice| &slice.forwards).find(|forward| forward.uid == uid);
             let verdict = match held {
                 Some(forward) => Verdict::Accepted(forward.hash.clone()),

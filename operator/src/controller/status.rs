@@ -2,9 +2,9 @@
 //!
 //! Pure. `Programmed` is True only by what agents read back from their kernels.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::str::FromStr as _;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -15,11 +15,10 @@ use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
 use sallyport_api::port_forward::{
     AddressValue, NodeCounts, PortForwardSpec, PortForwardStatus, Summary, TargetCounts,
 };
-use sallyport_api::{ConditionType, Mode, Reason, SourceNatMode};
+use sallyport_api::{ConditionType, Intent, Mode, Reason, SourceNatMode};
 use sallyport_policy::decide::Verdict;
 use sallyport_policy::family::Family;
-use sallyport_policy::kept::spec_of;
-use sallyport_policy::validate::Problem;
+use sallyport_policy::validate::{Problem, validate};
 
 use crate::controller::carried::{Carries, History};
 use crate::controller::suspended::{self, Held, Standing};
@@ -243,10 +242,12 @@ pub fn forward_status(
         status.applied_hash = same.map(|hash| hash.to_string());
     }
     status.nodes = Some(progress.counts);
-    let spec_of_kept = kept.map(|(pool, forward)| spec_of(pool, &forward.intent));
-    let in_force = if mode == Mode::Apply { subject.spec.filter(|_| want.is_some()) } else { spec_of_kept.as_ref() };
+    let in_force = match kept {
+        Some((_, kept)) => Some(Cow::Borrowed(&kept.intent)),
+        None => want.filter(|_| mode == Mode::Apply).and_then(|hash| asked(subject, hash)),
+    };
     (status.addresses, status.source_addresses) = match in_force {
-        Some(spec) => (listening(spec, gateways), leaving_from(spec, gateways)),
+        Some(intent) => (listening(&intent, gateways), leaving_from(&intent, gateways)),
         None => (Vec::new(), Vec::new()),
     };
     let draining = draining(subject.uid, gateways);
@@ -327,15 +328,23 @@ pub fn names(all: &[&str]) -> String {
     }
 }
 
+/// The accepted intent whose hash this is: the one in the slices, or what is asked where it has to wait for its finalizer.
+fn asked<'a>(subject: &Subject<'a>, hash: &str) -> Option<Cow<'a, Intent>> {
+    let spec = subject.spec?;
+    match subject.held.forward {
+        Some((_, held)) if held.hash == hash => Some(Cow::Borrowed(&held.intent)),
+        _ => validate(spec).ok().map(Cow::Owned),
+    }
+}
+
 /// The families that a forward's targets are of.
-fn families(spec: &PortForwardSpec) -> BTreeSet<Family> {
-    spec.targets.iter().filter_map(|target| Some(Family::of(target.ip.parse().ok()?))).collect()
+fn families(intent: &Intent) -> BTreeSet<Family> {
+    intent.targets.iter().map(|target| Family::of(target.ip)).collect()
 }
 
 /// Where clients connect.
-fn listening(spec: &PortForwardSpec, gateways: &[Gateway<'_>]) -> Vec<AddressValue> {
-    let families = families(spec);
-    let chosen: BTreeSet<IpAddr> = spec.addresses.iter().filter_map(|ip| IpAddr::from_str(ip).ok()).collect();
+fn listening(intent: &Intent, gateways: &[Gateway<'_>]) -> Vec<AddressValue> {
+    let (families, chosen) = (families(intent), &intent.addresses);
     // Only the agent knows which addresses of a block its host has; until it has spoken, those that Kubernetes knows.
     let all = gateways.iter().flat_map(|gateway| match gateway.report() {
         Some(report) => report.addresses.iter().map(|address| address.value).collect(),
@@ -345,11 +354,11 @@ fn listening(spec: &PortForwardSpec, gateways: &[Gateway<'_>]) -> Vec<AddressVal
 }
 
 /// What the targets see.
-fn leaving_from(spec: &PortForwardSpec, gateways: &[Gateway<'_>]) -> Vec<AddressValue> {
-    if spec.source_nat.mode == SourceNatMode::Preserve {
+fn leaving_from(intent: &Intent, gateways: &[Gateway<'_>]) -> Vec<AddressValue> {
+    if intent.source_nat == SourceNatMode::Preserve {
         return Vec::new();
     }
-    let families = families(spec);
+    let families = families(intent);
     let all = gateways.iter().filter_map(Gateway::report).flat_map(|report| &report.source_addresses);
     first(all.map(|address| address.value).filter(|ip| families.contains(&Family::of(*ip))))
 }

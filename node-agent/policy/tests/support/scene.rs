@@ -101,7 +101,7 @@ fn forward(object: PortForward) -> Forward {
         key: ForwardRef { namespace, name },
         generation: object.metadata.generation.unwrap_or(1),
         created: object.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
-        spec: object.spec.into(),
+        spec: Ok(object.spec.into()),
     }
 }
 

@@ -137,8 +137,13 @@ pub fn forward(number: usize, spec: &PortForwardSpec) -> Forward {
         uid: format!("uid-{number}"),
         generation: 1,
         created: 0,
-        spec: spec.clone().into(),
+        spec: Ok(spec.clone().into()),
     }
+}
+
+/// What a forward asks.
+pub fn asks(forward: &Forward) -> &PortForwardSpec {
+    forward.spec.as_ref().unwrap()
 }
 
 /// The least that a forward has to say.

@@ -150,7 +150,7 @@ fn what_is_carried_asks_for_itself() {
         rich["spec"]["sourceNAT"] = json!({ "mode": mode });
         let object: sallyport_api::PortForward = serde_json::from_value(rich.clone()).unwrap();
         let intent = sallyport_policy::validate::validate(&object.spec).unwrap();
-        assert_eq!(sallyport_policy::validate::validate(&spec_of("default", &intent)).unwrap(), intent, "{mode}");
+        assert_eq!(sallyport_policy::validate::revalidate("default", &intent).unwrap(), intent, "{mode}");
     }
 }
 

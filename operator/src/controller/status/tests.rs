@@ -295,13 +295,11 @@ fn addresses_are_of_the_families_that_the_targets_have() {
         (&["10.1.1.1", "fd00::9"], &[], "Masquerade", "10.30.1.70 10.30.1.78 fd00::1", "10.30.1.78 fd00::2"),
         (&["10.1.1.1"], &[], "Preserve", "10.30.1.70 10.30.1.78", ""),
     ] {
-        let mut object = forward("a", 1);
-        object["spec"]["targets"] = targets.iter().map(|ip| json!({ "name": "t", "ip": ip })).collect();
-        object["spec"]["addresses"] = json!(chosen);
-        object["spec"]["sourceNAT"] = json!({ "mode": mode });
-        let spec: PortForwardSpec = serde_json::from_value(object["spec"].clone()).unwrap();
-        assert_eq!(list(listening(&spec, &gateways)), listen, "{targets:?} {chosen:?}");
-        assert_eq!(list(leaving_from(&spec, &gateways)), leave, "{targets:?} {mode}");
+        let targets: Vec<_> = targets.iter().map(|ip| json!({ "ip": ip, "weight": 1 })).collect();
+        let intent = json!({ "addresses": chosen, "ports": [], "allow": [], "targets": targets, "sourceNat": mode });
+        let intent: Intent = serde_json::from_value(intent).unwrap();
+        assert_eq!(list(listening(&intent, &gateways)), listen, "{targets:?} {chosen:?}");
+        assert_eq!(list(leaving_from(&intent, &gateways)), leave, "{targets:?} {mode}");
     }
 }
 

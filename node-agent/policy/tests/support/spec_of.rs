@@ -1,7 +1,4 @@
-//! What is kept for a forward, asked for like anything else: an intent that the slices hold → a spec.
-//!
-//! A forward whose own spec is not to be followed, because it is paused, planned or cannot be read, asks for what it has, and is
-//! decided upon by the same rules as all others: what it keeps is never more than what it could ask for today.
+//! A spec that asks for exactly what an intent says, written anew: what is held is to be held to all that a spec is held to.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -10,7 +7,6 @@ use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::{ForwardPort, Lifecycle, PortForwardSpec, Source, SourceNat, Sources, Target};
 
 /// A spec that asks for exactly what is carried.
-#[must_use]
 pub fn spec_of(pool: &str, intent: &Intent) -> PortForwardSpec {
     let cidrs = |nets: &[ipnet::IpNet]| nets.iter().map(|net| Source { cidr: net.to_string() }).collect();
     let ports = intent.ports.iter().enumerate().map(|(number, port)| ForwardPort {
