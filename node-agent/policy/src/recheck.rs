@@ -31,13 +31,14 @@ pub fn recheck(forward: &SliceForward, reserved: &[Reserved], now: i64) -> Optio
     intent
         .ports
         .iter()
+        .copied()
         .find_map(port)
         .or_else(|| too_many_rules(intent))
         .or_else(|| Reserved::check(reserved, intent).into_iter().next())
         .or_else(|| target(intent))
 }
 
-fn port(port: &IntentPort) -> Option<Problem> {
+fn port(port: IntentPort) -> Option<Problem> {
     let width = u32::from(port.end_port.saturating_sub(port.port)) + 1;
     let backwards = port.end_port < port.port;
     if port.port == 0 || port.target_port == 0 || backwards || u32::from(port.target_port) + width > 65536 {
