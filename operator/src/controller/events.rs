@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
+use sallyport_api::condition::{self, Status};
 use sallyport_api::port_forward::{PlannedChange, PortForward};
 use sallyport_api::{ConditionType, Reason};
 use sallyport_policy::digest::short_id;
@@ -80,21 +81,19 @@ impl Events {
 /// An event for `Accepted` and `Programmed` whenever the reason changes; waiting is no news.
 fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Event> {
     let told = [ConditionType::Accepted, ConditionType::Programmed];
-    let of = |list: &[Condition], about: ConditionType| {
-        list.iter().find(|condition| condition.type_ == about.as_str()).cloned()
-    };
-    let accepted = of(new, ConditionType::Accepted).is_none_or(|accepted| accepted.status == "True");
+    let accepted = condition::of(new, ConditionType::Accepted).is_none_or(|accepted| accepted.status == Status::True);
     told.into_iter()
         .filter_map(|about| {
-            let (now, before) = (of(new, about)?, of(old, about));
+            let (now, before) = (condition::of(new, about)?, condition::of(old, about));
+            let (reason, good) = (now.reason?, now.status == Status::True);
             let same = before.is_some_and(|before| before.reason == now.reason && before.status == now.status);
             // That a refused forward is not programmed follows from the refusal.
             let follows = about == ConditionType::Programmed && !accepted;
-            let asked_for = [Reason::Planned, Reason::Paused].iter().any(|reason| reason.as_str() == now.reason);
-            (!same && !follows && now.reason != "Pending").then(|| Event {
-                type_: if now.status == "True" || asked_for { EventType::Normal } else { EventType::Warning },
-                reason: now.reason,
-                note: Some(now.message),
+            let asked_for = matches!(reason, Reason::Planned | Reason::Paused);
+            (!same && !follows && reason != Reason::Pending).then(|| Event {
+                type_: if good || asked_for { EventType::Normal } else { EventType::Warning },
+                reason: reason.to_string(),
+                note: Some(now.message.to_owned()),
                 action: about.as_str().to_owned(),
                 secondary: None,
             })

@@ -1,7 +1,7 @@
 //! The status of a pool: its nodes, its forwards, and what to do next.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use sallyport_api::condition::upsert;
+use sallyport_api::condition::{Status, upsert};
 use sallyport_api::gateway_node::ObservedNodeState;
 use sallyport_api::gateway_pool::{ForwardCounts, GatewayPoolStatus, PoolNodeCounts};
 use sallyport_api::{ConditionType, Reason};
@@ -20,7 +20,7 @@ pub fn pool_status(
 ) -> GatewayPoolStatus {
     let is_ready = |gateway: &&Gateway<'_>| {
         let active = gateway.report().is_some_and(|report| report.state == Some(ObservedNodeState::Active));
-        active && !gateway.silent && gateway.synced().is_some_and(|synced| synced.status == "True")
+        active && !gateway.silent && gateway.synced().is_some_and(|synced| synced.status == Status::True)
     };
     let ready = gateways.iter().filter(is_ready).count();
     let (reason, message) = match problems.first() {
@@ -35,9 +35,7 @@ pub fn pool_status(
             Some(gateway) => {
                 let said = gateway
                     .synced()
-                    .map_or("its agent has not reported yet; if that lasts, look at its pod", |synced| {
-                        synced.message.as_str()
-                    });
+                    .map_or("its agent has not reported yet; if that lasts, look at its pod", |synced| synced.message);
                 (Reason::Pending, format!("{}: {said}", gateway.name))
             }
             None => (Reason::Ready, format!("{ready} of {} nodes carry all forwards", gateways.len())),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use sallyport_api::condition::{self, Status};
 use sallyport_api::gateway_node::NodeState;
 use sallyport_api::gateway_pool::ForwardCounts;
 use sallyport_api::port_forward::PortForwardStatus;
@@ -56,8 +57,7 @@ impl Reporter {
         let all_held = held(&desired.slices);
         let mut reports = Vec::new();
         let mut counts: BTreeMap<&str, ForwardCounts> = BTreeMap::new();
-        let mut ready: BTreeMap<String, i64> =
-            ["True", "False", "Unknown"].into_iter().map(|status| (status.to_owned(), 0)).collect();
+        let mut ready: BTreeMap<String, i64> = Status::ALL.into_iter().map(|status| (status.to_string(), 0)).collect();
         self.next_look = None;
         let mut waiting = BTreeMap::new();
         for ((namespace, name), entry) in world.forwards.entries() {
@@ -98,7 +98,9 @@ impl Reporter {
                 _ => asked,
             };
             let new = forward_status(&subject, here, history, &old, &now);
-            *ready.entry(word(&new, ConditionType::Ready).0).or_default() += 1;
+            if let Some(stated) = condition::of(&new.conditions, ConditionType::Ready) {
+                *ready.entry(stated.status.to_string()).or_default() += 1;
+            }
             if new == old {
                 continue;
             }
@@ -148,14 +150,9 @@ fn by_pool<'a>(world: &'a World, vital: &Vital) -> BTreeMap<&'a str, Vec<Gateway
     pools
 }
 
-/// Status and reason of a condition.
-fn word(status: &PortForwardStatus, about: ConditionType) -> (String, String) {
-    status
-        .conditions
-        .iter()
-        .find(|condition| condition.type_ == about.as_str())
-        .map(|condition| (condition.status.clone(), condition.reason.clone()))
-        .unwrap_or_default()
+/// Whether `Programmed` is as it is for this reason.
+fn is_programmed_by(status: &PortForwardStatus, reason: Reason) -> bool {
+    condition::of(&status.conditions, ConditionType::Programmed).is_some_and(|stated| stated.reason == Some(reason))
 }
 
 /// How long it can wait to be told that an accepted form is on its way, how far it or its plan is, or how many connections
@@ -168,12 +165,13 @@ fn may_wait(old: &PortForwardStatus, new: &PortForwardStatus) -> Option<Duration
         return Some(PROGRESS);
     }
     // What the other gateways would change is on its way, too.
-    let plan = |status: &PortForwardStatus| word(status, ConditionType::Programmed).1 == Reason::Planned.as_str();
+    let plan = |status: &PortForwardStatus| is_programmed_by(status, Reason::Planned);
     if plan(old) && plan(new) && old.hash == new.hash && old.observed_generation == new.observed_generation {
         return Some(PROGRESS);
     }
-    let pending = |status: &PortForwardStatus| word(status, ConditionType::Programmed).1 == Reason::Pending.as_str();
-    if !pending(new) || word(new, ConditionType::Accepted).0 != "True" {
+    let pending = |status: &PortForwardStatus| is_programmed_by(status, Reason::Pending);
+    let accepted = condition::of(&new.conditions, ConditionType::Accepted).map(|stated| stated.status);
+    if !pending(new) || accepted != Some(Status::True) {
         return None;
     }
     if old.observed_generation != new.observed_generation {

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use sallyport_api::condition::upsert;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use sallyport_api::condition::{self, Stated, Status, upsert};
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
 use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
@@ -41,8 +41,8 @@ impl<'a> Gateway<'a> {
     }
 
     /// The condition `Synced` of the report.
-    pub fn synced(&self) -> Option<&'a Condition> {
-        self.report()?.conditions.iter().find(|condition| condition.type_ == ConditionType::Synced.as_str())
+    pub fn synced(&self) -> Option<Stated<'a>> {
+        condition::of(&self.report()?.conditions, ConditionType::Synced)
     }
 }
 
@@ -100,8 +100,7 @@ fn progress<'a>(
             continue;
         };
         // A report about an older configuration says nothing about this one.
-        let current =
-            gateway.synced().is_some_and(|synced| synced.observed_generation == gateway.object.metadata.generation);
+        let current = gateway.synced().is_some_and(|synced| synced.generation == gateway.object.metadata.generation);
         let carries = match &forward {
             _ if !current => Carries::Unknown,
             None => Carries::Nothing,
@@ -149,30 +148,30 @@ fn progress<'a>(
 /// What a report says about a forward that the node cannot carry.
 fn failure_of(key: &ForwardRef, node: &str, report: &GatewayNodeStatus) -> (Reason, String) {
     match report.failures.iter().find(|failure| failure.r#ref == *key) {
-        Some(failure) => (reason_of(&failure.reason), format!("{node}: {}", failure.message)),
+        Some(failure) => {
+            let reason = Reason::of_word(&failure.reason).unwrap_or(Reason::NodeFailed);
+            (reason, format!("{node}: {}", failure.message))
+        }
         None => (Reason::NodeFailed, format!("{node} cannot carry it; kubectl describe gatewaynode {node} says more")),
     }
 }
 
 /// That somebody else's change lasts on a node. What it is, is for those who may look at nodes: it may name the rules of
 /// other forwards.
-fn drifted(node: &str, synced: &Condition) -> Option<(Reason, String)> {
+fn drifted(node: &str, synced: Stated<'_>) -> Option<(Reason, String)> {
     let message = format!(
         "{node}: somebody else changes our rules or settings there, and it lasts; kubectl describe gatewaynode {node} says \
          what they do"
     );
-    (synced.status == "False" && reason_of(&synced.reason) == Reason::Drifted).then_some((Reason::Drifted, message))
+    let lasts = synced.status == Status::False && synced.reason == Some(Reason::Drifted);
+    lasts.then_some((Reason::Drifted, message))
 }
 
 /// What keeps a node from carrying anything new.
-fn trouble(node: &str, synced: &Condition) -> Option<(Reason, String)> {
-    let reason = reason_of(&synced.reason);
-    let serious = synced.status == "False" && reason != Reason::SliceMissing;
+fn trouble(node: &str, synced: Stated<'_>) -> Option<(Reason, String)> {
+    let reason = synced.reason.unwrap_or(Reason::NodeFailed);
+    let serious = synced.status == Status::False && reason != Reason::SliceMissing;
     serious.then(|| (reason, format!("{node}: {}", synced.message)))
-}
-
-fn reason_of(word: &str) -> Reason {
-    Reason::ALL.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Reason::NodeFailed)
 }
 
 /// The status of one forward, made from its old one so that what did not change keeps its times.
@@ -224,8 +223,8 @@ pub fn forward_status(
         upsert(&mut status.conditions, about, reason, message, subject.generation, now.clone());
     };
     let ready = match (&accepted, &programmed) {
-        (Some((reason, message)), _) if reason.status() != "True" => (*reason, message.clone()),
-        (_, (reason, message)) if reason.status() != "True" => (*reason, message.clone()),
+        (Some((reason, message)), _) if reason.status() != Status::True => (*reason, message.clone()),
+        (_, (reason, message)) if reason.status() != Status::True => (*reason, message.clone()),
         _ => (Reason::Ready, "accepted, and read back from the kernels".to_owned()),
     };
     if let Some(accepted) = accepted {

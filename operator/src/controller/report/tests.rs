@@ -35,8 +35,8 @@ impl Desk {
         let reports: Vec<_> = reports.collect();
         let said = reports.iter().map(|report| {
             let nodes = report.status.nodes.unwrap();
-            let (_, reason) = word(&report.status, ConditionType::Programmed);
-            format!("{} {reason} {}/{}", report.key.name, nodes.programmed, nodes.desired)
+            let programmed = condition::of(&report.status.conditions, ConditionType::Programmed).unwrap();
+            format!("{} {} {}/{}", report.key.name, programmed.reason.unwrap(), nodes.programmed, nodes.desired)
         });
         let said = said.collect();
         for report in reports {
@@ -144,7 +144,8 @@ async fn a_forward_that_cannot_be_read_is_told_once_for_each_form() {
         statuses.next()
     };
     let report = tell(&mut desk).unwrap();
-    assert_eq!(word(&report.status, ConditionType::Accepted).1, "UnsupportedValue");
+    let accepted = condition::of(&report.status.conditions, ConditionType::Accepted).unwrap();
+    assert_eq!(accepted.reason, Some(Reason::UnsupportedValue));
     assert!(report.status.conditions[0].message.contains("spec.ports"), "{:?}", report.status.conditions);
     assert!(tell(&mut desk).is_some(), "what was not written has to be written");
     desk.scene.world.told.insert(report.uid, report.status);
