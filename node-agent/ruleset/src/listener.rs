@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use sallyport_api::Protocol;
-use sallyport_api::intent::Intent;
 
 use crate::family::Family;
+use crate::table::Binding;
 
 /// A socket of this host that takes connections or datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,25 +31,16 @@ impl Listener {
     }
 }
 
-/// Those of `listeners` that listen where a forward would, if this host has the listen addresses `listen`.
+/// Those of `listeners` that listen where one of `bindings` would take their clients.
 #[must_use]
-pub fn in_the_way<'a>(intent: &Intent, listen: &[IpAddr], listeners: &'a [Listener]) -> Vec<&'a Listener> {
-    let served = |ip: &&IpAddr| {
-        let family = Family::of(**ip);
-        let chosen = intent.addresses.is_empty() || intent.addresses.contains(*ip);
-        chosen && intent.targets.iter().any(|target| Family::of(target.ip) == family)
+pub fn in_the_way<'a>(bindings: &[Binding<'_>], listeners: &'a [Listener]) -> Vec<&'a Listener> {
+    let meets = |listener: &Listener, Binding { listen, port, .. }: &Binding<'_>| {
+        let everywhere = listener.ip.is_unspecified() && Family::of(listener.ip) == Family::of(*listen);
+        number(port.protocol) == listener.protocol
+            && (port.port..=port.end_port).contains(&listener.port)
+            && (listener.ip == *listen || everywhere)
     };
-    let addresses: Vec<&IpAddr> = listen.iter().filter(served).collect();
-    let in_the_way = |listener: &&Listener| {
-        let port = |port: &sallyport_api::IntentPort| {
-            number(port.protocol) == listener.protocol && (port.port..=port.end_port).contains(&listener.port)
-        };
-        let address = |ip: &&IpAddr| {
-            listener.ip == **ip || (listener.ip.is_unspecified() && Family::of(listener.ip) == Family::of(**ip))
-        };
-        intent.ports.iter().any(port) && addresses.iter().any(address)
-    };
-    listeners.iter().filter(in_the_way).collect()
+    listeners.iter().filter(|listener| bindings.iter().any(|binding| meets(listener, binding))).collect()
 }
 
 fn number(protocol: Protocol) -> u8 {
