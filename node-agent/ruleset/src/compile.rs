@@ -24,7 +24,7 @@ use sallyport_api::{Protocol, SourceNatMode};
 use crate::claim::{Claim, ClaimTable};
 use crate::digest::{intent_hash, short_id};
 use crate::expiry::{has_expired, moment};
-use crate::facts::LocalAddress;
+use crate::facts::{LocalAddress, NodeFacts};
 use crate::family::Family;
 use crate::intersection::smaller;
 use crate::limits;
@@ -60,14 +60,14 @@ pub struct Compiled {
     pub failures: Vec<Failure>,
 }
 
-/// Compiles the forwards of a node's pool for that node, whose interfaces carry `local`, at `now` in seconds since 1970.
+/// Compiles the forwards of a node's pool for that node.
 #[must_use]
-pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[LocalAddress], now: i64) -> Compiled {
+pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], facts: &NodeFacts<'_>) -> Compiled {
     let mut compiled = Compiled::default();
     if node.state == NodeState::Retired {
         return compiled;
     }
-    let mut local = local.to_vec();
+    let mut local = facts.addresses.to_vec();
     local.sort_unstable();
     let local = local.as_slice();
     let wanted = |ip: &IpAddr| node.addresses.contains(ip) || node.listen_cidrs.iter().any(|net| net.contains(ip));
@@ -82,7 +82,7 @@ pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[Loca
     let mut plan: BTreeMap<Family, Layout> = BTreeMap::new();
     for (index, forward) in sorted.into_iter().enumerate() {
         let own = Claim::of(&forward.intent);
-        let refusal = refuse(forward, &reserved, &compiled.listen, local, now).or_else(|| {
+        let refusal = refuse(forward, &reserved, &compiled.listen, local, facts.now).or_else(|| {
             let (claim, _) = claims.conflict(&own, index)?;
             let message = format!(
                 "{claim} is already programmed for another forward; wait until that one is gone, or choose another port"
