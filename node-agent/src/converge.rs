@@ -18,7 +18,7 @@ use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::compile::{Compiled, Failure, compile};
 use sallyport_ruleset::drift::{Difference, Kind, differences, told};
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, assess};
 use sallyport_ruleset::flow::Allowed;
@@ -152,27 +152,26 @@ impl<E: Engine> Converger<E> {
         self.held
     }
 
-    /// Makes the kernel equal to `intents` as of `now`, in seconds since 1970, and reads it back.
+    /// Makes the kernel of the host of `facts` equal to `intents`, and reads it back.
     pub async fn converge(
         &mut self,
         intents: &Rc<Intents>,
-        local: &[LocalAddress],
+        facts: &NodeFacts<'_>,
         state: &StateDir,
-        now: i64,
     ) -> Result<Report, Error> {
         let forwards = self.waiting.others(intents);
-        let compiled = compile(&intents.node, &forwards, local, now);
+        let compiled = compile(&intents.node, &forwards, facts);
         let failures = self.waiting.failures.iter().chain(&compiled.failures).cloned().collect();
         let mut report = Report { failures, listen: compiled.listen.clone(), ..Report::default() };
 
-        (self.held, self.at) = (false, now);
+        (self.held, self.at) = (false, facts.now);
         // What makes a table unreadable may go without a change of rules, as when a program is installed.
         self.known &= self.installed.as_ref().is_some_and(|installed| installed.unreadable().next().is_none());
         let mut written = Vec::new();
         let mut reach = None;
         for attempt in 0.. {
             self.observe().await?;
-            reach = self.reach(&compiled, &forwards, &intents.node, local);
+            reach = self.reach(&compiled, &forwards, &intents.node, facts);
             let ruleset = reach.as_ref().map_or(&compiled.ruleset, |reach| &reach.ruleset);
             if self.unhook(ruleset).await? {
                 self.connections.unsettle();
@@ -218,7 +217,7 @@ impl<E: Engine> Converger<E> {
             let unread = self.installed.as_ref().map(|installed| installed.firewall.unread.clone());
             Assessment { unread: unread.unwrap_or_default(), ..Assessment::default() }
         } else {
-            self.assess(&compiled, &seen, local)
+            self.assess(&compiled, &seen, facts.addresses)
         });
         // They keep their rules, so that they work as soon as the other firewall lets them.
         report.failures.extend(report.firewall.blocked.iter().cloned());
@@ -237,7 +236,11 @@ impl<E: Engine> Converger<E> {
 
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be
     /// now, which may be nothing. `None` when a pass would have nothing to do and nothing new to tell.
-    pub async fn drift(&mut self, intents: &Intents, local: &[LocalAddress]) -> Result<Option<Vec<Difference>>, Error> {
+    pub async fn drift(
+        &mut self,
+        intents: &Intents,
+        addresses: &[LocalAddress],
+    ) -> Result<Option<Vec<Difference>>, Error> {
         let mut due = self.rivalry.is_over(Instant::now());
         if self.engine.moved()? {
             let before = self.installed.take();
@@ -249,7 +252,8 @@ impl<E: Engine> Converger<E> {
         }
         let mut found = match &self.installed {
             Some(installed) if due && self.held => {
-                let compiled = compile(&intents.node, &self.waiting.others(intents), local, self.at);
+                let compiled =
+                    compile(&intents.node, &self.waiting.others(intents), &NodeFacts::of(addresses, self.at));
                 differences(&compiled.ruleset, installed)
             }
             _ => Vec::new(),

@@ -13,7 +13,7 @@ use sallyport_api::forward_slice::SliceForward;
 use sallyport_engine::Engine;
 use sallyport_engine::listeners::process_of;
 use sallyport_ruleset::compile::{Failure, compile};
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::listener::{Listener, Place, in_the_way};
 
 use crate::converge::{Converger, chain_of};
@@ -112,10 +112,10 @@ impl Sight {
     fn of<E: Engine>(
         converger: &Converger<E>,
         intents: &Intents,
-        local: &[LocalAddress],
+        facts: &NodeFacts<'_>,
     ) -> Result<Option<Self>, sallyport_engine::Error> {
         let listeners = converger.engine.listeners()?;
-        Ok(listeners.map(|listeners| Self { listeners, listen: compile(&intents.node, &[], local, 0).listen }))
+        Ok(listeners.map(|listeners| Self { listeners, listen: compile(&intents.node, &[], facts).listen }))
     }
 
     fn in_the_way(&self, forward: &SliceForward) -> Vec<&Listener> {
@@ -145,8 +145,7 @@ impl Newcomers {
         &mut self,
         converger: &mut Converger<E>,
         intents: &Intents,
-        local: &[LocalAddress],
-        at: i64,
+        facts: &NodeFacts<'_>,
         now: Instant,
     ) {
         let forwards = intents.forwards();
@@ -154,12 +153,12 @@ impl Newcomers {
         self.waiting.retain(|uid, wait| current.get(uid.as_str()) == Some(&wait.hash.as_str()));
         let newcomers = forwards.into_iter().filter(|forward| !self.admitted.contains(&forward.uid));
         let newcomers: Vec<&SliceForward> = newcomers.collect();
-        let sight = if newcomers.is_empty() { Ok(None) } else { Sight::of(converger, intents, local) };
+        let sight = if newcomers.is_empty() { Ok(None) } else { Sight::of(converger, intents, facts) };
         match sight {
             Ok(None) => {}
             Ok(Some(sight)) => {
                 for forward in newcomers {
-                    self.look_at(forward, &sight, converger, intents, local, at, now).await;
+                    self.look_at(forward, &sight, converger, intents, facts, now).await;
                 }
                 let free = self.waiting.extract_if(.., |_, wait| wait.free <= now);
                 self.admitted.extend(free.map(|(uid, _)| uid));
@@ -174,15 +173,13 @@ impl Newcomers {
         converger.waiting = Waiting { failures, uids: self.waiting.keys().cloned().collect() };
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one look, none of which belongs to another")]
     async fn look_at<E: Engine>(
         &mut self,
         forward: &SliceForward,
         sight: &Sight,
         converger: &mut Converger<E>,
         intents: &Intents,
-        local: &[LocalAddress],
-        at: i64,
+        facts: &NodeFacts<'_>,
         now: Instant,
     ) {
         if let Some(wait) = self.waiting.get_mut(&forward.uid) {
@@ -191,7 +188,7 @@ impl Newcomers {
                 return;
             }
             // What was noted before the start may be older than what the kernel holds.
-            let alone = compile(&intents.node, &[forward], local, at).ruleset;
+            let alone = compile(&intents.node, &[forward], facts).ruleset;
             if converger.observe().await.map_or(true, |installed| installed.delivers(&alone)) {
                 self.waiting.remove(&forward.uid);
                 self.admitted.insert(forward.uid.clone());
@@ -200,7 +197,7 @@ impl Newcomers {
         }
         let there = sight.in_the_way(forward);
         if let Some(first) = there.first() {
-            let alone = compile(&intents.node, &[forward], local, at);
+            let alone = compile(&intents.node, &[forward], facts);
             if !alone.failures.is_empty() {
                 // Nobody shall stop a program for the sake of a forward that cannot be carried anyway.
                 return;
@@ -241,13 +238,13 @@ impl Newcomers {
         &mut self,
         converger: &Converger<E>,
         intents: &Intents,
-        local: &[LocalAddress],
+        facts: &NodeFacts<'_>,
         now: Instant,
     ) -> bool {
         if self.waiting.is_empty() {
             return false;
         }
-        let Ok(Some(sight)) = Sight::of(converger, intents, local) else { return false };
+        let Ok(Some(sight)) = Sight::of(converger, intents, facts) else { return false };
         for forward in intents.forwards() {
             if let Some(wait) = self.waiting.get_mut(&forward.uid) {
                 wait.look(forward, &sight, now);
@@ -267,8 +264,8 @@ impl Newcomers {
 
 impl<E: Engine> Converger<E> {
     /// Why a forward that this host never carried would have to wait.
-    pub(crate) fn refusal(&self, forward: &SliceForward, intents: &Intents, local: &[LocalAddress]) -> Option<Failure> {
-        let sight = Sight::of(self, intents, local).ok()??;
+    pub(crate) fn refusal(&self, forward: &SliceForward, intents: &Intents, facts: &NodeFacts<'_>) -> Option<Failure> {
+        let sight = Sight::of(self, intents, facts).ok()??;
         sight.in_the_way(forward).first().map(|listener| in_use(forward, listener))
     }
 }

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::{Iptables, Variant};
+use sallyport_ruleset::facts::NodeFacts;
 
 use crate::args::HostArgs;
 use crate::backend::{self, Backend};
@@ -50,12 +51,12 @@ async fn preview<E: Engine>(
 ) -> anyhow::Result<Vec<String>> {
     let now = source.host().clock.now();
     let local = source.local().to_vec();
-    source.host().newcomers.admit(&mut converger, intents, &local, now, Instant::now()).await;
+    let facts = NodeFacts::of(&local, now);
+    source.host().newcomers.admit(&mut converger, intents, &facts, Instant::now()).await;
     converger.carry(source.host().state.intents()?.map(Rc::new).as_ref());
     converger.carry_noted(source.host().state.carried()?);
-    let Preview { batch, families, ended, failures, unreadable } =
-        converger.preview(intents, source.local(), now).await?;
-    let plans = converger.plans(intents, source.local())?;
+    let Preview { batch, families, ended, failures, unreadable } = converger.preview(intents, &facts).await?;
+    let plans = converger.plans(intents, &local)?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;
     let mut out = std::io::stdout().lock();
     write_batch(&mut out, variant, &batch)?;

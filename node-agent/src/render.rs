@@ -12,7 +12,7 @@ use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_engine::iptables::Variant;
 use sallyport_ruleset::compile::{Compiled, compile};
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::plan;
 
@@ -47,7 +47,7 @@ pub fn render(manifests: &Path, addresses: &[IpAddr], audience: Audience) -> any
     let local: Vec<LocalAddress> =
         addresses.iter().map(|ip| LocalAddress { ip: *ip, prefix_len: Family::of(*ip).bits(), global: true }).collect();
     let forwards = intents.forwards();
-    let compiled = compile(&intents.node, &forwards, &local, now);
+    let compiled = compile(&intents.node, &forwards, &NodeFacts::of(&local, now));
     let mut out = std::io::stdout().lock();
     match audience {
         Audience::Gateway => write_batch(&mut out, variant(intents.node.backend), &plan::render(&compiled.ruleset))?,

@@ -20,6 +20,7 @@ use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::{Iptables, Variant};
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::drift::told;
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::firewall::Assessment;
 use sallyport_runtime::shutdown::Shutdown;
 use sallyport_runtime::tasks::Tasks;
@@ -247,7 +248,9 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if self.retry.at.is_none() && begun >= self.listened + LISTENERS {
             self.listened = begun;
             let host = self.source.host();
-            if host.newcomers.is_freed(&self.converger, intents, &host.local, begun) {
+            // Who may be let in depends on no time.
+            let facts = NodeFacts::of(&host.local, 0);
+            if host.newcomers.is_freed(&self.converger, intents, &facts, begun) {
                 return self.pass(intents, "port freed").await;
             }
         }
@@ -401,18 +404,20 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     async fn try_pass(&mut self, intents: &Rc<Intents>) -> Result<Report, Error> {
         let host = self.source.host();
         let now = host.clock.now();
-        host.newcomers.admit(&mut self.converger, intents, &host.local, now, Instant::now()).await;
+        let local = host.local.clone();
+        let facts = NodeFacts::of(&local, now);
+        host.newcomers.admit(&mut self.converger, intents, &facts, Instant::now()).await;
         host.newcomers.keep(intents, &host.state);
         // Before the kernel changes, so that who holds a claim is known whatever happens next.
         host.keep(intents);
         host.clock.expect(intents.forwards().iter().filter_map(|forward| forward.intent.expires_at), now);
-        let (local, state) = (host.local.clone(), Rc::clone(&host.state));
+        let state = Rc::clone(&host.state);
         // Every host has at least its loopback addresses.
         if local.is_empty() {
             return Err(Error::Addresses);
         }
         let report = {
-            let mut pass = Box::pin(self.converger.converge(intents, &local, &state, now));
+            let mut pass = Box::pin(self.converger.converge(intents, &facts, &state));
             if let Ok(outcome) = tokio::time::timeout(MOMENT, &mut pass).await {
                 outcome
             } else {

@@ -10,7 +10,7 @@ use sallyport_api::forward_slice::SliceForward;
 use sallyport_node_agent::manifest::{self, Object};
 use sallyport_node_agent::source::local::{Decided, decide_here};
 use sallyport_ruleset::compile::compile;
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::plan;
@@ -63,7 +63,7 @@ fn ruleset(objects: &[&Object]) -> Ruleset {
         is_one_line(&problem.message);
     }
     let forwards: Vec<&SliceForward> = intents.slices.values().flat_map(|slice| &slice.forwards).collect();
-    compile(&intents.node, &forwards, &local, NOW).ruleset
+    compile(&intents.node, &forwards, &NodeFacts::of(&local, NOW)).ruleset
 }
 
 /// Written apart from the table of what is refused.

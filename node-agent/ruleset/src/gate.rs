@@ -10,7 +10,6 @@ use sallyport_api::intent::{Intent, IntentPort};
 use crate::digest::intent_hash;
 use crate::expiry::{has_expired, moment};
 use crate::facts::LocalAddress;
-use crate::family::Family;
 use crate::intersection::smaller;
 use crate::limits;
 use crate::pool::Reserved;

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
     use crate::compile::compile;
     use crate::digest::intent_hash;
-    use crate::facts::LocalAddress;
+    use crate::facts::{LocalAddress, NodeFacts};
     use crate::rule::Ruleset;
     use crate::validate::validate;
 
@@ -93,7 +93,7 @@ mod tests {
         let node: GatewayNodeSpec =
             serde_json::from_value(json!({ "pool": "default", "state": "Active", "addresses": [gateway] })).unwrap();
         let own = LocalAddress { ip: gateway.parse().unwrap(), prefix_len: 24, global: true };
-        let mut compiled = compile(&node, &[&forged], &[own], 0);
+        let mut compiled = compile(&node, &[&forged], &NodeFacts::of(&[own], 0));
         assert_eq!(compiled.ruleset, Ruleset::default(), "{target} {ports:?}/{protocol}");
         let agent = compiled.failures.remove(0);
         [(operator.reason, operator.message), (agent.reason, agent.message)]

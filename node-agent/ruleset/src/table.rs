@@ -16,7 +16,7 @@ use sallyport_api::intent::{IntentPort, IntentTarget};
 use sallyport_api::{Protocol, SourceNatMode};
 
 use crate::claim::{Claim, ClaimTable};
-use crate::facts::LocalAddress;
+use crate::facts::{LocalAddress, NodeFacts};
 use crate::family::Family;
 use crate::gate::refuse;
 use crate::pool;
@@ -96,16 +96,16 @@ pub struct ForwardingTable<'a> {
 }
 
 impl<'a> ForwardingTable<'a> {
-    /// What the node forwards of the `forwards` of its pool, if its interfaces carry `local`, at `now` in seconds since 1970.
+    /// What the node forwards of the `forwards` of its pool.
     ///
     /// Total and deterministic: the order of the inputs changes nothing.
     #[must_use]
-    pub fn new(node: &GatewayNodeSpec, forwards: &[&'a SliceForward], local: &[LocalAddress], now: i64) -> Self {
+    pub fn new(node: &GatewayNodeSpec, forwards: &[&'a SliceForward], facts: &NodeFacts<'_>) -> Self {
         let mut table = Self::default();
         if node.state == NodeState::Retired {
             return table;
         }
-        let mut local = local.to_vec();
+        let mut local = facts.addresses.to_vec();
         local.sort_unstable();
         table.listen = listen_addresses(node, &local);
         let mut sorted = forwards.to_vec();
@@ -114,7 +114,7 @@ impl<'a> ForwardingTable<'a> {
         let mut claims = ClaimTable::default();
         for (index, forward) in sorted.into_iter().enumerate() {
             let own = Claim::of(&forward.intent);
-            let refusal = refuse(forward, &reserved, &table.listen, &local, now).or_else(|| {
+            let refusal = refuse(forward, &reserved, &table.listen, &local, facts.now).or_else(|| {
                 let (claim, _) = claims.conflict(&own, index)?;
                 let message = format!(
                     "{claim} is already programmed for another forward; wait until that one is gone, or choose another port"
@@ -135,6 +135,14 @@ impl<'a> ForwardingTable<'a> {
     pub fn by_forward(&self, family: Family) -> impl Iterator<Item = &[Binding<'a>]> {
         let same = |a: &Binding<'_>, b: &Binding<'_>| a.forward.uid == b.forward.uid && a.family() == b.family();
         self.bindings.chunk_by(same).filter(move |bindings| bindings[0].family() == family)
+    }
+
+    /// The table as if only the forwards for which `keep` holds were in it.
+    #[must_use]
+    pub fn only(&self, keep: impl Fn(&SliceForward) -> bool) -> Self {
+        let mut table = self.clone();
+        table.bindings.retain(|binding| keep(binding.forward));
+        table
     }
 
     /// Whether nothing of `family` is forwarded.

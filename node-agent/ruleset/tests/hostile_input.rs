@@ -11,6 +11,7 @@ use sallyport_api::port_forward::{OnTargetRemoved, Protocol, SourceNatMode};
 use sallyport_ruleset::compile::{Compiled, compile};
 use sallyport_ruleset::decide::Verdict;
 use sallyport_ruleset::digest::{intent_hash, short_id};
+use sallyport_ruleset::facts::NodeFacts;
 
 #[path = "support/grammar.rs"]
 mod grammar;
@@ -118,7 +119,7 @@ proptest! {
         let scene = scene(&[], &LISTEN);
         let key = forward(0, &minimal()).key;
         let forged = SliceForward { uid, r#ref: key.clone(), generation: 1, hash, intent };
-        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &scene.nodes[0].local_addresses(), 0);
+        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &NodeFacts::of(&scene.nodes[0].local_addresses(), 0));
         batches_are_clean(&compiled)?;
         let programmed = compiled.failures.is_empty();
         prop_assert!(honest_hash || !programmed, "a hash that does not fit was taken");

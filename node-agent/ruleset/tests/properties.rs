@@ -16,6 +16,7 @@ use sallyport_api::port_forward::{Mode, OnTargetRemoved, PortForwardSpec, Protoc
 use sallyport_ruleset::compile::compile;
 use sallyport_ruleset::decide::{Decision, Forward, Leaving, Verdict};
 use sallyport_ruleset::digest::intent_hash;
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::rule::{Rules, Ruleset};
 use sallyport_ruleset::slice::cut;
 use sallyport_ruleset::validate::{Problem, validate};
@@ -161,7 +162,7 @@ proptest! {
         let node = &decision.nodes["gw1"];
         let mut forwards: Vec<&SliceForward> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
         forwards.reverse();
-        prop_assert_eq!(compile(node, &forwards, &scene.nodes[0].local_addresses(), 0), compiled);
+        prop_assert_eq!(compile(node, &forwards, &NodeFacts::of(&scene.nodes[0].local_addresses(), 0)), compiled);
     }
 
     #[test]
@@ -393,8 +394,8 @@ proptest! {
         let lasting: Vec<&SliceForward> =
             all.iter().copied().filter(|forward| forward.intent.expires_at.is_none_or(|expiry| expiry > now)).collect();
         // An agent that hears nothing any more.
-        let compiled = compile(node, &all, &local, now);
-        let without = compile(node, &lasting, &local, now);
+        let compiled = compile(node, &all, &NodeFacts::of(&local, now));
+        let without = compile(node, &lasting, &NodeFacts::of(&local, now));
         prop_assert_eq!(&compiled.ruleset, &without.ruleset);
         prop_assert_eq!(compiled.failures.len() - without.failures.len(), all.len() - lasting.len());
 

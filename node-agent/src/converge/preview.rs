@@ -5,7 +5,7 @@ use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine;
 use sallyport_ruleset::compile::{Failure, compile};
 use sallyport_ruleset::diff::diff;
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::plan::{Batch, plan};
@@ -41,12 +41,12 @@ pub struct PlannedChange {
 
 impl<E: Engine> Converger<E> {
     /// What a pass would do.
-    pub async fn preview(&mut self, intents: &Intents, local: &[LocalAddress], now: i64) -> Result<Preview, Error> {
+    pub async fn preview(&mut self, intents: &Intents, facts: &NodeFacts<'_>) -> Result<Preview, Error> {
         let forwards = self.waiting.others(intents);
-        let compiled = compile(&intents.node, &forwards, local, now);
-        self.at = now;
+        let compiled = compile(&intents.node, &forwards, facts);
+        self.at = facts.now;
         self.observe().await?;
-        let reach = self.reach(&compiled, &forwards, &intents.node, local);
+        let reach = self.reach(&compiled, &forwards, &intents.node, facts);
         let ruleset = reach.as_ref().map_or(&compiled.ruleset, |reach| &reach.ruleset);
         let batch = self.installed.as_ref().map(|installed| plan(ruleset, installed, false)).unwrap_or_default();
         let families = not_forwarded(&self.forwarded(ruleset)?, intents.node.ip_forward)?;
@@ -68,27 +68,32 @@ impl<E: Engine> Converger<E> {
 
     /// What would change if each forward that is only planned were applied, it alone, to what the last pass or preview
     /// found. `None` if somebody has changed something since: that is for a pass to see first.
-    pub fn plans(&mut self, intents: &Intents, local: &[LocalAddress]) -> Result<Option<Vec<PlannedChange>>, Error> {
+    pub fn plans(
+        &mut self,
+        intents: &Intents,
+        addresses: &[LocalAddress],
+    ) -> Result<Option<Vec<PlannedChange>>, Error> {
         if intents.planned().next().is_none() {
             return Ok(Some(Vec::new()));
         }
         let known = self.known && !self.engine.moved()?;
         let Some(installed) = self.installed.as_ref().filter(|_| known) else { return Ok(None) };
         let forwards = self.waiting.others(intents);
+        let facts = NodeFacts::of(addresses, self.at);
         let mut plans = Vec::new();
         for planned in intents.planned() {
             let others = forwards.iter().copied().filter(|forward| forward.uid != planned.uid);
             let mut with_it: Vec<&SliceForward> = others.chain([planned]).collect();
-            let mut compiled = compile(&intents.node, &with_it, local, self.at);
+            let mut compiled = compile(&intents.node, &with_it, &facts);
             let mut failure = compiled.failures.iter().find(|failure| failure.forward == planned.r#ref).cloned();
             // One that is carried is no newcomer, whatever becomes of it.
             let is_new = forwards.iter().all(|forward| forward.uid != planned.uid);
             if failure.is_none()
                 && is_new
-                && let Some(refusal) = self.refusal(planned, intents, local)
+                && let Some(refusal) = self.refusal(planned, intents, &facts)
             {
                 with_it.pop();
-                compiled = compile(&intents.node, &with_it, local, self.at);
+                compiled = compile(&intents.node, &with_it, &facts);
                 failure = Some(refusal);
             }
             let mut change = diff(&plan(&compiled.ruleset, installed, self.rivalry.yields()), installed);

@@ -48,7 +48,7 @@ impl Scene {
 
     async fn pass(&mut self, intents: &Intents) -> Result<Report, Error> {
         self.wanted = Rc::new(intents.clone());
-        self.converger.converge(&self.wanted, &local(), &self.state, self.now).await
+        self.converger.converge(&self.wanted, &NodeFacts::of(&local(), self.now), &self.state).await
     }
 
     /// Whether connections were looked at with what was wanted last.
@@ -78,7 +78,7 @@ async fn what_is_wanted_is_applied_once_and_read_back() {
     assert!(report.changed.unwrap().contains("IPv4 SALLY-PRE"));
     let read = scene.kernel().rules().await.ours();
     assert_eq!(report.digest, read.digest());
-    assert_eq!(read, compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset);
+    assert_eq!(read, compile(&wanted.node, &wanted.forwards(), &NodeFacts::of(&local(), 0)).ruleset);
 
     let again = scene.pass(&wanted).await.unwrap();
     assert_eq!((again.changed, again.digest), (None, report.digest));
@@ -131,7 +131,10 @@ async fn drift_is_seen_and_repaired() {
         assert!(found.starts_with(&format!("IPv4 {said}")), "{found}");
         let report = scene.pass(&wanted).await.unwrap();
         assert!(report.changed.is_some(), "{drift}");
-        assert_eq!(report.digest, compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset.digest());
+        assert_eq!(
+            report.digest,
+            compile(&wanted.node, &wanted.forwards(), &NodeFacts::of(&local(), 0)).ruleset.digest()
+        );
         assert_eq!(scene.drift(&wanted).await, None, "{drift}");
     }
 }
@@ -395,12 +398,12 @@ async fn a_preview_says_what_a_pass_would_do_and_does_nothing() {
     let mut scene = Scene::with_switches();
     let wanted = intents(&forward("a", 8000));
     let Preview { batch, families, ended, failures, unreadable: _ } =
-        scene.converger.preview(&wanted, &local(), 0).await.unwrap();
+        scene.converger.preview(&wanted, &NodeFacts::of(&local(), 0)).await.unwrap();
     assert_eq!((families, ended, failures.len()), (vec![Family::V4], 0, 0));
     assert_eq!((scene.kernel().applied.len(), scene.switch().as_str()), (0, "0"));
     scene.pass(&wanted).await.unwrap();
     assert_eq!(scene.kernel().applied, [batch]);
-    assert!(scene.converger.preview(&wanted, &local(), 0).await.unwrap().batch.is_empty());
+    assert!(scene.converger.preview(&wanted, &NodeFacts::of(&local(), 0)).await.unwrap().batch.is_empty());
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_engine::Engine;
 use sallyport_ruleset::compile::{Compiled, Failure, compile};
 use sallyport_ruleset::digest::intent_hash;
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::intersection::intersection;
@@ -125,7 +125,7 @@ impl<E: Engine> Converger<E> {
         compiled: &Compiled,
         forwards: &[&SliceForward],
         node: &GatewayNodeSpec,
-        local: &[LocalAddress],
+        facts: &NodeFacts<'_>,
     ) -> Option<Reach> {
         let installed = self.installed.as_ref()?;
         let unreadable = |family: &Family| installed.family(*family).unreadable().next().is_some();
@@ -149,7 +149,7 @@ impl<E: Engine> Converger<E> {
                 // What was noted may be lost, or older than what an agent before this one did.
                 for was in carried.get(is.uid.as_str()).into_iter().chain([is]) {
                     let is_carried = |ip: &IpAddr| {
-                        let alone = compile(&listening_on(node, vec![*ip]), &[was], local, self.at).ruleset;
+                        let alone = compile(&listening_on(node, vec![*ip]), &[was], facts).ruleset;
                         delivered.holds(&alone, family)
                     };
                     let on: Vec<IpAddr> = compiled.listen.iter().copied().filter(is_carried).collect();
@@ -162,7 +162,7 @@ impl<E: Engine> Converger<E> {
             }
             if !still.is_empty() {
                 let node = listening_on(node, addresses.into_iter().collect());
-                let mut kept = compile(&node, &still.iter().collect::<Vec<_>>(), local, self.at).ruleset;
+                let mut kept = compile(&node, &still.iter().collect::<Vec<_>>(), facts).ruleset;
                 rules = std::mem::take(kept.family_mut(family));
             }
             reach.hooked &= still.is_empty() || installed.family(family).is_hooked();

@@ -33,11 +33,13 @@ impl Scene {
 
     /// A pass as the agent makes it; the names of those who have to wait.
     async fn pass(&mut self, wanted: &Intents) -> Vec<String> {
-        self.newcomers.admit(&mut self.converger, wanted, &local(), 0, self.now).await;
+        self.newcomers.admit(&mut self.converger, wanted, &NodeFacts::of(&local(), 0), self.now).await;
         self.newcomers.keep(wanted, &self.state);
         self.state.keep_intents(wanted).unwrap();
         let waiting = self.converger.waiting.failures.clone();
-        if let Ok(report) = self.converger.converge(&Rc::new(wanted.clone()), &local(), &self.state, 0).await {
+        if let Ok(report) =
+            self.converger.converge(&Rc::new(wanted.clone()), &NodeFacts::of(&local(), 0), &self.state).await
+        {
             self.newcomers.passed(wanted);
             assert!(waiting.iter().all(|failure| report.failures.contains(failure)));
             let drift = self.converger.drift(wanted, &local()).await.unwrap();
@@ -49,7 +51,7 @@ impl Scene {
     /// Looks again after so many seconds; whether somebody may be let in.
     fn freed_after(&mut self, seconds: u64, wanted: &Intents) -> bool {
         self.now += Duration::from_secs(seconds);
-        self.newcomers.is_freed(&self.converger, wanted, &local(), self.now)
+        self.newcomers.is_freed(&self.converger, wanted, &NodeFacts::of(&local(), 0), self.now)
     }
 
     /// The agent starts anew.
@@ -235,7 +237,7 @@ async fn where_listeners_cannot_be_seen_newcomers_do_not_wait_and_who_waits_goes
 async fn a_dry_run_lets_nobody_in_for_good() {
     let mut scene = Scene::with_listeners(&[8000]);
     let mut dry = Converger::new(DryRun::default(), None);
-    scene.newcomers.admit(&mut dry, &two(), &local(), 0, scene.now).await;
+    scene.newcomers.admit(&mut dry, &two(), &NodeFacts::of(&local(), 0), scene.now).await;
     scene.newcomers.keep(&two(), &scene.state);
     scene.state.keep_intents(&two()).unwrap();
     assert_eq!(dry.waiting.uids.len(), 0);

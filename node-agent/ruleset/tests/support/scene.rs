@@ -11,7 +11,7 @@ use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::{GatewayPool, PortForward};
 use sallyport_ruleset::compile::{Compiled, compile};
 use sallyport_ruleset::decide::{Decision, Forward, Leaving, Node, Observed, PoolObject, decide};
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::pool::Labels;
 use serde::Deserialize;
 use serde_json::Value;
@@ -118,7 +118,7 @@ impl Scene {
             .filter(|slice| slice.pool == spec.pool)
             .flat_map(|slice| &slice.forwards)
             .collect();
-        Some(compile(spec, &forwards, &node.local_addresses(), now))
+        Some(compile(spec, &forwards, &NodeFacts::of(&node.local_addresses(), now)))
     }
 }
 

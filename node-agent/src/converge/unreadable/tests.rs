@@ -29,7 +29,7 @@ impl Scene {
     }
 
     async fn try_pass(&mut self, text: &str) -> Result<Report, Error> {
-        self.converger.converge(&Rc::new(intents(text)), &local(), &self.state, 0).await
+        self.converger.converge(&Rc::new(intents(text)), &NodeFacts::of(&local(), 0), &self.state).await
     }
 
     async fn pass(&mut self, text: &str) -> Report {
@@ -152,7 +152,7 @@ async fn narrowed_sources_are_narrowed_and_widened_ones_wait() {
     let said = &report.failures[0].message;
     assert!(said.contains("those are there that were before and are still allowed"), "{said}");
     let now = intents(&from(&[one]));
-    let expected = compile(&now.node, &now.forwards(), &local(), 0).ruleset;
+    let expected = compile(&now.node, &now.forwards(), &NodeFacts::of(&local(), 0)).ruleset;
     assert_eq!(scene.converger.engine.rules().await.ours().v4.nat, expected.v4.nat);
 
     let report = scene.pass(&from(&[one, two])).await;
@@ -230,7 +230,7 @@ async fn the_other_family_is_not_affected() {
     let report = scene.pass(&(six.clone() + &text(&[8000]))).await;
     assert_eq!(refused(&report), ["f8000 TableUnreadable"]);
     let wanted = intents(&six);
-    let expected = compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset;
+    let expected = compile(&wanted.node, &wanted.forwards(), &NodeFacts::of(&local(), 0)).ruleset;
     assert_eq!(scene.converger.engine.rules().await.ours().v6, expected.v6);
 }
 
@@ -323,7 +323,7 @@ proptest! {
                 }
                 if report.unreadable.is_empty() {
                     let wanted = intents(&text(&wanted));
-                    let expected = compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset;
+                    let expected = compile(&wanted.node, &wanted.forwards(), &NodeFacts::of(&local(), 0)).ruleset;
                     prop_assert_eq!(scene.converger.engine.rules().await.ours(), expected);
                 }
             }
@@ -337,7 +337,7 @@ async fn a_preview_says_what_waits_and_shows_what_goes() {
     let mut scene = Scene::new();
     scene.pass(&text(&[8000])).await;
     scene.add_native(Family::V4, Table::Nat);
-    let preview = scene.converger.preview(&intents(&text(&[8001])), &local(), 0).await.unwrap();
+    let preview = scene.converger.preview(&intents(&text(&[8001])), &NodeFacts::of(&local(), 0)).await.unwrap();
     assert_eq!(preview.unreadable, ["IPv4: cannot read table nat"]);
     assert!(preview.batch.v4.unwrap().contains("-X SALLY-PRE"));
 }
