@@ -1,7 +1,7 @@
 //! The program on a gateway node: from intents to rules that the kernel was seen to hold.
 //!
 //! ```text
-//! source (manifests or cluster) ─► intents ─► converge: compile, observe, plan, apply, verify ─► report
+//! source (manifests or cluster) ─► intents ─► converge: table, observe, plan, apply, verify ─► report
 //! ```
 //! A library so that its parts can be tested; `main.rs` is the only user.
 

@@ -12,7 +12,8 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_engine::Engine;
 use sallyport_engine::listeners::process_of;
-use sallyport_ruleset::compile::{Failure, compile};
+use sallyport_ruleset::layout::lower;
+use sallyport_ruleset::table::{Failure, ForwardingTable, bindings, listen_addresses};
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::listener::{Listener, Place, in_the_way};
 
@@ -115,11 +116,11 @@ impl Sight {
         facts: &NodeFacts<'_>,
     ) -> Result<Option<Self>, sallyport_engine::Error> {
         let listeners = converger.engine.listeners()?;
-        Ok(listeners.map(|listeners| Self { listeners, listen: compile(&intents.node, &[], facts).listen }))
+        Ok(listeners.map(|listeners| Self { listeners, listen: listen_addresses(&intents.node, facts.addresses) }))
     }
 
     fn in_the_way(&self, forward: &SliceForward) -> Vec<&Listener> {
-        in_the_way(&forward.intent, &self.listen, &self.listeners)
+        in_the_way(&bindings(forward, &self.listen).collect::<Vec<_>>(), &self.listeners)
     }
 }
 
@@ -188,7 +189,7 @@ impl Newcomers {
                 return;
             }
             // What was noted before the start may be older than what the kernel holds.
-            let alone = compile(&intents.node, &[forward], facts).ruleset;
+            let alone = lower(&ForwardingTable::new(&intents.node, &[forward], facts));
             if converger.observe().await.map_or(true, |installed| installed.delivers(&alone)) {
                 self.waiting.remove(&forward.uid);
                 self.admitted.insert(forward.uid.clone());
@@ -197,13 +198,13 @@ impl Newcomers {
         }
         let there = sight.in_the_way(forward);
         if let Some(first) = there.first() {
-            let alone = compile(&intents.node, &[forward], facts);
+            let alone = ForwardingTable::new(&intents.node, &[forward], facts);
             if !alone.failures.is_empty() {
                 // Nobody shall stop a program for the sake of a forward that cannot be carried anyway.
                 return;
             }
             // What could not be read may be there.
-            if converger.observe().await.is_ok_and(|installed| !installed.delivers(&alone.ruleset)) {
+            if converger.observe().await.is_ok_and(|installed| !installed.delivers(&lower(&alone))) {
                 let places = there.iter().map(|listener| listener.place()).collect();
                 self.waiting.insert(forward.uid.clone(), Wait::new(forward, first, places, now));
                 return;

@@ -16,7 +16,7 @@ use crate::args::HostArgs;
 use crate::backend::{self, Backend};
 use crate::converge::Converger;
 use crate::converge::preview::{PlannedChange, Preview, would_turn_on};
-use crate::script::{write_batch, write_comment};
+use crate::script::{write_change, write_comment};
 use crate::source::Source as _;
 use crate::source::manifests::Manifests;
 use crate::state::{Intents, StateDir};
@@ -55,18 +55,18 @@ async fn preview<E: Engine>(
     source.host().newcomers.admit(&mut converger, intents, &facts, Instant::now()).await;
     converger.carry(source.host().state.intents()?.map(Rc::new).as_ref());
     converger.carry_noted(source.host().state.carried()?);
-    let Preview { batch, families, ended, failures, unreadable } = converger.preview(intents, &facts).await?;
+    let Preview { ops, families, ended, failures, unreadable } = converger.preview(intents, &facts).await?;
     let plans = converger.plans(intents, &local)?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;
     let mut out = std::io::stdout().lock();
-    write_batch(&mut out, variant, &batch)?;
+    write_change(&mut out, variant, &ops)?;
     for family in families {
         write_comment(&mut out, &would_turn_on(family))?;
     }
     if ended > 0 {
         write_comment(&mut out, &format!("would end {ended} connections"))?;
     }
-    if batch.is_empty() {
+    if ops.is_empty() {
         write_comment(&mut out, "the rules are as they should be")?;
     }
     for note in source.notes() {

@@ -18,7 +18,7 @@ use sallyport_api::{NodeState, Reason};
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::{Iptables, Variant};
-use sallyport_ruleset::compile::Failure;
+use sallyport_ruleset::table::Failure;
 use sallyport_ruleset::drift::told;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::firewall::Assessment;

@@ -13,7 +13,7 @@ pub mod watch;
 use std::rc::Rc;
 
 use sallyport_api::gateway_pool::FirewallBackend;
-use sallyport_ruleset::compile::Failure;
+use sallyport_ruleset::table::Failure;
 
 use crate::connections::Draining;
 use crate::converge::preview::PlannedChange;

@@ -11,11 +11,9 @@ pub mod iptables;
 pub mod listeners;
 pub mod netlink;
 
-use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::plan::Batch;
-use sallyport_ruleset::rule::Table;
+use sallyport_ruleset::plan::Op;
 
 use crate::conntrack::Conntrack;
 use crate::iptables::Place;
@@ -37,12 +35,6 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// Text that is no batch of ours.
-    #[error("cannot interpret {line:?} as a line of a batch")]
-    Batch {
-        /// The line.
-        line: String,
-    },
 }
 
 /// A way to put rules into a kernel.
@@ -54,12 +46,8 @@ pub trait Engine {
     /// Reads what the kernel holds now.
     async fn observe(&mut self) -> Result<InstalledRuleset, Error>;
 
-    /// Applies a batch: each table of each family changes in one step or not at all.
-    async fn apply(&mut self, batch: &Batch) -> Result<(), Error>;
-
-    /// Takes the jumps of built-in chains to `ours` out of a table of which [`Self::observe`] said that it is
-    /// [unreadable](sallyport_ruleset::installed::InstalledTable::unreadable): a batch cannot name them there.
-    async fn unhook(&mut self, family: Family, table: Table, ours: &str) -> Result<(), Error>;
+    /// Does `ops`: each table of each family changes in one step or not at all.
+    async fn apply(&mut self, ops: &[Op]) -> Result<(), Error>;
 
     /// Whether anything may have changed since [`Self::observe`] last began; costs microseconds when nothing did.
     fn moved(&mut self) -> Result<bool, Error>;

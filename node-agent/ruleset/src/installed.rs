@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::family::Family;
 use crate::firewall::HostFirewall;
-use crate::plan::Step;
+use crate::plan::{Op, Step};
 use crate::rule::{Chains, Line, Rules, Ruleset, Table, digest_of, is_ours};
 
 /// What stands for the rules of a chain of ours that cannot be read: equal to no rule.
@@ -60,6 +60,11 @@ impl InstalledRuleset {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
         }
+    }
+
+    /// Does what a kernel does with a step of a change.
+    pub fn apply(&mut self, op: &Op) {
+        self.family_mut(op.family).table_mut(op.table).apply(op.table, &op.step);
     }
 
     /// The digest of our rules as they are in the kernel, equal to [`Ruleset::digest`] of the same rules.
@@ -212,8 +217,8 @@ impl InstalledTable {
         }
     }
 
-    /// Does to the table what a kernel does with the steps of a change that are for it; foreign rules stay as they are.
-    pub fn apply(&mut self, table: Table, step: &Step) {
+    /// Does to this table what a kernel does with `step`.
+    fn apply(&mut self, table: Table, step: &Step) {
         let foreign = &mut self.foreign;
         let mut remove = |builtin: &str, chain: &str| {
             if let Some(rules) = foreign.get_mut(builtin) {

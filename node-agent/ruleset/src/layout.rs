@@ -18,8 +18,8 @@ use ipnet::IpNet;
 use sallyport_api::intent::{IntentPort, IntentTarget};
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_api::{Protocol, SourceNatMode};
+use sallyport_policy::digest::short_id;
 
-use crate::digest::short_id;
 use crate::family::Family;
 use crate::rule::{Action, Chains, Line, Rule, Rules, Ruleset, chain, protocol_name};
 use crate::table::{Binding, ForwardingTable};

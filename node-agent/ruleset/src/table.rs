@@ -14,13 +14,12 @@ use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::intent::{IntentPort, IntentTarget};
 use sallyport_api::{Protocol, SourceNatMode};
+use sallyport_policy::claim::{Claim, ClaimTable};
+use sallyport_policy::pool::Reserved;
 
-use crate::claim::{Claim, ClaimTable};
 use crate::facts::{LocalAddress, NodeFacts};
 use crate::family::Family;
 use crate::gate::refuse;
-use crate::pool;
-use crate::validate::Problems;
 
 /// One port or range of ports of one forward, on one address of the node.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -110,7 +109,7 @@ impl<'a> ForwardingTable<'a> {
         table.listen = listen_addresses(node, &local);
         let mut sorted = forwards.to_vec();
         sorted.sort_by(|a, b| (&a.r#ref, &a.uid).cmp(&(&b.r#ref, &b.uid)));
-        let reserved = pool::reserved_ports(&mut Problems::default(), &node.reserved_ports);
+        let reserved = Reserved::of(&node.reserved_ports);
         let mut claims = ClaimTable::default();
         for (index, forward) in sorted.into_iter().enumerate() {
             let own = Claim::of(&forward.intent);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use sallyport_ruleset::compile::Failure;
+use sallyport_ruleset::table::Failure;
 use sallyport_ruleset::facts::LocalAddress;
 
 use crate::converge::chain_of;
