@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::netlink;
-use sallyport_ruleset::table::Failure;
 use sallyport_ruleset::flow::{Allowed, Flow};
+use sallyport_ruleset::table::Failure;
 
 use crate::state::Intents;
 

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use sallyport_api::forward_slice::{ForwardRef, SliceForward};
+use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};

@@ -12,10 +12,10 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_engine::Engine;
 use sallyport_engine::listeners::process_of;
-use sallyport_ruleset::layout::lower;
-use sallyport_ruleset::table::{Failure, ForwardingTable, bindings, listen_addresses};
 use sallyport_ruleset::facts::NodeFacts;
+use sallyport_ruleset::layout::lower;
 use sallyport_ruleset::listener::{Listener, Place, in_the_way};
+use sallyport_ruleset::table::{Failure, ForwardingTable, bindings, listen_addresses};
 
 use crate::converge::{Converger, chain_of};
 use crate::state::{Intents, StateDir};

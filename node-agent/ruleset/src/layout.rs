@@ -133,9 +133,7 @@ impl Layout {
 
     /// `SALLY-S-…` lets the allowed sources through to `SALLY-D-…`, which delivers.
     fn write_own_chains(&mut self, own: &Own, binding: &Binding<'_>, targets: &[IntentTarget]) {
-        let from = |net: IpNet, action: Action| {
-            Rule { source: Some(net), action, ..Rule::default() }.of(&own.owner)
-        };
+        let from = |net: IpNet, action: Action| Rule { source: Some(net), action, ..Rule::default() }.of(&own.owner);
         // -A SALLY-S-0123456789abcdef -s 10.30.1.66/32 -j RETURN
         let denied = binding.denied().map(|net| from(net, Action::Return));
         // -A SALLY-S-0123456789abcdef -s 10.30.1.0/24 -j SALLY-D-0123456789abcdef
@@ -217,14 +215,7 @@ fn deliver(owner: &Arc<str>, matches: &Rule, port: IntentPort, targets: &[Intent
     ports.flat_map(|(listen, target)| to_targets(listen, listen, Some(target))).collect()
 }
 
-fn on_ports(
-    owner: &Arc<str>,
-    matches: &Rule,
-    protocol: Protocol,
-    first: u16,
-    last: u16,
-    action: Action,
-) -> PortRule {
+fn on_ports(owner: &Arc<str>, matches: &Rule, protocol: Protocol, first: u16, last: u16, action: Action) -> PortRule {
     let rule = Rule { protocol: Some(protocol), ports: Some((first, last)), action, ..matches.clone() };
     PortRule { first, last, line: rule.of(owner) }
 }

@@ -127,8 +127,7 @@ fn plan_family(family: Family, desired: &Rules, packets: &Packets, installed: &I
     }
     let steps = |table| {
         let there = installed.table(table);
-        let shadow =
-            |builtin: &str, before: usize| rivals::taker(packets, family, table, there, builtin, before);
+        let shadow = |builtin: &str, before: usize| rivals::taker(packets, family, table, there, builtin, before);
         let steps = plan_table(table, desired.table(table), there, shadow);
         steps.into_iter().map(move |step| Op { family, table, step })
     };

@@ -204,4 +204,4 @@ fn port_range(text: &str) -> Option<(u16, u16)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -166,9 +166,8 @@ pub fn listen_addresses(node: &GatewayNodeSpec, local: &[LocalAddress]) -> Vec<I
 pub fn bindings<'a>(forward: &'a SliceForward, listen: &[IpAddr]) -> impl Iterator<Item = Binding<'a>> {
     let intent = &forward.intent;
     Family::BOTH.into_iter().flat_map(move |family| {
-        let named = |ip: &IpAddr| {
-            Family::of(*ip) == family && (intent.addresses.is_empty() || intent.addresses.contains(ip))
-        };
+        let named =
+            |ip: &IpAddr| Family::of(*ip) == family && (intent.addresses.is_empty() || intent.addresses.contains(ip));
         let served = intent.targets.iter().any(|target| Family::of(target.ip) == family);
         let addresses: Vec<IpAddr> = listen.iter().copied().filter(|ip| served && named(ip)).collect();
         intent.ports.iter().flat_map(move |port| {

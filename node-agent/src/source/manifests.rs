@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use sallyport_ruleset::table::Failure;
 use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::table::Failure;
 
 use crate::converge::chain_of;
 use crate::converge::preview::PlannedChange;

@@ -76,10 +76,7 @@ pub(super) struct Lane<'a> {
 }
 
 /// The lanes of one forward, whose `bindings` of one family these are.
-pub(super) fn lanes<'a>(
-    bindings: &[Binding<'a>],
-    interface: &dyn Fn(IpNet) -> Option<String>,
-) -> Vec<Lane<'a>> {
+pub(super) fn lanes<'a>(bindings: &[Binding<'a>], interface: &dyn Fn(IpNet) -> Option<String>) -> Vec<Lane<'a>> {
     let Some(first) = bindings.first() else { return Vec::new() };
     let clients: Vec<_> = first.allowed().map(range_of).collect();
     let client_side: Option<Vec<String>> = first.allowed().map(interface).collect();
