@@ -13,7 +13,8 @@ use crate::{Engine, Error};
 /// Starts empty and holds what was applied.
 #[derive(Debug, Default)]
 pub struct DryRun {
-    installed: InstalledRuleset,
+    /// What it holds.
+    pub installed: InstalledRuleset,
 }
 
 impl Engine for DryRun {

@@ -193,7 +193,7 @@ async fn drift_is_repaired_on_the_next_beat() {
     let mut agent = agent(&mut source, Kernel::default());
     let wanted = Rc::new(intents(&forward("a", 8000)));
     agent.pass(&wanted, "start").await;
-    agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n").await;
+    agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n");
     agent.repair(&wanted).await;
     assert_eq!(agent.converger.engine.applied.len(), 2);
     agent.repair(&wanted).await;
@@ -205,7 +205,7 @@ async fn somebody_as_quick_as_we_are_is_not_waited_for_longer_and_longer() {
     let scene = Scene::new();
     let mut source = scene.source();
     source.host.local = crate::converge::fake::local();
-    let meddling = Some(crate::converge::fake::v4("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n"));
+    let meddling = Some("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n");
     let mut agent = agent(&mut source, Kernel { meddling, ..Kernel::default() });
     let wanted = Rc::new(intents(&forward("a", 8000)));
     for _ in 0..8 {
@@ -223,14 +223,14 @@ async fn drift_does_not_wait_for_the_next_try_of_what_failed() {
     let mut agent = agent(&mut source, Kernel::default());
     let wanted = Rc::new(intents(&forward("a", 8000)));
     agent.pass(&wanted, "start").await;
-    agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n").await;
+    agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n");
     agent.converger.engine.failures.1 = 1;
     agent.repair(&wanted).await;
     assert!(agent.error.is_some() && agent.trouble.pending().unwrap().contains("the jump to SALLY-PRE is missing"));
 
     // Long before the next try, but not at once.
     agent.retry.at = Some(Instant::now() + LONGEST_RETRY);
-    agent.converger.engine.meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n").await;
+    agent.converger.engine.meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n");
     agent.repair(&wanted).await;
     assert_eq!(agent.converger.engine.applied.len(), 1, "did not rest");
     agent.rest = Instant::now();
@@ -250,7 +250,7 @@ async fn drift_is_told_while_it_is_put_back_if_that_takes_long() {
     let metrics = Metrics::default();
     let mut agent = Agent::new(converger, FirewallBackend::Auto, &mut source, &metrics);
     agent.pass(&wanted, "start").await;
-    agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n").await;
+    agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n");
     agent.repair(&wanted).await;
     let jump = "IPv4 nat PREROUTING: the jump to SALLY-PRE is missing";
     let meanwhile = format!("amiss: somebody has changed this and it is not put back yet: {jump}");
