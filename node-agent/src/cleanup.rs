@@ -11,7 +11,7 @@ use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::plan::{jumps_to_unhook, plan};
 use sallyport_ruleset::rule::Ruleset;
 
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
 use crate::state::StateDir;
 use crate::sysctl::Sysctl;
 

@@ -8,7 +8,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
 use crate::state::StateDir;
 
 /// The highest time on disk is never older than this while any forward will end.

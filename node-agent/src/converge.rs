@@ -7,7 +7,6 @@ mod rivalry;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error as StdError;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
@@ -29,10 +28,12 @@ use sallyport_ruleset::rule::Ruleset;
 use self::rivalry::Rivalry;
 use crate::cleanup;
 use crate::connections::{Connections, Draining};
-use crate::newcomers::Waiting;
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
 use crate::routes::Interfaces;
-use crate::state::{Host, Intents, StateDir};
+use crate::state::{Host, StateDir};
 use crate::sysctl::{self, Sysctl};
+use crate::waiting::Waiting;
 
 /// Tries to reach equality before giving up for now: somebody else may be changing rules at the same time.
 const ATTEMPTS: usize = 3;
@@ -414,17 +415,6 @@ fn chains(batch: &Batch) -> String {
     parts.truncate(8);
     let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
     parts.join(", ") + &more
-}
-
-/// Prints the chain of causes on one line.
-pub fn chain_of(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -17,8 +17,9 @@ use sallyport_runtime::admin::{self, Serving};
 use sallyport_runtime::tasks::Tasks;
 use tokio::sync::watch;
 
-use crate::converge::{Error, Report, chain_of};
-use crate::state::Intents;
+use crate::converge::{Error, Report};
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
 
 /// The agent's counters, and why it is not ready.
 #[derive(Clone, Debug, Default)]

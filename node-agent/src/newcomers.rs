@@ -5,22 +5,21 @@
 //! kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_engine::Engine;
-use sallyport_engine::listeners::process_of;
 use sallyport_ruleset::compile::{Failure, compile};
 use sallyport_ruleset::facts::NodeFacts;
-use sallyport_ruleset::listener::{Listener, Place, in_the_way};
+use sallyport_ruleset::listener::{Listener, Place};
 
-use crate::converge::{Converger, chain_of};
-use crate::state::{Intents, StateDir};
+use crate::converge::Converger;
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
+use crate::sockets::{FREE, Sight, in_use, refused};
+use crate::state::StateDir;
+use crate::waiting::Waiting;
 
-/// A port must have been free for so long before a forward takes it: whoever listened there may only be starting anew.
-const FREE: Duration = Duration::from_secs(10);
 /// So long after the agent's start, for those that waited before it: after a boot, others may start later than the agent.
 const START: Duration = Duration::from_mins(1);
 
@@ -51,23 +50,6 @@ struct Wait {
     /// Who was told to be in the way.
     listener: Option<Listener>,
     failure: Failure,
-}
-
-/// What a pass leaves out.
-#[derive(Clone, Debug, Default)]
-pub struct Waiting {
-    /// Why, for each.
-    pub failures: Vec<Failure>,
-    /// Uids of the forwards that wait.
-    pub uids: BTreeSet<String>,
-}
-
-impl Waiting {
-    /// The forwards that do not wait.
-    #[must_use]
-    pub fn others<'a>(&self, intents: &'a Intents) -> Vec<&'a SliceForward> {
-        intents.forwards().into_iter().filter(|forward| !self.uids.contains(&forward.uid)).collect()
-    }
 }
 
 impl Wait {
@@ -101,28 +83,6 @@ impl Wait {
     }
 }
 
-/// Who listens on this host, and where forwards would.
-struct Sight {
-    listeners: Vec<Listener>,
-    listen: Vec<IpAddr>,
-}
-
-impl Sight {
-    /// `None` where no kernel is involved.
-    fn of<E: Engine>(
-        converger: &Converger<E>,
-        intents: &Intents,
-        facts: &NodeFacts<'_>,
-    ) -> Result<Option<Self>, sallyport_engine::Error> {
-        let listeners = converger.engine.listeners()?;
-        Ok(listeners.map(|listeners| Self { listeners, listen: compile(&intents.node, &[], facts).listen }))
-    }
-
-    fn in_the_way(&self, forward: &SliceForward) -> Vec<&Listener> {
-        in_the_way(&forward.intent, &self.listen, &self.listeners)
-    }
-}
-
 impl Newcomers {
     /// Takes up what was known before a restart.
     pub fn restore(&mut self, intents: &Intents, state: &StateDir, now: Instant) {
@@ -153,7 +113,7 @@ impl Newcomers {
         self.waiting.retain(|uid, wait| current.get(uid.as_str()) == Some(&wait.hash.as_str()));
         let newcomers = forwards.into_iter().filter(|forward| !self.admitted.contains(&forward.uid));
         let newcomers: Vec<&SliceForward> = newcomers.collect();
-        let sight = if newcomers.is_empty() { Ok(None) } else { Sight::of(converger, intents, facts) };
+        let sight = if newcomers.is_empty() { Ok(None) } else { Sight::of(&converger.engine, intents, facts) };
         match sight {
             Ok(None) => {}
             Ok(Some(sight)) => {
@@ -244,7 +204,7 @@ impl Newcomers {
         if self.waiting.is_empty() {
             return false;
         }
-        let Ok(Some(sight)) = Sight::of(converger, intents, facts) else { return false };
+        let Ok(Some(sight)) = Sight::of(&converger.engine, intents, facts) else { return false };
         for forward in intents.forwards() {
             if let Some(wait) = self.waiting.get_mut(&forward.uid) {
                 wait.look(forward, &sight, now);
@@ -260,33 +220,6 @@ impl Newcomers {
             self.told = Some(text);
         }
     }
-}
-
-impl<E: Engine> Converger<E> {
-    /// Why a forward that this host never carried would have to wait.
-    pub(crate) fn refusal(&self, forward: &SliceForward, intents: &Intents, facts: &NodeFacts<'_>) -> Option<Failure> {
-        let sight = Sight::of(self, intents, facts).ok()??;
-        sight.in_the_way(forward).first().map(|listener| in_use(forward, listener))
-    }
-}
-
-fn in_use(forward: &SliceForward, listener: &Listener) -> Failure {
-    let protocol = if listener.protocol == 6 { "TCP" } else { "UDP" };
-    let who = process_of(listener.inode).unwrap_or_else(|| "a program of this host".to_owned());
-    let place = if listener.ip.is_unspecified() { "every address".to_owned() } else { listener.ip.to_string() };
-    let port = listener.port;
-    let wait = FREE.as_secs();
-    refused(
-        forward,
-        format!(
-            "{who} listens on port {port}/{protocol} on {place} and would lose its clients; stop it, or let it listen on \
-             another port or address, and {wait} s later the forward follows by itself (`ss -lntup 'sport = :{port}'` shows it)"
-        ),
-    )
-}
-
-fn refused(forward: &SliceForward, message: String) -> Failure {
-    Failure { forward: forward.r#ref.clone(), reason: Reason::PortInUse, message }
 }
 
 #[cfg(test)]

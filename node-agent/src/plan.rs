@@ -16,10 +16,11 @@ use crate::args::HostArgs;
 use crate::backend::{self, Backend};
 use crate::converge::Converger;
 use crate::converge::preview::{PlannedChange, Preview, would_turn_on};
+use crate::intents::Intents;
 use crate::script::{write_batch, write_comment};
 use crate::source::Source as _;
 use crate::source::manifests::Manifests;
-use crate::state::{Intents, StateDir};
+use crate::state::StateDir;
 use crate::sysctl::Sysctl;
 
 /// Prints the change as a shell script. Exit code 1 when an object has problems.

@@ -30,14 +30,16 @@ use crate::args::{HostArgs, RunArgs};
 use crate::backend::{self, Backend};
 use crate::cleanup::remove_rules;
 use crate::connections::Draining;
-use crate::converge::{Converger, Error, Report, chain_of};
+use crate::converge::{Converger, Error, Report};
+use crate::error_chain::chain_of;
+use crate::intents::{Carried, Intents};
 use crate::metrics::Metrics;
 use crate::notices::Notices;
 use crate::run::retry::Retry;
 use crate::source::cluster::Cluster;
 use crate::source::manifests::Manifests;
 use crate::source::{Pass, Source};
-use crate::state::{Carried, Intents, StateDir};
+use crate::state::StateDir;
 use crate::sysctl::Sysctl;
 use crate::trouble::Trouble;
 

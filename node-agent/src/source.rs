@@ -18,8 +18,8 @@ use sallyport_ruleset::compile::Failure;
 use crate::connections::Draining;
 use crate::converge::preview::PlannedChange;
 use crate::converge::{Error, Report};
+use crate::intents::Intents;
 use crate::source::host::ThisHost;
-use crate::state::Intents;
 
 /// Says what this node shall do, and hears what became of it.
 #[expect(async_fn_in_trait, reason = "the agent runs on one thread, so no future has to be Send")]

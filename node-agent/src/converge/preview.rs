@@ -10,8 +10,10 @@ use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::plan::{Batch, plan};
 
-use crate::converge::{Converger, Error, chain_of, not_forwarded};
-use crate::state::Intents;
+use crate::converge::{Converger, Error, not_forwarded};
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
+use crate::sockets::refusal;
 
 /// What a pass would do.
 #[derive(Clone, Debug)]
@@ -90,7 +92,7 @@ impl<E: Engine> Converger<E> {
             let is_new = forwards.iter().all(|forward| forward.uid != planned.uid);
             if failure.is_none()
                 && is_new
-                && let Some(refusal) = self.refusal(planned, intents, &facts)
+                && let Some(refusal) = refusal(&self.engine, planned, intents, &facts)
             {
                 with_it.pop();
                 compiled = compile(&intents.node, &with_it, &facts);

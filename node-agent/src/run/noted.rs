@@ -5,9 +5,9 @@ use std::rc::Rc;
 use sallyport_engine::Engine;
 
 use super::Agent;
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
 use crate::source::Source;
-use crate::state::Intents;
 
 impl<S: Source, E: Engine> Agent<'_, S, E> {
     /// Takes up what an agent before this one noted of tables that could not be read.

@@ -39,8 +39,9 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::connections::Draining;
-use crate::converge::chain_of;
 use crate::converge::preview::PlannedChange;
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
 use crate::masquerade;
 use crate::source::cluster::knowledge::Knowledge;
 use crate::source::cluster::slice::{Decoded, decode};
@@ -48,7 +49,7 @@ use crate::source::cluster::status::{Facts, Outcome, compose, shortened};
 use crate::source::cluster::writer::{Seen, StatusWriter};
 use crate::source::host::ThisHost;
 use crate::source::{Pass, Source};
-use crate::state::{Intents, StateDir};
+use crate::state::StateDir;
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(10);

@@ -8,9 +8,10 @@ use sallyport_ruleset::facts::LocalAddress;
 
 use crate::addresses::local_addresses;
 use crate::clock::Clock;
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
 use crate::newcomers::Newcomers;
-use crate::state::{Intents, StateDir};
+use crate::state::StateDir;
 
 /// Addresses are read this often even if the kernel reported no change.
 const ADDRESSES: Duration = Duration::from_secs(30);

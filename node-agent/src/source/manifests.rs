@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::facts::LocalAddress;
 
-use crate::converge::chain_of;
 use crate::converge::preview::PlannedChange;
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
 use crate::manifest::Identity;
 use crate::source::directory::{Directory, FileProblem};
 use crate::source::first_seen::FirstSeen;
@@ -17,7 +18,7 @@ use crate::source::host::ThisHost;
 use crate::source::local::{Decided, decide_here, unapplied};
 use crate::source::watch::{Change, Watch};
 use crate::source::{Source, describe};
-use crate::state::{Intents, StateDir};
+use crate::state::StateDir;
 
 /// The manifests are listed this often even if no change was reported: a link may lead out of the directory.
 pub(crate) const LISTING: Duration = Duration::from_secs(30);

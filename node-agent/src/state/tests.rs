@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
 use rustix::fs::{CWD, Mode, mkfifoat};
-use sallyport_api::gateway_node::NodeState;
+use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::gateway_pool::{FirewallBackend, IpForward};
 
 use super::*;

@@ -8,7 +8,8 @@ use sallyport_ruleset::rule::Table;
 use super::*;
 use crate::converge::Report;
 use crate::converge::fake::{Kernel, forward, intents, local};
-use crate::state::{Carried, StateDir};
+use crate::intents::Carried;
+use crate::state::StateDir;
 
 /// A converger over a kernel, beside a fresh state directory.
 struct Scene {

@@ -10,8 +10,8 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 
+use crate::intents::Intents;
 use crate::source::cluster::slice::{Decoded, Entry, Unsupported};
-use crate::state::Intents;
 
 /// The node's configuration and slices, with what is amiss with them.
 #[derive(Debug, Default)]

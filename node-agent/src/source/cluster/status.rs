@@ -19,9 +19,10 @@ use sallyport_runtime::admin::Serving;
 
 use crate::connections::Draining;
 use crate::converge::preview::PlannedChange;
-use crate::converge::{Error, Report, chain_of};
+use crate::converge::{Error, Report};
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
 use crate::source::cluster::knowledge::Knowledge;
-use crate::state::Intents;
 
 /// Failures that are listed one by one.
 const LISTED: usize = 20;

@@ -1,0 +1,73 @@
+//! Who listens on this host where a forward would, and what is said to whoever has to wait for them.
+//!
+//! How long a forward waits is decided in `newcomers`.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use sallyport_api::condition::Reason;
+use sallyport_api::forward_slice::SliceForward;
+use sallyport_engine::Engine;
+use sallyport_engine::listeners::process_of;
+use sallyport_ruleset::compile::{Failure, compile};
+use sallyport_ruleset::facts::NodeFacts;
+use sallyport_ruleset::listener::{Listener, in_the_way};
+
+use crate::intents::Intents;
+
+/// A port must have been free for so long before a forward takes it: whoever listened there may only be starting anew.
+pub(crate) const FREE: Duration = Duration::from_secs(10);
+
+/// Who listens on this host, and where forwards would.
+pub(crate) struct Sight {
+    listeners: Vec<Listener>,
+    listen: Vec<IpAddr>,
+}
+
+impl Sight {
+    /// `None` where no kernel is involved.
+    pub(crate) fn of<E: Engine>(
+        engine: &E,
+        intents: &Intents,
+        facts: &NodeFacts<'_>,
+    ) -> Result<Option<Self>, sallyport_engine::Error> {
+        let listeners = engine.listeners()?;
+        Ok(listeners.map(|listeners| Self { listeners, listen: compile(&intents.node, &[], facts).listen }))
+    }
+
+    pub(crate) fn in_the_way(&self, forward: &SliceForward) -> Vec<&Listener> {
+        in_the_way(&forward.intent, &self.listen, &self.listeners)
+    }
+}
+
+/// Why a forward that this host never carried would have to wait.
+pub(crate) fn refusal<E: Engine>(
+    engine: &E,
+    forward: &SliceForward,
+    intents: &Intents,
+    facts: &NodeFacts<'_>,
+) -> Option<Failure> {
+    let sight = Sight::of(engine, intents, facts).ok()??;
+    sight.in_the_way(forward).first().map(|listener| in_use(forward, listener))
+}
+
+/// Of a forward where `listener` was there first.
+pub(crate) fn in_use(forward: &SliceForward, listener: &Listener) -> Failure {
+    let protocol = if listener.protocol == 6 { "TCP" } else { "UDP" };
+    let who = process_of(listener.inode).unwrap_or_else(|| "a program of this host".to_owned());
+    let place = if listener.ip.is_unspecified() { "every address".to_owned() } else { listener.ip.to_string() };
+    let port = listener.port;
+    let wait = FREE.as_secs();
+    refused(
+        forward,
+        format!(
+            "{who} listens on port {port}/{protocol} on {place} and would lose its clients; stop it, or let it listen on \
+             another port or address, and {wait} s later the forward follows by itself (`ss -lntup 'sport = :{port}'` shows it)"
+        ),
+    )
+}
+
+/// Of a forward that waits, and why.
+pub(crate) fn refused(forward: &SliceForward, message: String) -> Failure {
+    Failure { forward: forward.r#ref.clone(), reason: Reason::PortInUse, message }
+}
