@@ -13,7 +13,7 @@ use sallyport_ruleset::rule::Ruleset;
 
 use crate::error_chain::chain_of;
 use crate::state::StateDir;
-use crate::sysctl::Sysctl;
+use sallyport_engine::sysctl::Sysctl;
 
 /// Times that rules are taken away before it is given up: somebody else may put theirs back meanwhile.
 const TRIES: usize = 3;

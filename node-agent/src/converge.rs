@@ -30,10 +30,10 @@ use crate::cleanup;
 use crate::connections::{Connections, Draining};
 use crate::error_chain::chain_of;
 use crate::intents::Intents;
-use crate::routes::Interfaces;
 use crate::state::{Host, StateDir};
-use crate::sysctl::{self, Sysctl};
 use crate::waiting::Waiting;
+use sallyport_engine::route::routes::Interfaces;
+use sallyport_engine::sysctl::{self, Sysctl};
 
 /// Tries to reach equality before giving up for now: somebody else may be changing rules at the same time.
 const ATTEMPTS: usize = 3;

@@ -5,7 +5,6 @@
 //! ```
 //! A library so that its parts can be tested; `main.rs` is the only user.
 
-pub mod addresses;
 pub mod args;
 pub mod backend;
 pub mod cleanup;
@@ -15,18 +14,14 @@ pub mod converge;
 mod error_chain;
 pub mod intents;
 pub mod manifest;
-pub mod masquerade;
 pub mod metrics;
 pub mod newcomers;
-pub mod notices;
 pub mod plan;
 pub mod render;
-pub mod routes;
 pub mod run;
 pub mod script;
 mod sockets;
 pub mod source;
 pub mod state;
-pub mod sysctl;
 pub mod trouble;
 pub mod waiting;

@@ -21,7 +21,7 @@ use crate::script::{write_batch, write_comment};
 use crate::source::Source as _;
 use crate::source::manifests::Manifests;
 use crate::state::StateDir;
-use crate::sysctl::Sysctl;
+use sallyport_engine::sysctl::Sysctl;
 
 /// Prints the change as a shell script. Exit code 1 when an object has problems.
 pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode> {

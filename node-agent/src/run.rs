@@ -34,14 +34,14 @@ use crate::converge::{Converger, Error, Report};
 use crate::error_chain::chain_of;
 use crate::intents::{Carried, Intents};
 use crate::metrics::Metrics;
-use crate::notices::Notices;
 use crate::run::retry::Retry;
 use crate::source::cluster::Cluster;
 use crate::source::manifests::Manifests;
 use crate::source::{Pass, Source};
 use crate::state::StateDir;
-use crate::sysctl::Sysctl;
 use crate::trouble::Trouble;
+use sallyport_engine::route::events::RouteEvents;
+use sallyport_engine::sysctl::Sysctl;
 
 /// Time between two looks for drift, which cost microseconds while nothing moves.
 const BEAT: Duration = Duration::from_millis(100);
@@ -74,7 +74,7 @@ pub async fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
 async fn drive<S: Source>(mut source: S, args: &HostArgs, metrics: Metrics, once: bool) -> anyhow::Result<ExitCode> {
     let mut shutdown = Shutdown::new().context("failed to listen for signals")?;
-    let notices = Notices::open().context("cannot listen to the kernel for changed addresses")?;
+    let notices = RouteEvents::open().context("cannot listen to the kernel for changed addresses")?;
     // After a reboot the last good intents are enforced even before anybody else has spoken.
     let last_good = source.last_good();
     let mut intents = last_good.clone();
@@ -172,7 +172,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         &mut self,
         intents: &mut Option<Rc<Intents>>,
         once: bool,
-        notices: &Notices,
+        notices: &RouteEvents,
         shutdown: &mut Shutdown,
     ) -> Outcome {
         if once {

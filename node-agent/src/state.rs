@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::error_chain::chain_of;
 use crate::intents::{Carried, Intents};
 use crate::manifest::Object;
-use crate::sysctl;
+use sallyport_engine::sysctl;
 
 /// The host as it was before the agent changed it, since it was booted: a boot undoes what is not on disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

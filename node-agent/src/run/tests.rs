@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use super::retry::{FIRST_RETRY, LONGEST_RETRY};
 use super::*;
-use crate::addresses::local_addresses;
 use crate::converge::fake::{Kernel, forward, intents};
 use crate::source::host::ThisHost;
 use crate::source::manifests::LISTING;
+use sallyport_engine::route::addresses::local_addresses;
 
 /// Manifests and a state directory; files are older than the time that a writer is waited for.
 struct Scene {

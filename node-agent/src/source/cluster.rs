@@ -31,7 +31,7 @@ use sallyport_api::SourceNatMode;
 use sallyport_api::forward_slice::ForwardSlice;
 use sallyport_api::gateway_node::{Drift, GatewayNode, GatewayNodeSpec, GatewayNodeStatus};
 use sallyport_api::gateway_pool::FirewallBackend;
-use sallyport_api::names::POOL_LABEL;
+use sallyport_api::names::{MAX_ADDRESSES, POOL_LABEL};
 use sallyport_runtime::admin::Serving;
 use sallyport_runtime::tasks::Tasks;
 use serde::Deserialize as _;
@@ -42,7 +42,6 @@ use crate::connections::Draining;
 use crate::converge::preview::PlannedChange;
 use crate::error_chain::chain_of;
 use crate::intents::Intents;
-use crate::masquerade;
 use crate::source::cluster::knowledge::Knowledge;
 use crate::source::cluster::slice::{Decoded, decode};
 use crate::source::cluster::status::{Facts, Outcome, compose, shortened};
@@ -50,6 +49,7 @@ use crate::source::cluster::writer::{Seen, StatusWriter};
 use crate::source::host::ThisHost;
 use crate::source::{Pass, Source};
 use crate::state::StateDir;
+use sallyport_engine::route::masquerade;
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -337,7 +337,10 @@ impl Cluster {
             return;
         }
         match masquerade::source_addresses(&targets) {
-            Ok(sources) => self.routes = Some(Routes { at: Instant::now(), targets, sources }),
+            Ok(sources) => {
+                let sources = sources.into_iter().take(MAX_ADDRESSES).collect();
+                self.routes = Some(Routes { at: Instant::now(), targets, sources });
+            }
             Err(error) => tracing::debug!(error = chain_of(&error), "cannot look up the way to the targets"),
         }
     }

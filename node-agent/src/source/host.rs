@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use sallyport_ruleset::facts::LocalAddress;
 
-use crate::addresses::local_addresses;
 use crate::clock::Clock;
 use crate::error_chain::chain_of;
 use crate::intents::Intents;
 use crate::newcomers::Newcomers;
 use crate::state::StateDir;
+use sallyport_engine::route::addresses::local_addresses;
 
 /// Addresses are read this often even if the kernel reported no change.
 const ADDRESSES: Duration = Duration::from_secs(30);
