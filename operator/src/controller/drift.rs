@@ -8,7 +8,7 @@ use kube::api::{Api, PostParams};
 use kube::{Client, Resource as _};
 use sallyport_api::gateway_node::{Drift, GatewayNode};
 use sallyport_api::names::OPERATOR_NAME;
-use sallyport_ruleset::digest::short_id;
+use sallyport_policy::digest::short_id;
 
 use crate::controller::apply::Write;
 use crate::controller::cache::Cache;
