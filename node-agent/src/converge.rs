@@ -122,8 +122,8 @@ pub struct Converger<E> {
     /// Whether what was absent before us has been noted.
     remembered: bool,
     rivalry: Rivalry,
-    /// Forwards that are left out because somebody else listens on their ports.
-    pub waiting: Waiting,
+    /// What the last pass left out.
+    waiting: Waiting,
 }
 
 impl<E: Engine> Converger<E> {
@@ -153,13 +153,15 @@ impl<E: Engine> Converger<E> {
         self.held
     }
 
-    /// Makes the kernel of the host of `facts` equal to `intents`, and reads it back.
+    /// Makes the kernel of the host of `facts` equal to `intents` but for those that wait, and reads it back.
     pub async fn converge(
         &mut self,
         intents: &Rc<Intents>,
+        waiting: Waiting,
         facts: &NodeFacts<'_>,
         state: &StateDir,
     ) -> Result<Report, Error> {
+        self.waiting = waiting;
         let forwards = self.waiting.others(intents);
         let compiled = compile(&intents.node, &forwards, facts);
         let failures = self.waiting.failures.iter().chain(&compiled.failures).cloned().collect();

@@ -53,10 +53,10 @@ async fn preview<E: Engine>(
     let now = source.host().clock.now();
     let local = source.local().to_vec();
     let facts = NodeFacts::of(&local, now);
-    source.host().newcomers.admit(&mut converger, intents, &facts, Instant::now()).await;
+    let waiting = source.host().port_gate.admit(&mut converger, intents, &facts, Instant::now()).await;
     converger.carry(source.host().state.intents()?.map(Rc::new).as_ref());
     converger.carry_noted(source.host().state.carried()?);
-    let Preview { batch, families, ended, failures, unreadable } = converger.preview(intents, &facts).await?;
+    let Preview { batch, families, ended, failures, unreadable } = converger.preview(intents, waiting, &facts).await?;
     let plans = converger.plans(intents, &local)?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;
     let mut out = std::io::stdout().lock();

@@ -252,7 +252,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             let host = self.source.host();
             // Who may be let in depends on no time.
             let facts = NodeFacts::of(&host.local, 0);
-            if host.newcomers.is_freed(&self.converger, intents, &facts, begun) {
+            if host.port_gate.is_freed(&self.converger.engine, intents, &facts, begun) {
                 return self.pass(intents, "port freed").await;
             }
         }
@@ -408,8 +408,8 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         let now = host.clock.now();
         let local = host.local.clone();
         let facts = NodeFacts::of(&local, now);
-        host.newcomers.admit(&mut self.converger, intents, &facts, Instant::now()).await;
-        host.newcomers.keep(intents, &host.state);
+        let waiting = host.port_gate.admit(&mut self.converger, intents, &facts, Instant::now()).await;
+        host.port_gate.keep(intents, &host.state);
         // Before the kernel changes, so that who holds a claim is known whatever happens next.
         host.keep(intents);
         host.clock.expect(intents.forwards().iter().filter_map(|forward| forward.intent.expires_at), now);
@@ -419,7 +419,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             return Err(Error::Addresses);
         }
         let report = {
-            let mut pass = Box::pin(self.converger.converge(intents, &facts, &state));
+            let mut pass = Box::pin(self.converger.converge(intents, waiting, &facts, &state));
             if let Ok(outcome) = tokio::time::timeout(MOMENT, &mut pass).await {
                 outcome
             } else {
@@ -432,7 +432,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         };
         self.note_carried(intents);
         let report = report?;
-        self.source.host().newcomers.passed(intents);
+        self.source.host().port_gate.passed(intents);
         if let Some(variant) = self.abandoned {
             remove_rules(&mut Iptables::new(variant)).await?;
             self.abandoned = None;

@@ -1,6 +1,6 @@
 //! Who listens on this host where a forward would, and what is said to whoever has to wait for them.
 //!
-//! How long a forward waits is decided in `newcomers`.
+//! How long a forward waits is decided in `port_gate`.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,24 +19,20 @@ use crate::intents::Intents;
 pub(crate) const FREE: Duration = Duration::from_secs(10);
 
 /// Who listens on this host, and where forwards would.
-pub(crate) struct Sight {
-    listeners: Vec<Listener>,
+pub(crate) struct SocketView<'a> {
+    listeners: &'a [Listener],
     listen: Vec<IpAddr>,
 }
 
-impl Sight {
-    /// `None` where no kernel is involved.
-    pub(crate) fn of<E: Engine>(
-        engine: &E,
-        intents: &Intents,
-        facts: &NodeFacts<'_>,
-    ) -> Result<Option<Self>, sallyport_engine::Error> {
-        let listeners = engine.listeners()?;
-        Ok(listeners.map(|listeners| Self { listeners, listen: compile(&intents.node, &[], facts).listen }))
+impl<'a> SocketView<'a> {
+    /// Of a host with `facts`, for the pool of `intents`.
+    pub(crate) fn of(intents: &Intents, facts: &NodeFacts<'a>) -> Self {
+        Self { listeners: facts.listeners, listen: compile(&intents.node, &[], facts).listen }
     }
 
-    pub(crate) fn in_the_way(&self, forward: &SliceForward) -> Vec<&Listener> {
-        in_the_way(&forward.intent, &self.listen, &self.listeners)
+    /// Those that a forward would take the clients from.
+    pub(crate) fn in_the_way(&self, forward: &SliceForward) -> Vec<&'a Listener> {
+        in_the_way(&forward.intent, &self.listen, self.listeners)
     }
 }
 
@@ -47,8 +43,9 @@ pub(crate) fn refusal<E: Engine>(
     intents: &Intents,
     facts: &NodeFacts<'_>,
 ) -> Option<Failure> {
-    let sight = Sight::of(engine, intents, facts).ok()??;
-    sight.in_the_way(forward).first().map(|listener| in_use(forward, listener))
+    let listeners = engine.listeners().ok()??;
+    let sockets = SocketView::of(intents, &NodeFacts { listeners: &listeners, ..*facts });
+    sockets.in_the_way(forward).first().map(|listener| in_use(forward, listener))
 }
 
 /// Of a forward where `listener` was there first.

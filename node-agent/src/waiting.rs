@@ -8,7 +8,7 @@ use sallyport_ruleset::compile::Failure;
 use crate::intents::Intents;
 
 /// What a pass leaves out.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Waiting {
     /// Why, for each.
     pub failures: Vec<Failure>,

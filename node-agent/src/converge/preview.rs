@@ -14,6 +14,7 @@ use crate::converge::{Converger, Error, not_forwarded};
 use crate::error_chain::chain_of;
 use crate::intents::Intents;
 use crate::sockets::refusal;
+use crate::waiting::Waiting;
 
 /// What a pass would do.
 #[derive(Clone, Debug)]
@@ -43,7 +44,13 @@ pub struct PlannedChange {
 
 impl<E: Engine> Converger<E> {
     /// What a pass would do.
-    pub async fn preview(&mut self, intents: &Intents, facts: &NodeFacts<'_>) -> Result<Preview, Error> {
+    pub async fn preview(
+        &mut self,
+        intents: &Intents,
+        waiting: Waiting,
+        facts: &NodeFacts<'_>,
+    ) -> Result<Preview, Error> {
+        self.waiting = waiting;
         let forwards = self.waiting.others(intents);
         let compiled = compile(&intents.node, &forwards, facts);
         self.at = facts.now;

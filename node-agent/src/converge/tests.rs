@@ -48,7 +48,7 @@ impl Scene {
 
     async fn pass(&mut self, intents: &Intents) -> Result<Report, Error> {
         self.wanted = Rc::new(intents.clone());
-        self.converger.converge(&self.wanted, &NodeFacts::of(&local(), self.now), &self.state).await
+        self.converger.converge(&self.wanted, Waiting::default(), &NodeFacts::of(&local(), self.now), &self.state).await
     }
 
     /// Whether connections were looked at with what was wanted last.
@@ -398,12 +398,20 @@ async fn a_preview_says_what_a_pass_would_do_and_does_nothing() {
     let mut scene = Scene::with_switches();
     let wanted = intents(&forward("a", 8000));
     let Preview { batch, families, ended, failures, unreadable: _ } =
-        scene.converger.preview(&wanted, &NodeFacts::of(&local(), 0)).await.unwrap();
+        scene.converger.preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), 0)).await.unwrap();
     assert_eq!((families, ended, failures.len()), (vec![Family::V4], 0, 0));
     assert_eq!((scene.kernel().applied.len(), scene.switch().as_str()), (0, "0"));
     scene.pass(&wanted).await.unwrap();
     assert_eq!(scene.kernel().applied, [batch]);
-    assert!(scene.converger.preview(&wanted, &NodeFacts::of(&local(), 0)).await.unwrap().batch.is_empty());
+    assert!(
+        scene
+            .converger
+            .preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), 0))
+            .await
+            .unwrap()
+            .batch
+            .is_empty()
+    );
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use sallyport_ruleset::facts::LocalAddress;
 use crate::clock::Clock;
 use crate::error_chain::chain_of;
 use crate::intents::Intents;
-use crate::newcomers::Newcomers;
+use crate::port_gate::PortGate;
 use crate::state::StateDir;
 use sallyport_engine::route::addresses::local_addresses;
 
@@ -26,8 +26,8 @@ pub struct ThisHost {
     pub local: Vec<LocalAddress>,
     /// The time by which forwards expire.
     pub clock: Clock,
-    /// The forwards that were let in here, and those that wait.
-    pub newcomers: Newcomers,
+    /// The forwards that were admitted here, and those that wait.
+    pub port_gate: PortGate,
     /// When the addresses are to be read again.
     due: Instant,
     /// The intents that are on disk.
@@ -44,8 +44,8 @@ impl ThisHost {
     pub fn new(state: Rc<StateDir>) -> Self {
         let clock = Clock::new(Rc::clone(&state));
         let due = Instant::now();
-        let newcomers = Newcomers::default();
-        Self { state, local: Vec::new(), clock, newcomers, due, kept: None, unkept: None, told: BTreeSet::new() }
+        let port_gate = PortGate::default();
+        Self { state, local: Vec::new(), clock, port_gate, due, kept: None, unkept: None, told: BTreeSet::new() }
     }
 
     /// The kernel reports that its addresses may be others.
@@ -80,7 +80,7 @@ impl ThisHost {
             None
         });
         if let Some(kept) = &kept {
-            self.newcomers.restore(kept, &self.state, Instant::now());
+            self.port_gate.restore(kept, &self.state, Instant::now());
         }
         self.kept = kept.map(Rc::new);
         self.kept.clone()
