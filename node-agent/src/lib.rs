@@ -5,16 +5,20 @@
 //! ```
 //! A library so that its parts can be tested; `main.rs` is the only user.
 
+mod agent;
 pub mod args;
 pub mod backend;
 pub mod cleanup;
 pub mod clock;
 pub mod connections;
 pub mod converge;
+mod drift_tracker;
 mod error_chain;
+mod host;
 pub mod intents;
 pub mod manifest;
 pub mod metrics;
+mod pass_report;
 pub mod plan;
 pub mod port_gate;
 pub mod render;
@@ -23,5 +27,4 @@ pub mod script;
 mod sockets;
 pub mod source;
 pub mod state;
-pub mod trouble;
 pub mod waiting;

@@ -6,18 +6,18 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sallyport_ruleset::compile::Failure;
-use sallyport_ruleset::facts::LocalAddress;
 
 use crate::converge::preview::PlannedChange;
 use crate::error_chain::chain_of;
+use crate::host::ThisHost;
 use crate::intents::Intents;
 use crate::manifest::Identity;
+use crate::pass_report::{PassReport, ReportSink};
 use crate::source::directory::{Directory, FileProblem};
 use crate::source::first_seen::FirstSeen;
-use crate::source::host::ThisHost;
 use crate::source::local::{Decided, decide_here, unapplied};
 use crate::source::watch::{Change, Watch};
-use crate::source::{Source, describe};
+use crate::source::{News, Source, describe};
 use crate::state::StateDir;
 
 /// The manifests are listed this often even if no change was reported: a link may lead out of the directory.
@@ -31,7 +31,6 @@ const STEP: Duration = Duration::from_millis(50);
 pub struct Manifests {
     path: PathBuf,
     node_name: String,
-    pub(crate) host: ThisHost,
     pub(crate) directory: Directory,
     first_seen: FirstSeen,
     intents: Option<Rc<Intents>>,
@@ -59,8 +58,7 @@ impl Manifests {
         Self {
             path: path.to_owned(),
             node_name: node_name.to_owned(),
-            first_seen: FirstSeen::new(Rc::clone(&state)),
-            host: ThisHost::new(state),
+            first_seen: FirstSeen::new(state),
             directory: Directory::new(path),
             intents: None,
             problems: Vec::new(),
@@ -76,24 +74,23 @@ impl Manifests {
         }
     }
 
-    /// The host's addresses as of the last look.
-    #[must_use]
-    pub fn local(&self) -> &[LocalAddress] {
-        &self.host.local
-    }
-
-    /// Looks at the host's addresses and, when due, at the directory; the intents, if either changed. The first look
-    /// waits a little for a file that is still being written.
+    /// Looks at the directory when that is due; the intents, if they may be others, also because the host's addresses have
+    /// `moved` or something has expired. The first look waits a little for a file that is still being written.
     ///
     /// `reported` says that something happened in the directory, and which files are complete.
-    pub async fn read(&mut self, reported: Option<&BTreeSet<String>>) -> Option<Rc<Intents>> {
-        self.undecided |= self.host.look() | self.host.clock.is_due();
+    pub async fn read(
+        &mut self,
+        host: &mut ThisHost,
+        moved: bool,
+        reported: Option<&BTreeSet<String>>,
+    ) -> Option<Rc<Intents>> {
+        self.undecided |= moved | host.clock.is_due();
         let mut waited = Duration::ZERO;
         let none = BTreeSet::new();
         let due = self.unsettled || self.unreadable.is_some() || self.listed.is_none_or(|at| at.elapsed() >= LISTING);
         while due || reported.is_some() {
             self.listed = Some(Instant::now());
-            match self.directory.look(reported.unwrap_or(&none), &self.host.state) {
+            match self.directory.look(reported.unwrap_or(&none), &host.state) {
                 Ok(look) => {
                     if self.unreadable.take().is_some() {
                         tracing::info!(directory = %self.path.display(), "manifests are readable again");
@@ -123,15 +120,15 @@ impl Manifests {
             return None;
         }
         let (objects, mut problems) = self.directory.objects();
-        let global = self.host.local.iter().filter(|own| own.global).map(|own| own.ip).collect();
+        let global = host.addresses.iter().filter(|own| own.global).map(|own| own.ip).collect();
         let nothing = BTreeMap::new();
         let held = self.intents.as_ref().map_or(&nothing, |intents| &intents.slices);
-        let now = self.host.clock.now();
+        let now = host.clock.now();
         let broken_pool = self.directory.broken_pool();
         let first_seen = self.first_seen.of(&objects, broken_pool.is_some(), now);
         let Decided { intents, problems: refused, expiries } =
             decide_here(&objects, &self.node_name, global, held, broken_pool, first_seen, now);
-        self.host.clock.expect(expiries.into_iter(), now);
+        host.clock.expect(expiries.into_iter(), now);
         problems.extend(refused);
         problems.sort();
         self.problems = problems;
@@ -151,22 +148,21 @@ impl Manifests {
     }
 
     /// Reads the held claims and the manifests once, for commands that change nothing.
-    pub async fn decide_once(&mut self) -> Option<Rc<Intents>> {
-        let last = self.last_good();
-        self.read(None).await.or(last)
+    pub async fn decide_once(&mut self, host: &mut ThisHost) -> Option<Rc<Intents>> {
+        let last = host.last_good();
+        if let Some(last) = &last {
+            self.restore(last);
+        }
+        let moved = host.refresh_addresses();
+        self.read(host, moved, None).await.or(last)
     }
 }
 
 impl Source for Manifests {
     const CAUSE: &'static str = "manifests";
 
-    fn host(&mut self) -> &mut ThisHost {
-        &mut self.host
-    }
-
-    fn last_good(&mut self) -> Option<Rc<Intents>> {
-        self.intents = self.host.last_good();
-        self.intents.clone()
+    fn restore(&mut self, last_good: &Rc<Intents>) {
+        self.intents = Some(Rc::clone(last_good));
     }
 
     async fn changed(&mut self) {
@@ -179,16 +175,16 @@ impl Source for Manifests {
         }
     }
 
-    fn beat(&mut self) {
+    fn tick(&mut self) {
         if self.watch.is_none() {
             self.reported = Some(BTreeSet::new());
             self.watch = Watch::new(&self.path).ok();
         }
     }
 
-    async fn look(&mut self) -> Option<Rc<Intents>> {
+    async fn decide(&mut self, host: &mut ThisHost, moved: bool) -> News {
         let reported = self.reported.take();
-        self.read(reported.as_ref()).await
+        self.read(host, moved, reported.as_ref()).await.map_or(News::None, News::Intents)
     }
 
     fn problems(&self) -> Vec<String> {
@@ -199,18 +195,24 @@ impl Source for Manifests {
         self.unreadable.as_deref()
     }
 
-    fn planned(&mut self, plans: Vec<PlannedChange>) {
-        for PlannedChange { forward, change, .. } in plans.iter().filter(|plan| !self.plans.contains(plan)) {
-            tracing::info!("PortForward {forward}: with mode Apply would change\n{change}");
-        }
-        self.plans = plans;
-    }
-
     fn locate(&self, failure: &Failure) -> String {
         let identity = Identity(format!("PortForward {}", failure.forward));
         match self.directory.file_of(&identity) {
             Some(file) => format!("{file}: {}", describe(failure)),
             None => describe(failure),
         }
+    }
+}
+
+impl ReportSink for Manifests {
+    fn passed(&mut self, _report: &PassReport) {}
+
+    /// Logs what would change for planned forwards: a lone host has no status to say so.
+    fn updated(&mut self, report: &PassReport) {
+        let Some(plans) = report.plans.as_ref().filter(|plans| **plans != self.plans) else { return };
+        for PlannedChange { forward, change, .. } in plans.iter().filter(|plan| !self.plans.contains(plan)) {
+            tracing::info!("PortForward {forward}: with mode Apply would change\n{change}");
+        }
+        self.plans.clone_from(plans);
     }
 }

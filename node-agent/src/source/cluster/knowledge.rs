@@ -11,7 +11,7 @@ use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 
 use crate::intents::Intents;
-use crate::source::cluster::slice::{Decoded, Entry, Unsupported};
+use crate::source::cluster::slice::{Decoded, Entry, NotUnderstood, Unsupported};
 
 /// The node's configuration and slices, with what is amiss with them.
 #[derive(Debug, Default)]
@@ -62,7 +62,7 @@ impl Knowledge {
     }
 
     /// The `GatewayNode` is there; whether that says something new.
-    pub fn node_is(&mut self, spec: Result<GatewayNodeSpec, String>) -> bool {
+    pub fn node_is(&mut self, spec: Result<GatewayNodeSpec, NotUnderstood>) -> bool {
         let trouble = self.node_trouble.take();
         let node = self.node.clone();
         match spec {
@@ -90,7 +90,7 @@ impl Knowledge {
     }
 
     /// A slice of the node's pool is there.
-    pub fn slice_is(&mut self, name: &str, content: Result<Decoded, String>) {
+    pub fn slice_is(&mut self, name: &str, content: Result<Decoded, NotUnderstood>) {
         self.put(name, content);
         self.prune();
     }
@@ -104,7 +104,7 @@ impl Knowledge {
     }
 
     /// These are all slices of `pool`.
-    pub fn slices_are(&mut self, pool: &str, list: BTreeMap<String, Result<Decoded, String>>) {
+    pub fn slices_are(&mut self, pool: &str, list: BTreeMap<String, Result<Decoded, NotUnderstood>>) {
         // A node that changed its pool carries nothing of the former one, from the moment that it knows the new one.
         self.slices.retain(|_, slice| slice.content.pool == pool);
         for (name, slice) in &mut self.slices {
@@ -180,17 +180,21 @@ impl Knowledge {
         problems
     }
 
-    fn put(&mut self, name: &str, content: Result<Decoded, String>) {
+    fn put(&mut self, name: &str, content: Result<Decoded, NotUnderstood>) {
         let pool = self.pool().unwrap_or_default().to_owned();
         let content = content.and_then(|decoded| {
-            if decoded.pool == pool { Ok(decoded) } else { Err(format!("it is of pool {}, not {pool}", decoded.pool)) }
+            if decoded.pool == pool {
+                Ok(decoded)
+            } else {
+                Err(NotUnderstood::OtherPool { found: decoded.pool, expected: pool.clone() })
+            }
         });
         let decoded = match content {
             Ok(decoded) => decoded,
             Err(error) => {
                 let content = ForwardSliceSpec { pool, hash: String::new(), forwards: Vec::new(), planned: Vec::new() };
                 let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice::new(content));
-                slice.trouble = Some(error);
+                slice.trouble = Some(error.to_string());
                 slice.missing = false;
                 return;
             }

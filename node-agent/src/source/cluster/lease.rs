@@ -11,9 +11,8 @@ use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::{Api, Client};
 use sallyport_api::names::{AGENT_LEASE_PREFIX, AGENT_LEASE_SECONDS, AGENT_NAME};
 use tokio::sync::watch;
-use tokio::time::timeout;
 
-use crate::source::cluster::{REQUEST, plainly};
+use crate::source::cluster::request::{RequestError, within};
 
 /// Four renewals fit into what the lease lasts.
 const EVERY: Duration = Duration::from_secs(10);
@@ -30,20 +29,21 @@ pub async fn renew(client: Client, namespace: String, node: String, restored: wa
         lease.metadata.resource_version.clone_from(&written);
         let name = lease.metadata.name.clone().unwrap_or_default();
         let params = PatchParams::apply(AGENT_NAME).force();
-        let failed = match timeout(REQUEST, leases.patch(&name, &params, &Patch::Apply(&lease))).await {
-            Ok(Ok(lease)) => {
+        let failed = match within(leases.patch(&name, &params, &Patch::Apply(&lease))).await {
+            Ok(lease) => {
                 written = lease.metadata.resource_version;
                 None
             }
             // Gone, or at another version than was written.
-            Ok(Err(kube::Error::Api(status))) if written.is_some() && matches!(status.code, 400 | 404 | 409 | 422) => {
+            Err(RequestError::Failed(kube::Error::Api(status)))
+                if written.is_some() && matches!(status.code, 400 | 404 | 409 | 422) =>
+            {
                 tracing::warn!(lease = name, "the lease is not as it was written; listing everything anew");
                 written = None;
                 restored.send_replace(());
                 continue;
             }
-            Ok(Err(error)) => Some(plainly(&error)),
-            Err(_) => Some(format!("no answer within {} s", REQUEST.as_secs())),
+            Err(error) => Some(error.to_string()),
         };
         if failed.is_some() && failed != told {
             tracing::warn!(error = failed, lease = name, "cannot renew the lease");

@@ -13,7 +13,7 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::source::cluster::within;
+use crate::source::cluster::request::within;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
@@ -116,6 +116,7 @@ async fn write(
                 (wait, told) = (FIRST_RETRY, None);
             }
             Err(error) => {
+                let error = error.to_string();
                 if told.as_ref() != Some(&error) {
                     tracing::warn!(error, "cannot write the status of GatewayNode {name}; trying again");
                     told = Some(error);

@@ -1,6 +1,5 @@
-//! What every source knows of this host: its addresses, the time, and the last good intents on its disk.
+//! This host as the loop knows it: its addresses, the time, the gate before its ports, and the last good intents on its disk.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -22,8 +21,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct ThisHost {
     /// The state directory.
     pub state: Rc<StateDir>,
-    /// The host's addresses.
-    pub local: Vec<LocalAddress>,
+    /// Every address on every interface.
+    pub addresses: Vec<LocalAddress>,
     /// The time by which forwards expire.
     pub clock: Clock,
     /// The forwards that were admitted here, and those that wait.
@@ -34,8 +33,6 @@ pub struct ThisHost {
     kept: Option<Rc<Intents>>,
     /// Why the last ones could not be kept; told when it changes.
     pub(crate) unkept: Option<String>,
-    /// What was wrong with the source when it was last told.
-    told: BTreeSet<String>,
 }
 
 impl ThisHost {
@@ -45,23 +42,23 @@ impl ThisHost {
         let clock = Clock::new(Rc::clone(&state));
         let due = Instant::now();
         let port_gate = PortGate::default();
-        Self { state, local: Vec::new(), clock, port_gate, due, kept: None, unkept: None, told: BTreeSet::new() }
+        Self { state, addresses: Vec::new(), clock, port_gate, due, kept: None, unkept: None }
     }
 
     /// The kernel reports that its addresses may be others.
-    pub(crate) fn heard(&mut self) {
+    pub(crate) fn invalidate_addresses(&mut self) {
         self.due = Instant::now();
     }
 
     /// Reads the addresses if that is due; whether they are others than before.
-    pub(crate) fn look(&mut self) -> bool {
+    pub(crate) fn refresh_addresses(&mut self) -> bool {
         if Instant::now() < self.due {
             return false;
         }
         self.due = Instant::now() + ADDRESSES;
         match local_addresses() {
-            Ok(local) if local != self.local => {
-                self.local = local;
+            Ok(addresses) if addresses != self.addresses => {
+                self.addresses = addresses;
                 true
             }
             Ok(_) => false,
@@ -104,13 +101,5 @@ impl ThisHost {
                 }
             }
         }
-    }
-
-    /// Logs each problem when it appears.
-    pub(crate) fn tell(&mut self, problems: Vec<String>) {
-        for problem in problems.iter().filter(|problem| !self.told.contains(*problem)) {
-            tracing::warn!("{problem}");
-        }
-        self.told = problems.into_iter().collect();
     }
 }
