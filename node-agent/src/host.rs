@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sallyport_ruleset::facts::LocalAddress;
+use sallyport_runtime::once::Once;
 
 use crate::clock::Clock;
 use crate::error_chain::chain_of;
@@ -31,8 +32,8 @@ pub struct ThisHost {
     due: Instant,
     /// The intents that are on disk.
     kept: Option<Rc<Intents>>,
-    /// Why the last ones could not be kept; told when it changes.
-    pub(crate) unkept: Option<String>,
+    /// Why the last ones could not be kept.
+    pub(crate) unkept: Once,
 }
 
 impl ThisHost {
@@ -42,7 +43,7 @@ impl ThisHost {
         let clock = Clock::new(Rc::clone(&state));
         let due = Instant::now();
         let port_gate = PortGate::default();
-        Self { state, addresses: Vec::new(), clock, port_gate, due, kept: None, unkept: None }
+        Self { state, addresses: Vec::new(), clock, port_gate, due, kept: None, unkept: Once::default() }
     }
 
     /// The kernel reports that its addresses may be others.
@@ -91,13 +92,12 @@ impl ThisHost {
         match self.state.keep_intents(intents) {
             Ok(()) => {
                 self.kept = Some(Rc::clone(intents));
-                self.unkept = None;
+                self.unkept.clear();
             }
             Err(error) => {
                 let error = chain_of(&error);
-                if self.unkept.as_ref() != Some(&error) {
+                if self.unkept.is_news(&error) {
                     tracing::warn!(error, "cannot keep the intents; after a reboot the host starts with older ones");
-                    self.unkept = Some(error);
                 }
             }
         }

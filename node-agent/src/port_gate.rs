@@ -12,6 +12,7 @@ use sallyport_engine::Engine;
 use sallyport_ruleset::compile::{Failure, compile};
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::listener::{Listener, Place};
+use sallyport_runtime::once::Once;
 
 use crate::converge::Converger;
 use crate::error_chain::chain_of;
@@ -29,8 +30,8 @@ pub struct PortGate {
     gates: BTreeMap<String, Gate>,
     /// Those that were not admitted, by uid, and whether they wait, as they are on disk.
     kept: BTreeMap<String, bool>,
-    /// What was last told of what cannot be seen or kept.
-    told: Option<String>,
+    /// What cannot be seen or kept.
+    failure: Once,
 }
 
 /// How a forward stands.
@@ -92,7 +93,7 @@ impl Wait {
 impl PortGate {
     /// Takes up what was known before a restart.
     pub fn restore(&mut self, intents: &Intents, state: &StateDir, now: Instant) {
-        self.kept = state.newcomers().unwrap_or_else(|error| {
+        self.kept = state.not_admitted().unwrap_or_else(|error| {
             tracing::warn!(error = chain_of(&error), "which forwards wait is lost; all of them count as let in");
             BTreeMap::new()
         });
@@ -208,8 +209,11 @@ impl PortGate {
         if self.kept == outside {
             return;
         }
-        match state.keep_newcomers(&outside) {
-            Ok(()) => (self.kept, self.told) = (outside, None),
+        match state.keep_not_admitted(&outside) {
+            Ok(()) => {
+                self.kept = outside;
+                self.failure.clear();
+            }
             Err(error) => self.log("cannot note which forwards wait; after a restart they do not", &error),
         }
     }
@@ -237,9 +241,8 @@ impl PortGate {
 
     fn log(&mut self, what: &str, error: &dyn std::error::Error) {
         let text = format!("{what}: {}", chain_of(error));
-        if self.told.as_ref() != Some(&text) {
+        if self.failure.is_news(&text) {
             tracing::warn!("{text}");
-            self.told = Some(text);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! lock            held while an agent runs: two never run on one directory
 //! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
 //! carried.json    what the kernel holds rules of, where a table that cannot be read keeps it from following the intents
-//! newcomers.json  those of them that never were let in, if any: somebody else listens on their ports
+//! newcomers.json  those of them that never were admitted, if any: somebody else listens on their ports
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
 //! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
 //! first-seen.json since when each forward is there, for grants that limit lifetimes
@@ -73,7 +73,7 @@ pub enum Error {
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// A program that an agent was just about to start when it was killed keeps the agent's lock until the kernel has loaded
 /// it: that is waited for, at most so long.
-const FORK: Duration = Duration::from_secs(1);
+const LOCK_INHERIT_GRACE: Duration = Duration::from_secs(1);
 
 /// A state directory; exclusive while it lives if it was opened by [`StateDir::lock`].
 #[derive(Debug)]
@@ -100,7 +100,9 @@ impl StateDir {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self { path: path.to_owned(), lock: Some(file) }),
-                Err(fs::TryLockError::WouldBlock) if begun.elapsed() < FORK => thread::sleep(FORK / 100),
+                Err(fs::TryLockError::WouldBlock) if begun.elapsed() < LOCK_INHERIT_GRACE => {
+                    thread::sleep(LOCK_INHERIT_GRACE / 100);
+                }
                 Err(fs::TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned() }),
                 Err(fs::TryLockError::Error(source)) => return Err(access(&lock_path, source)),
             }
@@ -123,18 +125,18 @@ impl StateDir {
         self.store("intents.json", intents, true)
     }
 
-    /// Forwards among the intents that never were let in, by uid, and whether they wait for a listener to go.
-    pub fn newcomers(&self) -> Result<BTreeMap<String, bool>, Error> {
+    /// Forwards among the intents that never were admitted, by uid, and whether they wait for a listener to go.
+    pub fn not_admitted(&self) -> Result<BTreeMap<String, bool>, Error> {
         Ok(self.load("newcomers.json")?.unwrap_or_default())
     }
 
-    /// Keeps them, or forgets all: forwards that count as let in by mistake take nothing from anybody.
-    pub fn keep_newcomers(&self, newcomers: &BTreeMap<String, bool>) -> Result<(), Error> {
+    /// Keeps them, or forgets all: forwards that count as admitted by mistake take nothing from anybody.
+    pub fn keep_not_admitted(&self, forwards: &BTreeMap<String, bool>) -> Result<(), Error> {
         let path = self.path.join("newcomers.json");
-        if newcomers.is_empty() {
+        if forwards.is_empty() {
             return remove(&path);
         }
-        self.store("newcomers.json", newcomers, true).inspect_err(|_| drop(remove(&path)))
+        self.store("newcomers.json", forwards, true).inspect_err(|_| drop(remove(&path)))
     }
 
     /// What is carried apart from the intents.

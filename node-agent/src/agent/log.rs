@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sallyport_api::Reason;
 use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::firewall::Assessment;
+use sallyport_runtime::once::Once;
 
 use crate::converge::Report;
 use crate::pass_report::PassReport;
@@ -17,8 +18,9 @@ pub(crate) struct PassLog {
     failures: Vec<Failure>,
     firewall: Assessment,
     /// What the last pass could not do.
-    failure: Option<String>,
-    persistent_drift: Option<String>,
+    failure: Once,
+    /// What somebody else keeps doing.
+    persistent_drift: Once,
     draining: usize,
 }
 
@@ -43,7 +45,10 @@ impl PassLog {
             tracing::warn!(what, "drift repaired and verified");
         }
         let failure = report.failure();
-        let is_news = self.failure != failure;
+        let is_news = failure.as_ref().is_some_and(|why| self.failure.is_news(why));
+        if failure.is_none() {
+            self.failure.clear();
+        }
         match &report.outcome {
             Ok(found) => {
                 self.good(report, found, is_news, locate);
@@ -53,7 +58,6 @@ impl PassLog {
             Err(_) if is_news => tracing::error!(error = failure, "pass failed; the kernel keeps what it had"),
             Err(_) => {}
         }
-        self.failure = failure;
     }
 
     /// Logs what has changed apart from passes.
@@ -66,13 +70,12 @@ impl PassLog {
             _ => {}
         }
         self.draining = connections;
-        if self.persistent_drift != report.persistent_drift {
-            if let Some(what) = &report.persistent_drift {
-                tracing::warn!("{what}");
-            } else {
+        match &report.persistent_drift {
+            Some(what) if self.persistent_drift.is_news(what) => tracing::warn!("{what}"),
+            None if self.persistent_drift.clear() => {
                 tracing::info!("nobody keeps changing or outranking our rules any more");
             }
-            self.persistent_drift.clone_from(&report.persistent_drift);
+            _ => {}
         }
     }
 

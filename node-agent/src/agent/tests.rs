@@ -182,11 +182,11 @@ async fn a_state_that_cannot_be_written_keeps_no_rule_alive() {
     let nothing = Rc::new(intents(""));
     agent.pass(&nothing, "manifests").await;
     assert!(agent.converger.engine.rules().await.ours().v4.is_empty());
-    assert!(agent.host.unkept.is_some());
+    assert!(agent.host.unkept.last().is_some());
 
     fs::remove_dir(&blocker).unwrap();
     agent.pass(&nothing, "retry").await;
-    assert_eq!((agent.host.unkept.is_some(), scene.state.intents().unwrap().as_ref()), (false, Some(&*nothing)));
+    assert_eq!((agent.host.unkept.last().is_some(), scene.state.intents().unwrap().as_ref()), (false, Some(&*nothing)));
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn what_failed_is_tried_again_later_and_later_until_it_works() {
     for _ in 0..3 {
         agent.pass(&wanted, "retry").await;
         assert!(failure(&agent).unwrap().starts_with("failed to program the kernel: iptables-fake is not installed"));
-        waits.push(agent.retry.wait);
+        waits.push(agent.retry.backoff.clone().failed());
         agent.repair(&wanted).await;
         assert_eq!(agent.converger.engine.applied.len(), 0, "did not wait");
     }
@@ -209,7 +209,7 @@ async fn what_failed_is_tried_again_later_and_later_until_it_works() {
     agent.retry.at = Some(Instant::now());
     agent.repair(&wanted).await;
     assert_eq!(agent.converger.engine.applied.len(), 1);
-    assert_eq!((agent.retry.wait, agent.retry.at, failure(&agent)), (FIRST_RETRY, None, None));
+    assert_eq!((agent.retry.backoff.failed(), agent.retry.at, failure(&agent)), (FIRST_RETRY, None, None));
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ impl Scene {
     }
 
     fn kept(&self) -> Vec<String> {
-        self.state.newcomers().unwrap().into_keys().collect()
+        self.state.not_admitted().unwrap().into_keys().collect()
     }
 
     async fn ports(&mut self) -> usize {
@@ -213,13 +213,13 @@ async fn what_the_kernel_holds_is_let_in_even_if_the_state_is_lost() {
 async fn what_the_kernel_holds_is_let_in_even_if_the_state_is_of_before() {
     let mut scene = Scene::with_listeners(&[8000]);
     scene.pass(&two()).await;
-    let before = scene.state.newcomers().unwrap();
+    let before = scene.state.not_admitted().unwrap();
     scene.listen(&[]);
     assert!(scene.freed_after(11, &two()));
     scene.pass(&two()).await;
     assert_eq!(scene.ports().await, 2);
     // As after a disk that could not be written, or an older version that does not know of it.
-    scene.state.keep_newcomers(&before).unwrap();
+    scene.state.keep_not_admitted(&before).unwrap();
     scene.listen(&[8000]);
     scene.restart();
     assert_eq!(scene.pass(&two()).await, NOBODY);

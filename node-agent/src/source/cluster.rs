@@ -23,13 +23,13 @@ use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use sallyport_api::forward_slice::ForwardSlice;
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
 use sallyport_api::names::POOL_LABEL;
 use sallyport_runtime::admin::Serving;
+use sallyport_runtime::backoff::Backoff;
 use sallyport_runtime::tasks::Tasks;
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -47,8 +47,12 @@ use crate::source::{News, Source};
 
 /// How long a watch lasts before it is made anew, so that a connection that died silently is noticed.
 const WATCH_SECONDS: u32 = 60;
+/// Wait before a watch that failed is tried again; it doubles with each failure.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait before that.
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
 /// After so long without a failure the next one is the first again.
-const WITHOUT_TROUBLE: Duration = Duration::from_mins(1);
+const WITHOUT_FAILURE: Duration = Duration::from_mins(1);
 /// Slices in one answer to a listing: they are large, and the memory for them is asked for at once.
 const PAGE: u32 = 10;
 
@@ -87,8 +91,8 @@ pub struct Cluster {
     dirty: bool,
     intents: Option<Rc<Intents>>,
     reporter: Reporter,
-    /// What each watch last failed with, that of our `GatewayNode` under true; told when it changes.
-    silent: BTreeMap<bool, String>,
+    /// What each watch last failed with, that of our `GatewayNode` under true; logged when it changes.
+    unanswered: BTreeMap<bool, String>,
     /// When a lost connection was last a reason to list everything anew.
     listed_anew: Option<tokio::time::Instant>,
 }
@@ -139,7 +143,7 @@ impl Cluster {
             dirty: false,
             intents: None,
             reporter: Reporter::new(StatusWriter::start(tasks, nodes, node.to_owned())),
-            silent: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
             listed_anew: None,
         }
     }
@@ -263,7 +267,10 @@ impl Cluster {
     /// A watch has heard something.
     fn answered(&mut self, of_node: bool, event: &WatchEvent) {
         // A listing begins before anything has been heard.
-        if !matches!(event, WatchEvent::Init) && self.silent.remove(&of_node).is_some() && self.silent.is_empty() {
+        if !matches!(event, WatchEvent::Init)
+            && self.unanswered.remove(&of_node).is_some()
+            && self.unanswered.is_empty()
+        {
             tracing::info!("the cluster answers again");
         }
     }
@@ -282,13 +289,13 @@ impl Cluster {
             | watcher::Error::WatchFailed(error) => plainly(error),
             error => error.to_string(),
         };
-        if !self.silent.values().any(|told| *told == error) {
+        if !self.unanswered.values().any(|known| *known == error) {
             tracing::warn!(error, "cannot follow the cluster; what was last known holds");
         }
-        self.silent.insert(of_node, error);
+        self.unanswered.insert(of_node, error);
         // Whoever answers next may be of another history, in which a watch from here on would miss the difference.
         // A connection that is lost again and again is left to the watches, which are patient.
-        if lost && self.listed_anew.is_none_or(|at| at.elapsed() > WITHOUT_TROUBLE) {
+        if lost && self.listed_anew.is_none_or(|at| at.elapsed() > WITHOUT_FAILURE) {
             self.listed_anew = Some(tokio::time::Instant::now());
             self.list_anew();
         }
@@ -344,7 +351,7 @@ impl Source for Cluster {
 impl ReportSink for Cluster {
     fn passed(&mut self, report: &PassReport) {
         if let Some(what) = report.repair() {
-            self.reporter.repaired(what);
+            self.reporter.repaired(&what);
         }
         self.updated(report);
     }
@@ -361,30 +368,22 @@ fn node_events(nodes: Api<DynamicObject>, name: &str) -> Events {
 }
 
 fn events(api: Api<DynamicObject>, config: watcher::Config) -> Events {
-    watcher(api, config.timeout(WATCH_SECONDS).page_size(PAGE)).backoff(Patience::default()).boxed()
+    let backoff = WatchBackoff(Backoff::new(FIRST_WAIT, LONGEST_WAIT).calm_after(WITHOUT_FAILURE));
+    watcher(api, config.timeout(WATCH_SECONDS).page_size(PAGE)).backoff(backoff).boxed()
 }
 
-/// How long to wait before the next try: half a second, and twice as long each time, up to 8 s.
-#[derive(Default)]
-struct Patience {
-    failures: u32,
-    last: Option<tokio::time::Instant>,
-}
+/// [`Backoff`] as kube asks for it.
+struct WatchBackoff(Backoff);
 
-impl Iterator for Patience {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        if self.last.replace(tokio::time::Instant::now()).is_some_and(|last| last.elapsed() > WITHOUT_TROUBLE) {
-            self.failures = 0;
-        }
-        let wait = Duration::from_millis(500 << self.failures);
-        self.failures = (self.failures + 1).min(4);
-        Some(wait)
+        Some(self.0.failed())
     }
 }
 
-impl Backoff for Patience {
+impl kube::runtime::utils::Backoff for WatchBackoff {
     /// Called for every event, and a listing begins with one that needs no answer: that is no sign of health.
     fn reset(&mut self) {}
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use sallyport_ruleset::compile::Failure;
 
+use sallyport_runtime::once::Once;
+
 use crate::converge::preview::PlannedChange;
 use crate::error_chain::chain_of;
 use crate::host::ThisHost;
@@ -37,10 +39,11 @@ pub struct Manifests {
     /// What is wrong with the manifests, sorted.
     pub problems: Vec<FileProblem>,
     /// What is not applied, and stays as it is.
-    notes: Vec<String>,
-    /// What would change for planned forwards, as last told.
-    plans: Vec<PlannedChange>,
-    unreadable: Option<String>,
+    notes: Once<Vec<String>>,
+    /// What would change for planned forwards.
+    plans: Once<Vec<PlannedChange>>,
+    /// Why the directory cannot be read, while it cannot.
+    unreadable: Once,
     unsettled: bool,
     patience: Duration,
     pub(crate) listed: Option<Instant>,
@@ -62,9 +65,9 @@ impl Manifests {
             directory: Directory::new(path),
             intents: None,
             problems: Vec::new(),
-            notes: Vec::new(),
-            plans: Vec::new(),
-            unreadable: None,
+            notes: Once::default(),
+            plans: Once::default(),
+            unreadable: Once::default(),
             unsettled: false,
             patience: FIRST_LOOK,
             listed: None,
@@ -87,12 +90,13 @@ impl Manifests {
         self.undecided |= moved | host.clock.is_due();
         let mut waited = Duration::ZERO;
         let none = BTreeSet::new();
-        let due = self.unsettled || self.unreadable.is_some() || self.listed.is_none_or(|at| at.elapsed() >= LISTING);
+        let due =
+            self.unsettled || self.unreadable.last().is_some() || self.listed.is_none_or(|at| at.elapsed() >= LISTING);
         while due || reported.is_some() {
             self.listed = Some(Instant::now());
             match self.directory.look(reported.unwrap_or(&none), &host.state) {
                 Ok(look) => {
-                    if self.unreadable.take().is_some() {
+                    if self.unreadable.clear() {
                         tracing::info!(directory = %self.path.display(), "manifests are readable again");
                     }
                     self.undecided |= look.changed;
@@ -100,9 +104,8 @@ impl Manifests {
                 }
                 Err(error) => {
                     let text = chain_of(&error);
-                    if self.unreadable.as_ref() != Some(&text) {
+                    if self.unreadable.is_news(&text) {
                         tracing::error!("{text}");
-                        self.unreadable = Some(text);
                     }
                     return None;
                 }
@@ -132,11 +135,9 @@ impl Manifests {
         problems.extend(refused);
         problems.sort();
         self.problems = problems;
-        let notes = unapplied(&objects, &intents);
-        for note in notes.iter().filter(|note| !self.notes.contains(note)) {
+        for note in self.notes.news_of(&unapplied(&objects, &intents)) {
             tracing::info!("{note}");
         }
-        self.notes = notes;
         self.intents = Some(Rc::new(intents));
         self.intents.clone()
     }
@@ -144,7 +145,7 @@ impl Manifests {
     /// What is not applied, and stays as it is.
     #[must_use]
     pub fn notes(&self) -> &[String] {
-        &self.notes
+        self.notes.last().map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Reads the held claims and the manifests once, for commands that change nothing.
@@ -192,7 +193,7 @@ impl Source for Manifests {
     }
 
     fn unreadable(&self) -> Option<&str> {
-        self.unreadable.as_deref()
+        self.unreadable.last().map(String::as_str)
     }
 
     fn locate(&self, failure: &Failure) -> String {
@@ -209,10 +210,8 @@ impl ReportSink for Manifests {
 
     /// Logs what would change for planned forwards: a lone host has no status to say so.
     fn updated(&mut self, report: &PassReport) {
-        let Some(plans) = report.plans.as_ref().filter(|plans| **plans != self.plans) else { return };
-        for PlannedChange { forward, change, .. } in plans.iter().filter(|plan| !self.plans.contains(plan)) {
+        for PlannedChange { forward, change, .. } in report.plans.iter().flat_map(|plans| self.plans.news_of(plans)) {
             tracing::info!("PortForward {forward}: with mode Apply would change\n{change}");
         }
-        self.plans.clone_from(plans);
     }
 }

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::{Api, Client};
 use sallyport_api::names::{AGENT_LEASE_PREFIX, AGENT_LEASE_SECONDS, AGENT_NAME};
+use sallyport_runtime::once::Once;
 use tokio::sync::watch;
 
 use crate::source::cluster::request::{RequestError, within};
@@ -22,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Renews the lease of `node` for ever, and tells `restored` when it is not as it was last written.
 pub async fn renew(client: Client, namespace: String, node: String, restored: watch::Sender<()>) {
     let leases: Api<Lease> = Api::namespaced(client, &namespace);
-    let mut told = None;
+    let mut failure: Once = Once::default();
     let mut written = None;
     loop {
         let mut lease = lease(&node, jiff::Timestamp::now());
@@ -45,11 +46,14 @@ pub async fn renew(client: Client, namespace: String, node: String, restored: wa
             }
             Err(error) => Some(error.to_string()),
         };
-        if failed.is_some() && failed != told {
-            tracing::warn!(error = failed, lease = name, "cannot renew the lease");
+        match &failed {
+            Some(error) if failure.is_news(error) => {
+                tracing::warn!(error, lease = name, "cannot renew the lease");
+            }
+            Some(_) => {}
+            None => _ = failure.clear(),
         }
         tokio::time::sleep(if failed.is_some() { RETRY } else { EVERY }).await;
-        told = failed;
     }
 }
 

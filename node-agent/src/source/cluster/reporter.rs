@@ -1,4 +1,4 @@
-//! What the cluster is told of this node: a status after each pass, and whenever something else in it has changed.
+//! What is reported of this node: a status after each pass, and whenever something else in it has changed.
 //!
 //! What is in the status is composed in `status`; that it gets there is `writer`'s.
 
@@ -46,7 +46,7 @@ impl Reporter {
     }
 
     /// A pass has put this back.
-    pub(super) fn repaired(&mut self, what: String) {
+    pub(super) fn repaired(&mut self, what: &str) {
         self.last_drift = Some(Drift { time: now(), message: shortened(what) });
     }
 

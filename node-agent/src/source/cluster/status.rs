@@ -15,6 +15,7 @@ use sallyport_api::port_forward::AddressValue;
 use sallyport_policy::digest::FORMAT;
 use sallyport_ruleset::compile::Failure;
 use sallyport_runtime::admin::Serving;
+use sallyport_runtime::text::cut;
 
 use crate::connections::Draining;
 use crate::converge::Error;
@@ -87,7 +88,7 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
         plans: plans(previous, facts),
     };
     let mut condition = |about, (reason, message): (Reason, String)| {
-        let message = shortened(message);
+        let message = shortened(&message);
         upsert(&mut status.conditions, about, reason, message, facts.generation, facts.now.clone());
     };
     condition(ConditionType::Synced, synced(facts));
@@ -103,14 +104,10 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
     status
 }
 
-/// Cuts a message to what the schema takes.
+/// As much of a message as the schema takes.
 #[must_use]
-pub fn shortened(message: String) -> String {
-    if message.chars().count() <= MESSAGE {
-        message
-    } else {
-        message.chars().take(MESSAGE - 1).chain(['…']).collect()
-    }
+pub fn shortened(message: &str) -> String {
+    cut(message, MESSAGE)
 }
 
 fn observed_slices(previous: &GatewayNodeStatus, facts: &Facts<'_>, failures: &[Failure]) -> Vec<ObservedSlice> {
@@ -167,7 +164,7 @@ fn draining(by_uid: &Draining) -> Vec<DrainingForward> {
 fn failures(facts: &Facts<'_>, failed: &[Failure]) -> BTreeMap<ForwardRef, ForwardFailure> {
     let of = |forward: &ForwardRef, reason: Reason, message: &str| {
         let reason = reason.as_str().to_owned();
-        (forward.clone(), ForwardFailure { r#ref: forward.clone(), reason, message: shortened(message.to_owned()) })
+        (forward.clone(), ForwardFailure { r#ref: forward.clone(), reason, message: shortened(message) })
     };
     let retired = facts.intents.node.state == NodeState::Retired;
     let unsupported = facts.knowledge.unsupported().filter(|_| !retired);
