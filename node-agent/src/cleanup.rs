@@ -12,9 +12,9 @@ use sallyport_ruleset::plan::plan;
 use sallyport_ruleset::rivals::Packets;
 use sallyport_ruleset::rule::Ruleset;
 
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
 use crate::state::StateDir;
-use crate::sysctl::Sysctl;
+use sallyport_engine::sysctl::Sysctl;
 
 /// Times that rules are taken away before it is given up: somebody else may put theirs back meanwhile.
 const TRIES: usize = 3;

@@ -13,7 +13,7 @@ use sallyport_engine::netlink;
 use sallyport_ruleset::flow::{Allowed, Flow};
 use sallyport_ruleset::table::Failure;
 
-use crate::state::Intents;
+use crate::intents::Intents;
 
 /// Time between two counts while connections drain.
 const RECOUNT: Duration = Duration::from_secs(5);

@@ -7,7 +7,6 @@ mod rivalry;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error as StdError;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
@@ -31,10 +30,12 @@ use sallyport_ruleset::table::{Failure, ForwardingTable};
 use self::rivalry::Rivalry;
 use crate::cleanup;
 use crate::connections::{Connections, Draining};
-use crate::newcomers::Waiting;
-use crate::routes::Interfaces;
-use crate::state::{Host, Intents, StateDir};
-use crate::sysctl::{self, Sysctl};
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
+use crate::state::{Host, StateDir};
+use crate::waiting::Waiting;
+use sallyport_engine::route::routes::Interfaces;
+use sallyport_engine::sysctl::{self, Sysctl};
 
 /// Tries to reach equality before giving up for now: somebody else may be changing rules at the same time.
 const ATTEMPTS: usize = 3;
@@ -123,8 +124,8 @@ pub struct Converger<E> {
     /// Whether what was absent before us has been noted.
     remembered: bool,
     rivalry: Rivalry,
-    /// Forwards that are left out because somebody else listens on their ports.
-    pub waiting: Waiting,
+    /// What the last pass left out.
+    waiting: Waiting,
 }
 
 impl<E: Engine> Converger<E> {
@@ -154,13 +155,15 @@ impl<E: Engine> Converger<E> {
         self.held
     }
 
-    /// Makes the kernel of the host of `facts` equal to `intents`, and reads it back.
+    /// Makes the kernel of the host of `facts` equal to `intents` but for those that wait, and reads it back.
     pub async fn converge(
         &mut self,
         intents: &Rc<Intents>,
+        waiting: Waiting,
         facts: &NodeFacts<'_>,
         state: &StateDir,
     ) -> Result<Report, Error> {
+        self.waiting = waiting;
         let forwards = self.waiting.others(intents);
         let table = ForwardingTable::new(&intents.node, &forwards, facts);
         let (wanted, packets) = (lower(&table), Packets::of(&table));
@@ -400,17 +403,6 @@ fn summary(ops: &[Op]) -> String {
     let more = ops.len().saturating_sub(8);
     let first: Vec<String> = ops.iter().take(8).map(ToString::to_string).collect();
     first.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
-}
-
-/// Prints the chain of causes on one line.
-pub fn chain_of(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]

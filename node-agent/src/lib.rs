@@ -5,24 +5,26 @@
 //! ```
 //! A library so that its parts can be tested; `main.rs` is the only user.
 
-pub mod addresses;
+mod agent;
 pub mod args;
 pub mod backend;
 pub mod cleanup;
 pub mod clock;
 pub mod connections;
 pub mod converge;
+mod drift_tracker;
+mod error_chain;
+mod host;
+pub mod intents;
 pub mod manifest;
-pub mod masquerade;
 pub mod metrics;
-pub mod newcomers;
-pub mod notices;
+mod pass_report;
 pub mod plan;
+pub mod port_gate;
 pub mod render;
-pub mod routes;
 pub mod run;
 pub mod script;
+mod sockets;
 pub mod source;
 pub mod state;
-pub mod sysctl;
-pub mod trouble;
+pub mod waiting;

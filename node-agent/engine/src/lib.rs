@@ -1,7 +1,7 @@
 //! Makes the kernel equal to a rule set, and reads back what it really holds.
 //!
-//! The only package that touches netfilter. What the rules should be is `sallyport-ruleset`'s, when to look and what to
-//! report is the agent's.
+//! The only package that asks or changes the kernel's network: netfilter, addresses and routes, forwarding. What the rules
+//! should be is `sallyport-ruleset`'s, when to look and what to report is the agent's.
 
 pub mod command;
 pub mod conntrack;
@@ -10,6 +10,8 @@ pub mod generation;
 pub mod iptables;
 pub mod listeners;
 pub mod netlink;
+pub mod route;
+pub mod sysctl;
 
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::listener::Listener;

@@ -12,8 +12,11 @@ use sallyport_ruleset::plan::{Op, plan};
 use sallyport_ruleset::rivals::Packets;
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 
-use crate::converge::{Converger, Error, chain_of, not_forwarded};
-use crate::state::Intents;
+use crate::converge::{Converger, Error, not_forwarded};
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
+use crate::sockets::refusal;
+use crate::waiting::Waiting;
 
 /// What a pass would do.
 #[derive(Clone, Debug)]
@@ -43,7 +46,13 @@ pub struct PlannedChange {
 
 impl<E: Engine> Converger<E> {
     /// What a pass would do.
-    pub async fn preview(&mut self, intents: &Intents, facts: &NodeFacts<'_>) -> Result<Preview, Error> {
+    pub async fn preview(
+        &mut self,
+        intents: &Intents,
+        waiting: Waiting,
+        facts: &NodeFacts<'_>,
+    ) -> Result<Preview, Error> {
+        self.waiting = waiting;
         let forwards = self.waiting.others(intents);
         let table = ForwardingTable::new(&intents.node, &forwards, facts);
         let wanted = lower(&table);
@@ -93,7 +102,7 @@ impl<E: Engine> Converger<E> {
             let is_new = forwards.iter().all(|forward| forward.uid != planned.uid);
             if failure.is_none()
                 && is_new
-                && let Some(refusal) = self.refusal(planned, intents, &facts)
+                && let Some(refusal) = refusal(&self.engine, planned, intents, &facts)
             {
                 with_it.pop();
                 table = ForwardingTable::new(&intents.node, &with_it, &facts);

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use sallyport_ruleset::plan::Step;
-use sallyport_ruleset::rule::{Chains, Table};
+use sallyport_ruleset::rule::{Chains, Line, Table};
 
 use super::fake::{Kernel, REQUIRE, forward, intents, local, planned, rules_of};
 use super::preview::{PlannedChange, Preview};
@@ -49,7 +49,7 @@ impl Scene {
 
     async fn pass(&mut self, intents: &Intents) -> Result<Report, Error> {
         self.wanted = Rc::new(intents.clone());
-        self.converger.converge(&self.wanted, &NodeFacts::of(&local(), self.now), &self.state).await
+        self.converger.converge(&self.wanted, Waiting::default(), &NodeFacts::of(&local(), self.now), &self.state).await
     }
 
     /// Whether connections were looked at with what was wanted last.
@@ -397,12 +397,14 @@ async fn a_preview_says_what_a_pass_would_do_and_does_nothing() {
     let mut scene = Scene::with_switches();
     let wanted = intents(&forward("a", 8000));
     let Preview { ops, families, ended, failures, unreadable: _ } =
-        scene.converger.preview(&wanted, &NodeFacts::of(&local(), 0)).await.unwrap();
+        scene.converger.preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), 0)).await.unwrap();
     assert_eq!((families, ended, failures.len()), (vec![Family::V4], 0, 0));
     assert_eq!((scene.kernel().applied.len(), scene.switch().as_str()), (0, "0"));
     scene.pass(&wanted).await.unwrap();
     assert_eq!(scene.kernel().applied, [ops]);
-    assert!(scene.converger.preview(&wanted, &NodeFacts::of(&local(), 0)).await.unwrap().ops.is_empty());
+    assert!(
+        scene.converger.preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), 0)).await.unwrap().ops.is_empty()
+    );
 }
 
 #[tokio::test]
@@ -426,7 +428,7 @@ async fn planned_forwards_change_nothing_and_what_they_would_change_is_what_appl
     assert_eq!(named, ["a", "b"]);
 
     scene.pass(&intents(&(forward("a", 8000) + &forward("b", 8001)))).await.unwrap();
-    assert_eq!(scene.kernel().rules().await.v4.nat.ours["SALLY-MT"], [old, new]);
+    assert_eq!(scene.kernel().rules().await.v4.nat.ours["SALLY-MT"], [Line::read(old), Line::read(new)]);
 }
 
 #[tokio::test]

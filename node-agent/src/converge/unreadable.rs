@@ -21,7 +21,7 @@ use sallyport_ruleset::rule::{Rules, Ruleset};
 use sallyport_ruleset::table::{Failure, ForwardingTable, bindings};
 
 use crate::converge::Converger;
-use crate::state::{Carried, Intents};
+use crate::intents::{Carried, Intents};
 
 /// What may be in the kernel while some of its tables cannot be read.
 #[derive(Debug)]

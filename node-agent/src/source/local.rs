@@ -15,9 +15,9 @@ use sallyport_api::names::DEFAULT_POOL;
 use sallyport_api::{Mode, Protocol, SourceNatMode};
 use sallyport_policy::decide::{Forward, Node, Observed, PoolObject, Verdict, decide};
 
+use crate::intents::Intents;
 use crate::manifest::{Identity, Object};
 use crate::source::directory::FileProblem;
-use crate::state::Intents;
 
 /// What was decided.
 #[derive(Debug, PartialEq)]

@@ -9,7 +9,9 @@ use sallyport_ruleset::rule::{Line, Table};
 use super::*;
 use crate::converge::fake::{Kernel, forward, intents, local, rules_of};
 use crate::converge::{Error, Report};
-use crate::state::{Carried, StateDir};
+use crate::intents::Carried;
+use crate::state::StateDir;
+use crate::waiting::Waiting;
 
 /// A converger over a kernel, beside a fresh state directory.
 struct Scene {
@@ -30,7 +32,9 @@ impl Scene {
     }
 
     async fn try_pass(&mut self, text: &str) -> Result<Report, Error> {
-        self.converger.converge(&Rc::new(intents(text)), &NodeFacts::of(&local(), 0), &self.state).await
+        self.converger
+            .converge(&Rc::new(intents(text)), Waiting::default(), &NodeFacts::of(&local(), 0), &self.state)
+            .await
     }
 
     async fn pass(&mut self, text: &str) -> Report {
@@ -338,7 +342,11 @@ async fn a_preview_says_what_waits_and_shows_what_goes() {
     let mut scene = Scene::new();
     scene.pass(&text(&[8000])).await;
     scene.add_native(Family::V4, Table::Nat);
-    let preview = scene.converger.preview(&intents(&text(&[8001])), &NodeFacts::of(&local(), 0)).await.unwrap();
+    let preview = scene
+        .converger
+        .preview(&intents(&text(&[8001])), Waiting::default(), &NodeFacts::of(&local(), 0))
+        .await
+        .unwrap();
     assert_eq!(preview.unreadable, ["IPv4: cannot read table nat"]);
     assert!(preview.ops.iter().any(|op| op.step == Step::Delete { chain: "SALLY-PRE".to_owned() }));
 }

@@ -12,9 +12,9 @@ const MANY: usize = 5;
 /// How long a repair counts.
 const WINDOW: Duration = Duration::from_mins(1);
 
-/// The trouble that there is.
+/// Differences that are not put back yet, and how often some were.
 #[derive(Debug, Default)]
-pub struct Trouble {
+pub struct DriftTracker {
     pending: Vec<Difference>,
     /// When something was put back, the last times.
     repairs: VecDeque<Instant>,
@@ -22,9 +22,9 @@ pub struct Trouble {
     rival: Option<String>,
 }
 
-impl Trouble {
+impl DriftTracker {
     /// Somebody has made these differences.
-    pub fn saw(&mut self, found: Vec<Difference>) {
+    pub fn found(&mut self, found: Vec<Difference>) {
         self.pending.extend(found);
         self.pending.sort_by(|a, b| (a.kind, &a.text).cmp(&(b.kind, &b.text)));
         self.pending.dedup();
@@ -37,7 +37,7 @@ impl Trouble {
     }
 
     /// A pass was good at `now`: what it has put back.
-    pub fn over(&mut self, report: &Report, now: Instant) -> Vec<Difference> {
+    pub fn passed(&mut self, report: &Report, now: Instant) -> Vec<Difference> {
         self.rival.clone_from(&report.rival);
         let found = std::mem::take(&mut self.pending);
         // What went by itself before the pass began was nobody's repair.
@@ -76,7 +76,7 @@ impl Trouble {
 
     /// What lasts at `now`, although the passes are good.
     #[must_use]
-    pub fn lasting(&self, now: Instant) -> Option<String> {
+    pub fn persistent(&self, now: Instant) -> Option<String> {
         if let Some(rival) = &self.rival {
             return Some(format!(
                 "somebody keeps inserting rules before ours, so the first place is left to them for five minutes at a \
@@ -103,50 +103,50 @@ mod tests {
 
     #[test]
     fn what_is_seen_is_pending_until_a_pass_has_put_it_back() {
-        let (mut trouble, now) = (Trouble::default(), Instant::now());
-        assert_eq!((trouble.pending(), trouble.over(&changed(), now)), (None, Vec::new()));
-        trouble.saw(vec![Difference::forwarding(Family::V4)]);
-        trouble.saw(Vec::new());
-        assert_eq!(trouble.pending().unwrap(), "forwarding of IPv4 packets is off");
+        let (mut tracker, now) = (DriftTracker::default(), Instant::now());
+        assert_eq!((tracker.pending(), tracker.passed(&changed(), now)), (None, Vec::new()));
+        tracker.found(vec![Difference::forwarding(Family::V4)]);
+        tracker.found(Vec::new());
+        assert_eq!(tracker.pending().unwrap(), "forwarding of IPv4 packets is off");
         let turned_on = Report { forwarding: vec![Family::V4], ..Report::default() };
-        assert_eq!(trouble.over(&turned_on, now), [Difference::forwarding(Family::V4)]);
-        assert_eq!(trouble.pending(), None);
+        assert_eq!(tracker.passed(&turned_on, now), [Difference::forwarding(Family::V4)]);
+        assert_eq!(tracker.pending(), None);
 
-        trouble.saw(vec![Difference::forwarding(Family::V4)]);
-        assert_eq!(trouble.over(&Report::default(), now), [], "went by itself");
+        tracker.found(vec![Difference::forwarding(Family::V4)]);
+        assert_eq!(tracker.passed(&Report::default(), now), [], "went by itself");
     }
 
     #[test]
     fn rules_that_are_back_are_told_though_forwarding_is_not() {
-        let mut trouble = Trouble::default();
+        let mut tracker = DriftTracker::default();
         let rule = Difference { kind: Kind::Rules, text: "a rule".to_owned() };
-        trouble.saw(vec![rule.clone(), Difference::forwarding(Family::V4)]);
-        assert_eq!(trouble.rules_are_back(Instant::now()), [rule]);
-        assert_eq!(trouble.pending().unwrap(), "forwarding of IPv4 packets is off");
+        tracker.found(vec![rule.clone(), Difference::forwarding(Family::V4)]);
+        assert_eq!(tracker.rules_are_back(Instant::now()), [rule]);
+        assert_eq!(tracker.pending().unwrap(), "forwarding of IPv4 packets is off");
     }
 
     #[test]
     fn many_repairs_within_a_minute_are_a_fight_until_they_are_fewer() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let mut trouble = Trouble::default();
+        let mut tracker = DriftTracker::default();
         let mut repair = |second| {
-            trouble.saw(vec![Difference::forwarding(Family::V4)]);
-            trouble.over(&changed(), at(second));
-            trouble.is_fight(at(second))
+            tracker.found(vec![Difference::forwarding(Family::V4)]);
+            tracker.passed(&changed(), at(second));
+            tracker.is_fight(at(second))
         };
         assert_eq!([0, 10, 20, 30, 40].map(&mut repair), [false, false, false, false, true]);
-        assert!(trouble.lasting(at(59)).unwrap().contains("keeps changing our rules"));
-        assert!(!trouble.is_fight(at(60)) && trouble.lasting(at(60)).is_none());
+        assert!(tracker.persistent(at(59)).unwrap().contains("keeps changing our rules"));
+        assert!(!tracker.is_fight(at(60)) && tracker.persistent(at(60)).is_none());
     }
 
     #[test]
     fn a_rival_is_named_until_a_pass_finds_none() {
-        let (mut trouble, now) = (Trouble::default(), Instant::now());
+        let (mut tracker, now) = (DriftTracker::default(), Instant::now());
         let rival = "IPv4 nat PREROUTING: a rule before ours would take our packets: -j ACCEPT";
-        trouble.over(&Report { rival: Some(rival.to_owned()), ..Report::default() }, now);
-        assert!(trouble.lasting(now).unwrap().ends_with(rival));
-        trouble.over(&Report::default(), now);
-        assert_eq!(trouble.lasting(now), None);
+        tracker.passed(&Report { rival: Some(rival.to_owned()), ..Report::default() }, now);
+        assert!(tracker.persistent(now).unwrap().ends_with(rival));
+        tracker.passed(&Report::default(), now);
+        assert_eq!(tracker.persistent(now), None);
     }
 }

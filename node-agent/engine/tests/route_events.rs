@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-#[path = "../engine/tests/support/namespace.rs"]
+#[path = "support/namespace.rs"]
 mod namespace;
 
 use namespace::{in_namespace, run};
-use sallyport_node_agent::notices::Notices;
+use sallyport_engine::route::events::RouteEvents;
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -24,7 +24,7 @@ fn every_change_of_addresses_or_forwarding_is_heard_and_nothing_else() {
         run("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let notices = Notices::open().unwrap();
+            let notices = RouteEvents::open().unwrap();
             for change in [
                 "ip address add 10.30.1.78/24 dev v0",
                 "ip address delete 10.30.1.78/24 dev v0",

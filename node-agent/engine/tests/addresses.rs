@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
-#[path = "../engine/tests/support/namespace.rs"]
+#[path = "support/namespace.rs"]
 mod namespace;
 
 use namespace::{in_namespace, run};
-use sallyport_node_agent::addresses::local_addresses;
+use sallyport_engine::route::addresses::local_addresses;
 use sallyport_ruleset::facts::LocalAddress;
 
 fn address(ip: &str, prefix_len: u8, global: bool) -> LocalAddress {

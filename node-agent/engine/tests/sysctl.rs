@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
-#[path = "../engine/tests/support/namespace.rs"]
+#[path = "support/namespace.rs"]
 mod namespace;
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use namespace::{in_namespace, run};
-use sallyport_node_agent::sysctl::{Record, Sysctl};
+use sallyport_engine::sysctl::{Record, Sysctl};
 use sallyport_ruleset::family::Family;
 use socket2::{Domain, Protocol, Socket, Type};
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use sallyport_runtime::backoff::Backoff;
+
 /// Wait before the first try after a failed pass; it doubles with each.
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait after a failed pass before the next try.
@@ -9,13 +11,13 @@ pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// The next try, if one is due.
 pub(super) struct Retry {
-    pub(super) wait: Duration,
+    pub(super) backoff: Backoff,
     pub(super) at: Option<Instant>,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { wait: FIRST_RETRY, at: None }
+        Self { backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY), at: None }
     }
 }
 
@@ -23,7 +25,7 @@ impl Retry {
     /// A pass was good.
     pub(super) fn over(&mut self) {
         if self.at.take().is_some() {
-            self.wait = FIRST_RETRY;
+            self.backoff.reset();
         }
     }
 
@@ -34,7 +36,6 @@ impl Retry {
 
     /// Later each time.
     pub(super) fn later(&mut self) {
-        self.at = Some(Instant::now() + self.wait);
-        self.wait = (self.wait * 2).min(LONGEST_RETRY);
+        self.at = Some(Instant::now() + self.backoff.failed());
     }
 }

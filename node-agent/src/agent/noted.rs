@@ -5,14 +5,14 @@ use std::rc::Rc;
 use sallyport_engine::Engine;
 
 use super::Agent;
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
 use crate::source::Source;
-use crate::state::Intents;
 
 impl<S: Source, E: Engine> Agent<'_, S, E> {
     /// Takes up what an agent before this one noted of tables that could not be read.
     pub(super) fn take_up_carried(&mut self) {
-        match self.source.host().state.carried() {
+        match self.host.state.carried() {
             Ok(noted) => {
                 self.converger.carry_noted(noted.clone());
                 self.noted = noted;
@@ -25,7 +25,7 @@ impl<S: Source, E: Engine> Agent<'_, S, E> {
     pub(super) fn note_carried(&mut self, intents: &Rc<Intents>) {
         let carried = self.converger.carried_apart(intents);
         if carried != self.noted {
-            match self.source.host().state.keep_carried(&carried) {
+            match self.host.state.keep_carried(&carried) {
                 Ok(()) => self.noted = carried,
                 Err(error) => {
                     tracing::warn!(error = chain_of(&error), "cannot note what is carried apart from the intents");

@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use sallyport_engine::route::addresses::local_addresses;
+use sallyport_ruleset::table::Failure;
+
 use super::retry::{FIRST_RETRY, LONGEST_RETRY};
 use super::*;
-use crate::addresses::local_addresses;
 use crate::converge::fake::{Kernel, forward, intents};
-use crate::source::host::ThisHost;
-use crate::source::manifests::LISTING;
+use crate::pass_report::ReportSink;
+use crate::source::manifests::{LISTING, Manifests};
+use crate::state::StateDir;
 
 /// Manifests and a state directory; files are older than the time that a writer is waited for.
 struct Scene {
@@ -38,14 +41,40 @@ impl Scene {
         file.set_modified(std::time::SystemTime::now() - Duration::from_hours(1)).unwrap();
     }
 
-    fn source(&self) -> Manifests {
-        Manifests::new(&self.manifests, "gw1", Rc::clone(&self.state))
+    fn source(&self) -> Lone {
+        let manifests = Manifests::new(&self.manifests, "gw1", Rc::clone(&self.state));
+        Lone { manifests, host: ThisHost::new(Rc::clone(&self.state)), log: PassLog::default() }
     }
 }
 
-fn agent(source: &mut Manifests, kernel: Kernel) -> Agent<'_, Manifests, Kernel> {
-    static METRICS: std::sync::LazyLock<Metrics> = std::sync::LazyLock::new(Metrics::default);
-    Agent::new(Converger::new(kernel, None), FirewallBackend::Auto, source, &METRICS)
+/// A lone host, and the manifests that it follows.
+struct Lone {
+    manifests: Manifests,
+    host: ThisHost,
+    log: PassLog,
+}
+
+impl Lone {
+    /// As the loop asks.
+    async fn read(&mut self, reported: Option<&BTreeSet<String>>) -> Option<Rc<Intents>> {
+        let moved = self.host.refresh_addresses();
+        self.manifests.read(&mut self.host, moved, reported).await
+    }
+
+    fn last_good(&mut self) -> Option<Rc<Intents>> {
+        let last_good = self.host.last_good();
+        self.manifests.restore(last_good.as_ref()?);
+        last_good
+    }
+}
+
+fn agent(lone: &mut Lone, kernel: Kernel) -> Agent<'_, Manifests, Kernel> {
+    let Lone { manifests, host, log } = lone;
+    Agent::new(Converger::new(kernel, None), FirewallBackend::Auto, host, manifests, Metrics::default(), log)
+}
+
+fn failure<S>(agent: &Agent<'_, S, Kernel>) -> Option<String> {
+    agent.report.as_ref().and_then(PassReport::failure)
 }
 
 fn names(intents: &Intents) -> Vec<String> {
@@ -73,7 +102,7 @@ async fn without_a_report_the_directory_is_listed_only_now_and_then() {
     source.read(None).await.unwrap();
     scene.put("a.yaml", &forward("a", 8000));
     assert_eq!(source.read(None).await, None);
-    source.listed = Instant::now().checked_sub(LISTING);
+    source.manifests.listed = Instant::now().checked_sub(LISTING);
     assert_eq!(names(&source.read(None).await.unwrap()), ["a"]);
 }
 
@@ -83,7 +112,7 @@ async fn the_first_look_waits_for_a_file_that_was_just_saved() {
     fs::write(scene.path("a.yaml"), forward("a", 8000)).unwrap();
     let mut source = scene.source();
     assert_eq!(names(&source.read(None).await.unwrap()), ["a"]);
-    assert_eq!(source.problems, []);
+    assert_eq!(source.manifests.problems, []);
 }
 
 #[tokio::test]
@@ -95,15 +124,15 @@ async fn a_host_starts_with_its_last_good_intents_while_the_manifests_are_away()
     let mut source = scene.source();
     assert_eq!(*source.last_good().unwrap(), kept);
     // Not the addresses make it decide.
-    source.host.local = local_addresses().unwrap();
+    source.host.addresses = local_addresses().unwrap();
     assert_eq!(source.read(None).await, None);
-    assert!(source.unreadable().unwrap().contains("cannot list the manifests in"));
+    assert!(source.manifests.unreadable().unwrap().contains("cannot list the manifests in"));
     assert_eq!(source.read(None).await, None);
 
     // Back, and empty: nobody wants the forward any more.
     fs::create_dir(&scene.manifests).unwrap();
     assert_eq!(names(&source.read(None).await.unwrap()), Vec::<String>::new());
-    assert_eq!(source.unreadable(), None);
+    assert_eq!(source.manifests.unreadable(), None);
 }
 
 #[tokio::test]
@@ -119,9 +148,9 @@ async fn a_claim_outlives_a_restart() {
     assert_eq!(names(&next.last_good().unwrap()), ["z"]);
     assert_eq!(names(&next.read(None).await.unwrap()), ["z"]);
     assert!(
-        next.problems[0].to_string().starts_with("a.yaml: PortForward default/a: spec.ports: "),
+        next.manifests.problems[0].to_string().starts_with("a.yaml: PortForward default/a: spec.ports: "),
         "{:?}",
-        next.problems
+        next.manifests.problems
     );
 }
 
@@ -135,7 +164,7 @@ async fn intents_are_on_disk_before_the_kernel_changes() {
     let look = move || assert_eq!(StateDir::read_only(&state_dir).intents().unwrap().as_ref(), Some(&*expected));
     let kernel = Kernel { before_apply: Some(Box::new(look)), ..Kernel::default() };
     // The host of the test may lack the address, so that nothing would be applied.
-    source.host.local = crate::converge::fake::local();
+    source.host.addresses = crate::converge::fake::local();
     let mut agent = agent(&mut source, kernel);
     agent.try_pass(&wanted).await.unwrap();
     assert_eq!(agent.converger.engine.applied.len(), 1);
@@ -145,7 +174,7 @@ async fn intents_are_on_disk_before_the_kernel_changes() {
 async fn a_state_that_cannot_be_written_keeps_no_rule_alive() {
     let scene = Scene::new();
     let mut source = scene.source();
-    source.host.local = crate::converge::fake::local();
+    source.host.addresses = crate::converge::fake::local();
     let mut agent = agent(&mut source, Kernel::default());
     agent.pass(&Rc::new(intents(&forward("a", 8000))), "start").await;
     let blocker = scene.state_dir.join("intents.json.new");
@@ -153,27 +182,25 @@ async fn a_state_that_cannot_be_written_keeps_no_rule_alive() {
     let nothing = Rc::new(intents(""));
     agent.pass(&nothing, "manifests").await;
     assert!(agent.converger.engine.rules().await.ours().v4.is_empty());
-    assert!(agent.source.host.unkept.is_some());
+    assert!(agent.host.unkept.last().is_some());
 
     fs::remove_dir(&blocker).unwrap();
     agent.pass(&nothing, "retry").await;
-    assert_eq!((agent.source.host.unkept.is_some(), scene.state.intents().unwrap().as_ref()), (false, Some(&*nothing)));
+    assert_eq!((agent.host.unkept.last().is_some(), scene.state.intents().unwrap().as_ref()), (false, Some(&*nothing)));
 }
 
 #[tokio::test]
 async fn what_failed_is_tried_again_later_and_later_until_it_works() {
     let scene = Scene::new();
     let mut source = scene.source();
-    source.host.local = crate::converge::fake::local();
+    source.host.addresses = crate::converge::fake::local();
     let mut agent = agent(&mut source, Kernel { failures: (3, 0), ..Kernel::default() });
     let wanted = Rc::new(intents(&forward("a", 8000)));
     let mut waits = Vec::new();
     for _ in 0..3 {
         agent.pass(&wanted, "retry").await;
-        assert!(
-            agent.error.as_ref().unwrap().starts_with("failed to program the kernel: iptables-fake is not installed")
-        );
-        waits.push(agent.retry.wait);
+        assert!(failure(&agent).unwrap().starts_with("failed to program the kernel: iptables-fake is not installed"));
+        waits.push(agent.retry.backoff.clone().failed());
         agent.repair(&wanted).await;
         assert_eq!(agent.converger.engine.applied.len(), 0, "did not wait");
     }
@@ -182,14 +209,14 @@ async fn what_failed_is_tried_again_later_and_later_until_it_works() {
     agent.retry.at = Some(Instant::now());
     agent.repair(&wanted).await;
     assert_eq!(agent.converger.engine.applied.len(), 1);
-    assert_eq!((agent.retry.wait, agent.retry.at, &agent.error), (FIRST_RETRY, None, &None));
+    assert_eq!((agent.retry.backoff.failed(), agent.retry.at, failure(&agent)), (FIRST_RETRY, None, None));
 }
 
 #[tokio::test]
 async fn drift_is_repaired_on_the_next_beat() {
     let scene = Scene::new();
     let mut source = scene.source();
-    source.host.local = crate::converge::fake::local();
+    source.host.addresses = crate::converge::fake::local();
     let mut agent = agent(&mut source, Kernel::default());
     let wanted = Rc::new(intents(&forward("a", 8000)));
     agent.pass(&wanted, "start").await;
@@ -204,13 +231,13 @@ async fn drift_is_repaired_on_the_next_beat() {
 async fn somebody_as_quick_as_we_are_is_not_waited_for_longer_and_longer() {
     let scene = Scene::new();
     let mut source = scene.source();
-    source.host.local = crate::converge::fake::local();
+    source.host.addresses = crate::converge::fake::local();
     let meddling = Some("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n");
     let mut agent = agent(&mut source, Kernel { meddling, ..Kernel::default() });
     let wanted = Rc::new(intents(&forward("a", 8000)));
     for _ in 0..8 {
         agent.pass(&wanted, "retry").await;
-        assert!(agent.error.as_ref().unwrap().starts_with("the kernel does not hold what was applied"));
+        assert!(failure(&agent).unwrap().starts_with("the kernel does not hold what was applied"));
         assert!(agent.retry.at.unwrap() <= Instant::now() + FIRST_RETRY);
     }
 }
@@ -219,36 +246,35 @@ async fn somebody_as_quick_as_we_are_is_not_waited_for_longer_and_longer() {
 async fn drift_does_not_wait_for_the_next_try_of_what_failed() {
     let scene = Scene::new();
     let mut source = scene.source();
-    source.host.local = crate::converge::fake::local();
+    source.host.addresses = crate::converge::fake::local();
     let mut agent = agent(&mut source, Kernel::default());
     let wanted = Rc::new(intents(&forward("a", 8000)));
     agent.pass(&wanted, "start").await;
     agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n");
     agent.converger.engine.failures.1 = 1;
     agent.repair(&wanted).await;
-    assert!(agent.error.is_some() && agent.trouble.pending().unwrap().contains("the jump to SALLY-PRE is missing"));
+    assert!(failure(&agent).is_some() && agent.drift.pending().unwrap().contains("the jump to SALLY-PRE is missing"));
 
     // Long before the next try, but not at once.
     agent.retry.at = Some(Instant::now() + LONGEST_RETRY);
     agent.converger.engine.meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n");
     agent.repair(&wanted).await;
     assert_eq!(agent.converger.engine.applied.len(), 1, "did not rest");
-    agent.rest = Instant::now();
+    agent.cooldown_until = Instant::now();
     agent.repair(&wanted).await;
-    assert_eq!((agent.converger.engine.applied.len(), agent.trouble.pending()), (2, None));
+    assert_eq!((agent.converger.engine.applied.len(), agent.drift.pending()), (2, None));
 }
 
 #[tokio::test]
 async fn drift_is_told_while_it_is_put_back_if_that_takes_long() {
     tokio::time::pause();
     let scene = Scene::new();
-    let mut source = Hearing::default();
+    let (mut source, mut log) = (Hearing::default(), PassLog::default());
     let (mut host, wanted) = (ThisHost::new(Rc::clone(&scene.state)), Rc::new(intents(&forward("a", 8000))));
-    host.local = crate::converge::fake::local();
-    source.host = Some(host);
-    let converger = Converger::new(Kernel { slow: 2 * MOMENT, ..Kernel::default() }, None);
+    host.addresses = crate::converge::fake::local();
+    let converger = Converger::new(Kernel { slow: 2 * SLOW_REPAIR, ..Kernel::default() }, None);
     let metrics = Metrics::default();
-    let mut agent = Agent::new(converger, FirewallBackend::Auto, &mut source, &metrics);
+    let mut agent = Agent::new(converger, FirewallBackend::Auto, &mut host, &mut source, metrics, &mut log);
     agent.pass(&wanted, "start").await;
     agent.converger.engine.meddle("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n");
     agent.repair(&wanted).await;
@@ -257,44 +283,39 @@ async fn drift_is_told_while_it_is_put_back_if_that_takes_long() {
     assert_eq!(source.heard, ["good".to_owned(), meanwhile, format!("good, put back: {jump}")]);
 }
 
-/// A source that notes what it hears.
+/// A source that notes what becomes of passes.
 #[derive(Default)]
 struct Hearing {
-    host: Option<ThisHost>,
     heard: Vec<String>,
 }
 
 impl Source for Hearing {
     const CAUSE: &'static str = "test";
 
-    fn host(&mut self) -> &mut ThisHost {
-        self.host.as_mut().unwrap()
-    }
-
-    fn last_good(&mut self) -> Option<Rc<Intents>> {
-        None
-    }
+    fn restore(&mut self, _last_good: &Rc<Intents>) {}
 
     async fn changed(&mut self) {}
 
-    fn beat(&mut self) {}
+    fn tick(&mut self) {}
 
-    async fn look(&mut self) -> Option<Rc<Intents>> {
-        None
+    async fn decide(&mut self, _host: &mut ThisHost, _moved: bool) -> News {
+        News::None
     }
 
     fn problems(&self) -> Vec<String> {
         Vec::new()
     }
+}
 
-    fn passed(&mut self, pass: &Pass<'_>) {
-        let outcome = if pass.outcome.is_ok() { "good" } else { "bad" };
-        let drift = pass.repaired.map(|what| format!(", put back: {what}")).unwrap_or_default();
+impl ReportSink for Hearing {
+    fn passed(&mut self, report: &PassReport) {
+        let outcome = if report.outcome.is_ok() { "good" } else { "bad" };
+        let drift = report.repair().map(|what| format!(", put back: {what}")).unwrap_or_default();
         self.heard.push(format!("{outcome}{drift}"));
     }
 
-    fn amiss(&mut self, what: Option<&str>) {
-        self.heard.push(format!("amiss: {}", what.unwrap_or_default()));
+    fn updated(&mut self, report: &PassReport) {
+        self.heard.push(format!("amiss: {}", report.drift().unwrap_or_default()));
     }
 }
 
@@ -304,7 +325,7 @@ async fn once_is_content_only_if_everything_was_accepted_and_verified() {
     scene.put("a.yaml", &forward("a", 8000));
     let mut source = scene.source();
     let decided = source.read(None).await.unwrap();
-    source.host.local = crate::converge::fake::local();
+    source.host.addresses = crate::converge::fake::local();
     let on_host = Rc::new(intents(&forward("a", 8000)));
     assert!(agent(&mut source, Kernel::default()).once(Some(&on_host)).await);
     assert!(!agent(&mut source, Kernel { failures: (1, 0), ..Kernel::default() }).once(Some(&decided)).await);
@@ -313,7 +334,7 @@ async fn once_is_content_only_if_everything_was_accepted_and_verified() {
 
     scene.put("b.yaml", "broken: [\n");
     source.read(Some(&REPORTED)).await.unwrap();
-    source.host.local = crate::converge::fake::local();
+    source.host.addresses = crate::converge::fake::local();
     assert!(!agent(&mut source, Kernel::default()).once(Some(&on_host)).await);
     drop(source);
 
@@ -328,14 +349,14 @@ fn a_failure_is_told_with_its_file() {
     let scene = Scene::new();
     scene.put("a.yaml", &forward("a", 8000));
     let mut source = scene.source();
-    source.directory.look(&REPORTED, &scene.state).unwrap();
+    source.manifests.directory.look(&REPORTED, &scene.state).unwrap();
     let failure = |name: &str| Failure {
         forward: sallyport_api::forward_slice::ForwardRef { namespace: "default".into(), name: name.into() },
         reason: sallyport_api::condition::Reason::InvalidTarget,
         message: "is here".into(),
     };
-    assert_eq!(source.locate(&failure("a")), "a.yaml: PortForward default/a: is here (InvalidTarget)");
-    assert_eq!(source.locate(&failure("gone")), "PortForward default/gone: is here (InvalidTarget)");
+    assert_eq!(source.manifests.locate(&failure("a")), "a.yaml: PortForward default/a: is here (InvalidTarget)");
+    assert_eq!(source.manifests.locate(&failure("gone")), "PortForward default/gone: is here (InvalidTarget)");
 }
 
 /// A forward on the host of tests that expires `seconds` after 1970.
@@ -363,7 +384,7 @@ async fn a_forward_is_closed_on_the_beat_after_it_expires_and_no_clock_opens_it_
     let decided = source.read(None).await.unwrap();
     assert_eq!(names(&decided), ["b"]);
     assert_eq!(
-        source.problems[0].to_string(),
+        source.manifests.problems[0].to_string(),
         "a.yaml: PortForward default/a: spec.expiresAt: expired at 1970-01-12T13:46:50Z; set a later moment, or delete the \
          forward (Expired)"
     );
@@ -384,7 +405,7 @@ async fn what_expires_is_closed_by_the_loop_alone_while_the_source_is_silent() {
     let mut source = scene.source();
     let seen = Rc::clone(&wall);
     source.host.clock.wall = Box::new(move || Duration::from_secs(seen.get()));
-    source.host.local = crate::converge::fake::local();
+    source.host.addresses = crate::converge::fake::local();
     let wanted = Rc::new(intents(&(expiring("a", 8000, 1_000_010) + &forward("b", 8001))));
     let mut agent = agent(&mut source, Kernel::default());
     agent.pass(&wanted, "start").await;
@@ -394,9 +415,13 @@ async fn what_expires_is_closed_by_the_loop_alone_while_the_source_is_silent() {
     agent.retry.later();
     wall.set(1_000_010);
     agent.repair(&wanted).await;
-    let ports = agent.converger.engine.rules().await.ours().v4.nat["SALLY-MT"].join("\n");
+    let ports = agent.converger.engine.rules().await.ours().v4.nat["SALLY-MT"]
+        .iter()
+        .map(ToString::to_string)
+        .collect::<String>();
     assert!(!ports.contains("8000") && ports.contains("8001"), "{ports}");
-    assert_eq!(agent.failures[0].reason, sallyport_api::condition::Reason::Expired);
+    let failures = &agent.report.as_ref().unwrap().outcome.as_ref().unwrap().failures;
+    assert_eq!(failures[0].reason, sallyport_api::condition::Reason::Expired);
     assert_eq!(scene.state.highest_time().unwrap(), 1_000_010, "on disk before it is closed");
     wall.set(1_000_000);
     agent.pass(&wanted, "start").await;
@@ -425,9 +450,9 @@ async fn a_lifetime_counts_from_when_the_host_first_saw_the_forward() {
     wall.set(1_000_100);
     assert_eq!(names(&source.read(None).await.unwrap()), Vec::<String>::new());
     assert!(
-        source.problems[0].to_string().contains("grant g allows maxLifetime 100s from its creation"),
+        source.manifests.problems[0].to_string().contains("grant g allows maxLifetime 100s from its creation"),
         "{:?}",
-        source.problems
+        source.manifests.problems
     );
     // Taken away and saved again it is another one.
     fs::remove_file(scene.path("a.yaml")).unwrap();

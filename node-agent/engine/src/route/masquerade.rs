@@ -8,14 +8,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::NLM_F_DUMP;
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use sallyport_api::names::MAX_ADDRESSES;
-use sallyport_engine::netlink::{Error, Socket};
 
-use crate::routes::{self, Route};
+use crate::netlink::{Error, Socket};
+use crate::route::addresses::{ends, list};
+use crate::route::routes::{self, Route};
 
 /// An IPv4 address that masquerading may choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,27 +23,19 @@ struct Primary {
     network: IpNet,
 }
 
-/// The addresses that connections to `targets` leave from, sorted, as many as a status lists. A target that cannot be
-/// reached adds none.
-pub fn source_addresses(targets: &BTreeSet<IpAddr>) -> Result<Vec<IpAddr>, Error> {
+/// The addresses that connections to `targets` leave from. A target that cannot be reached adds none.
+pub fn source_addresses(targets: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>, Error> {
     if targets.is_empty() {
-        return Ok(Vec::new());
+        return Ok(BTreeSet::new());
     }
     let socket = Socket::open(NETLINK_ROUTE)?;
-    let mut primaries = Vec::new();
-    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    socket.ask("list the host's addresses", request, NLM_F_DUMP, |answer| {
-        if let RouteNetlinkMessage::NewAddress(message) = answer {
-            primaries.extend(primary(&message));
-        }
-        Ok(())
-    })?;
+    let primaries: Vec<Primary> = list(&socket)?.iter().filter_map(primary).collect();
     let mut sources = BTreeSet::new();
     for target in targets {
         let route = routes::look_up(&socket, *target)?;
         sources.extend(route.and_then(|route| select(*target, &route, &primaries)));
     }
-    Ok(sources.into_iter().take(MAX_ADDRESSES).collect())
+    Ok(sources)
 }
 
 fn select(target: IpAddr, route: &Route, primaries: &[Primary]) -> Option<IpAddr> {
@@ -64,15 +54,8 @@ fn primary(message: &AddressMessage) -> Option<Primary> {
     if header.scope != AddressScope::Universe || header.flags.contains(AddressHeaderFlags::Secondary) {
         return None;
     }
-    let (mut local, mut address) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => local = Some(*ip),
-            AddressAttribute::Address(ip) => address = Some(*ip),
-            _ => {}
-        }
-    }
-    // On a point-to-point interface IFA_ADDRESS is the other end, and the network that the kernel compares with.
+    let (local, address) = ends(message);
+    // The kernel compares with the network of the other end.
     let network = IpNet::new(address.or(local)?, header.prefix_len).ok()?.trunc();
     Some(Primary { interface: header.index, ip: local.or(address)?, network }).filter(|own| own.ip.is_ipv4())
 }
@@ -114,7 +97,7 @@ mod tests {
     fn the_kernel_is_asked_and_what_it_cannot_reach_adds_nothing() {
         let loopback: BTreeSet<IpAddr> = ["127.0.0.1".parse().unwrap()].into();
         // 127.0.0.1 has host scope: the route's own source address is what is left.
-        assert_eq!(source_addresses(&loopback).unwrap(), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(source_addresses(&BTreeSet::new()).unwrap(), Vec::<IpAddr>::new());
+        assert_eq!(source_addresses(&loopback).unwrap(), loopback);
+        assert_eq!(source_addresses(&BTreeSet::new()).unwrap(), BTreeSet::new());
     }
 }

@@ -10,9 +10,10 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use sallyport_engine::netlink::{Error, Socket};
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::family::Family;
+
+use crate::netlink::{Error, Socket};
 
 /// How the kernel reaches a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

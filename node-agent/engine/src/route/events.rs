@@ -1,7 +1,7 @@
 //! The kernel's own word that addresses or forwarding of this network namespace have changed, through rtnetlink(7).
 //!
-//! What has changed is not taken from the messages: whoever is woken looks for himself, so one that got lost, or came
-//! twice, does no harm.
+//! What has changed is not taken from the messages: whoever is woken reads it anew, so one that got lost, or came twice,
+//! does no harm.
 
 use std::io;
 
@@ -15,12 +15,12 @@ const GROUPS: [u32; 4] = [5, 9, 24, 25];
 /// Messages are thrown away unread, so what does not fit in here does not matter.
 const BUFFER_BYTES: usize = 64;
 
-/// Hears of changes.
-pub struct Notices {
+/// Says that addresses or forwarding may have changed.
+pub struct RouteEvents {
     socket: TokioSocket,
 }
 
-impl Notices {
+impl RouteEvents {
     /// Begins to listen, in the network namespace of the calling thread.
     pub fn open() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;

@@ -12,8 +12,10 @@ struct Scene {
     _guard: tempfile::TempDir,
     state: StateDir,
     converger: Converger<Kernel>,
-    newcomers: Newcomers,
+    gate: PortGate,
     now: Instant,
+    /// How many the last pass left out.
+    waiting: usize,
 }
 
 impl Scene {
@@ -21,8 +23,8 @@ impl Scene {
     fn with_listeners(ports: &[u16]) -> Self {
         let guard = tempfile::tempdir().unwrap();
         let state = StateDir::lock(&guard.path().join("state")).unwrap();
-        let (converger, newcomers) = (Converger::new(Kernel::default(), None), Newcomers::default());
-        let mut scene = Self { _guard: guard, state, converger, newcomers, now: Instant::now() };
+        let (converger, gate) = (Converger::new(Kernel::default(), None), PortGate::default());
+        let mut scene = Self { _guard: guard, state, converger, gate, now: Instant::now(), waiting: 0 };
         scene.listen(ports);
         scene
     }
@@ -33,32 +35,33 @@ impl Scene {
 
     /// A pass as the agent makes it; the names of those who have to wait.
     async fn pass(&mut self, wanted: &Intents) -> Vec<String> {
-        self.newcomers.admit(&mut self.converger, wanted, &NodeFacts::of(&local(), 0), self.now).await;
-        self.newcomers.keep(wanted, &self.state);
+        let addresses = local();
+        let facts = NodeFacts::of(&addresses, 0);
+        let waiting = self.gate.admit(&mut self.converger, wanted, &facts, self.now).await;
+        self.gate.keep(wanted, &self.state);
         self.state.keep_intents(wanted).unwrap();
-        let waiting = self.converger.waiting.failures.clone();
-        if let Ok(report) =
-            self.converger.converge(&Rc::new(wanted.clone()), &NodeFacts::of(&local(), 0), &self.state).await
-        {
-            self.newcomers.passed(wanted);
-            assert!(waiting.iter().all(|failure| report.failures.contains(failure)));
-            let drift = self.converger.drift(wanted, &local()).await.unwrap();
+        self.waiting = waiting.uids.len();
+        let failures = waiting.failures.clone();
+        if let Ok(report) = self.converger.converge(&Rc::new(wanted.clone()), waiting, &facts, &self.state).await {
+            self.gate.passed(wanted);
+            assert!(failures.iter().all(|failure| report.failures.contains(failure)));
+            let drift = self.converger.drift(wanted, &addresses).await.unwrap();
             assert!(drift.is_none_or(|found| found.is_empty()), "who waits is no drift");
         }
-        waiting.iter().map(|failure| format!("{} {:?}", failure.forward.name, failure.reason)).collect()
+        failures.iter().map(|failure| format!("{} {:?}", failure.forward.name, failure.reason)).collect()
     }
 
     /// Looks again after so many seconds; whether somebody may be let in.
     fn freed_after(&mut self, seconds: u64, wanted: &Intents) -> bool {
         self.now += Duration::from_secs(seconds);
-        self.newcomers.is_freed(&self.converger, wanted, &NodeFacts::of(&local(), 0), self.now)
+        self.gate.is_freed(&self.converger.engine, wanted, &NodeFacts::of(&local(), 0), self.now)
     }
 
     /// The agent starts anew.
     fn restart(&mut self) {
-        self.newcomers = Newcomers::default();
+        self.gate = PortGate::default();
         if let Some(kept) = self.state.intents().unwrap() {
-            self.newcomers.restore(&kept, &self.state, self.now);
+            self.gate.restore(&kept, &self.state, self.now);
         }
     }
 
@@ -69,7 +72,7 @@ impl Scene {
     }
 
     fn kept(&self) -> Vec<String> {
-        self.state.newcomers().unwrap().into_keys().collect()
+        self.state.not_admitted().unwrap().into_keys().collect()
     }
 
     async fn ports(&mut self) -> usize {
@@ -157,7 +160,7 @@ async fn only_those_who_were_there_first_are_waited_for() {
     scene.listen(&[8002]);
     assert!(scene.freed_after(11, &intents(&range)));
     scene.pass(&intents(&range)).await;
-    assert_eq!(scene.converger.waiting.uids.len(), 0);
+    assert_eq!(scene.waiting, 0);
     // Whoever asks for something else while it waits is looked at anew.
     let mut scene = Scene::with_listeners(&[8001]);
     scene.pass(&intents(&range)).await;
@@ -195,13 +198,13 @@ async fn what_the_kernel_holds_is_let_in_even_if_the_state_is_lost() {
         intents(&forward("a", 8000).replace("cidr: 10.30.1.80/32", "cidr: 10.30.1.80/32 }, { cidr: 10.30.1.81/32"));
     for wanted in [two(), many] {
         scene.listen(&[]);
-        scene.newcomers = Newcomers::default();
+        scene.gate = PortGate::default();
         scene.pass(&wanted).await;
         scene.listen(&[8000]);
-        scene.newcomers = Newcomers::default();
+        scene.gate = PortGate::default();
         assert_eq!(scene.pass(&wanted).await, NOBODY);
     }
-    scene.newcomers = Newcomers::default();
+    scene.gate = PortGate::default();
     let other = intents(&forward("a", 8000).replace("10.30.1.79", "10.30.1.90"));
     assert_eq!(scene.pass(&other).await, ["a PortInUse"], "another of the same port");
 }
@@ -210,13 +213,13 @@ async fn what_the_kernel_holds_is_let_in_even_if_the_state_is_lost() {
 async fn what_the_kernel_holds_is_let_in_even_if_the_state_is_of_before() {
     let mut scene = Scene::with_listeners(&[8000]);
     scene.pass(&two()).await;
-    let before = scene.state.newcomers().unwrap();
+    let before = scene.state.not_admitted().unwrap();
     scene.listen(&[]);
     assert!(scene.freed_after(11, &two()));
     scene.pass(&two()).await;
     assert_eq!(scene.ports().await, 2);
     // As after a disk that could not be written, or an older version that does not know of it.
-    scene.state.keep_newcomers(&before).unwrap();
+    scene.state.keep_not_admitted(&before).unwrap();
     scene.listen(&[8000]);
     scene.restart();
     assert_eq!(scene.pass(&two()).await, NOBODY);
@@ -237,10 +240,10 @@ async fn where_listeners_cannot_be_seen_newcomers_do_not_wait_and_who_waits_goes
 async fn a_dry_run_lets_nobody_in_for_good() {
     let mut scene = Scene::with_listeners(&[8000]);
     let mut dry = Converger::new(DryRun::default(), None);
-    scene.newcomers.admit(&mut dry, &two(), &NodeFacts::of(&local(), 0), scene.now).await;
-    scene.newcomers.keep(&two(), &scene.state);
+    let waiting = scene.gate.admit(&mut dry, &two(), &NodeFacts::of(&local(), 0), scene.now).await;
+    scene.gate.keep(&two(), &scene.state);
     scene.state.keep_intents(&two()).unwrap();
-    assert_eq!(dry.waiting.uids.len(), 0);
+    assert_eq!(waiting.uids.len(), 0);
     scene.restart();
     assert_eq!(scene.pass(&two()).await, ["a PortInUse"], "both come for the first time");
     assert_eq!(scene.ports().await, 1);

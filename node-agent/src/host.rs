@@ -1,16 +1,17 @@
-//! What every source knows of this host: its addresses, the time, and the last good intents on its disk.
+//! This host as the loop knows it: its addresses, the time, the gate before its ports, and the last good intents on its disk.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sallyport_ruleset::facts::LocalAddress;
+use sallyport_runtime::once::Once;
 
-use crate::addresses::local_addresses;
 use crate::clock::Clock;
-use crate::converge::chain_of;
-use crate::newcomers::Newcomers;
-use crate::state::{Intents, StateDir};
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
+use crate::port_gate::PortGate;
+use crate::state::StateDir;
+use sallyport_engine::route::addresses::local_addresses;
 
 /// Addresses are read this often even if the kernel reported no change.
 const ADDRESSES: Duration = Duration::from_secs(30);
@@ -21,20 +22,18 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct ThisHost {
     /// The state directory.
     pub state: Rc<StateDir>,
-    /// The host's addresses.
-    pub local: Vec<LocalAddress>,
+    /// Every address on every interface.
+    pub addresses: Vec<LocalAddress>,
     /// The time by which forwards expire.
     pub clock: Clock,
-    /// The forwards that were let in here, and those that wait.
-    pub newcomers: Newcomers,
+    /// The forwards that were admitted here, and those that wait.
+    pub port_gate: PortGate,
     /// When the addresses are to be read again.
     due: Instant,
     /// The intents that are on disk.
     kept: Option<Rc<Intents>>,
-    /// Why the last ones could not be kept; told when it changes.
-    pub(crate) unkept: Option<String>,
-    /// What was wrong with the source when it was last told.
-    told: BTreeSet<String>,
+    /// Why the last ones could not be kept.
+    pub(crate) unkept: Once,
 }
 
 impl ThisHost {
@@ -43,24 +42,24 @@ impl ThisHost {
     pub fn new(state: Rc<StateDir>) -> Self {
         let clock = Clock::new(Rc::clone(&state));
         let due = Instant::now();
-        let newcomers = Newcomers::default();
-        Self { state, local: Vec::new(), clock, newcomers, due, kept: None, unkept: None, told: BTreeSet::new() }
+        let port_gate = PortGate::default();
+        Self { state, addresses: Vec::new(), clock, port_gate, due, kept: None, unkept: Once::default() }
     }
 
     /// The kernel reports that its addresses may be others.
-    pub(crate) fn heard(&mut self) {
+    pub(crate) fn invalidate_addresses(&mut self) {
         self.due = Instant::now();
     }
 
     /// Reads the addresses if that is due; whether they are others than before.
-    pub(crate) fn look(&mut self) -> bool {
+    pub(crate) fn refresh_addresses(&mut self) -> bool {
         if Instant::now() < self.due {
             return false;
         }
         self.due = Instant::now() + ADDRESSES;
         match local_addresses() {
-            Ok(local) if local != self.local => {
-                self.local = local;
+            Ok(addresses) if addresses != self.addresses => {
+                self.addresses = addresses;
                 true
             }
             Ok(_) => false,
@@ -79,7 +78,7 @@ impl ThisHost {
             None
         });
         if let Some(kept) = &kept {
-            self.newcomers.restore(kept, &self.state, Instant::now());
+            self.port_gate.restore(kept, &self.state, Instant::now());
         }
         self.kept = kept.map(Rc::new);
         self.kept.clone()
@@ -93,23 +92,14 @@ impl ThisHost {
         match self.state.keep_intents(intents) {
             Ok(()) => {
                 self.kept = Some(Rc::clone(intents));
-                self.unkept = None;
+                self.unkept.clear();
             }
             Err(error) => {
                 let error = chain_of(&error);
-                if self.unkept.as_ref() != Some(&error) {
+                if self.unkept.is_news(&error) {
                     tracing::warn!(error, "cannot keep the intents; after a reboot the host starts with older ones");
-                    self.unkept = Some(error);
                 }
             }
         }
-    }
-
-    /// Logs each problem when it appears.
-    pub(crate) fn tell(&mut self, problems: Vec<String>) {
-        for problem in problems.iter().filter(|problem| !self.told.contains(*problem)) {
-            tracing::warn!("{problem}");
-        }
-        self.told = problems.into_iter().collect();
     }
 }

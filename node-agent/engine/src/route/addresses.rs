@@ -8,8 +8,9 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use sallyport_engine::netlink::{Error, Socket};
 use sallyport_ruleset::facts::LocalAddress;
+
+use crate::netlink::{Error, Socket};
 
 /// The loopback interface has this index in every network namespace (`LOOPBACK_IFINDEX` in
 /// `include/net/flow.h`).
@@ -21,32 +22,39 @@ const ATTEMPTS: usize = 5;
 /// Every address on every interface in the network namespace of the calling thread, sorted,
 /// without duplicates. One dump, some tens of microseconds.
 pub fn local_addresses() -> Result<Vec<LocalAddress>, Error> {
-    let socket = Socket::open(NETLINK_ROUTE)?;
+    let messages = list(&Socket::open(NETLINK_ROUTE)?)?;
+    let mut addresses: Vec<LocalAddress> = messages.iter().filter_map(decode).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// The addresses of every interface as the kernel lists them, asked again while they change.
+pub(super) fn list(socket: &Socket) -> Result<Vec<AddressMessage>, Error> {
     let mut attempt = 1;
     loop {
-        match list(&socket) {
+        match ask(socket) {
             Err(Error::Interrupted { .. }) if attempt < ATTEMPTS => attempt += 1,
             outcome => return outcome,
         }
     }
 }
 
-fn list(socket: &Socket) -> Result<Vec<LocalAddress>, Error> {
-    let mut addresses = Vec::new();
+fn ask(socket: &Socket) -> Result<Vec<AddressMessage>, Error> {
+    let mut messages = Vec::new();
     let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     socket.ask("list the host's addresses", request, NLM_F_DUMP, |answer| {
         if let RouteNetlinkMessage::NewAddress(message) = answer {
-            addresses.extend(decode(&message));
+            messages.push(message);
         }
         Ok(())
     })?;
-    addresses.sort_unstable();
-    addresses.dedup();
-    Ok(addresses)
+    Ok(messages)
 }
 
-/// `None` for a message without an address, as some families other than IP have.
-fn decode(message: &AddressMessage) -> Option<LocalAddress> {
+/// The `IFA_LOCAL` and the `IFA_ADDRESS` of an address. On a point-to-point interface the former is our own end and the latter
+/// the other one; elsewhere they are the same, or one is missing.
+pub(super) fn ends(message: &AddressMessage) -> (Option<IpAddr>, Option<IpAddr>) {
     let (mut local, mut address) = (None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -55,7 +63,12 @@ fn decode(message: &AddressMessage) -> Option<LocalAddress> {
             _ => {}
         }
     }
-    // On a point-to-point interface IFA_ADDRESS is the other end and IFA_LOCAL is ours.
+    (local, address)
+}
+
+/// `None` for a message without an address, as some families other than IP have.
+fn decode(message: &AddressMessage) -> Option<LocalAddress> {
+    let (local, address) = ends(message);
     let ip = local.or(address)?;
     Some(LocalAddress { ip, prefix_len: message.header.prefix_len, global: is_global(message, ip) })
 }
