@@ -94,6 +94,8 @@ fn restore(installed: &mut Installed, text: &str) {
         } else if let Some((chain, rule)) = line.strip_prefix("-D ").and_then(|rest| rest.split_once(' ')) {
             let rules = there.foreign.get_mut(chain).expect(line);
             rules.remove(rules.iter().position(|there| there == rule).expect(line));
+        } else if let Some(chain) = line.strip_prefix("-X ") {
+            there.ours.remove(chain).expect(line);
         } else {
             assert_eq!(line, "COMMIT");
         }
