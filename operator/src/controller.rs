@@ -37,6 +37,7 @@ use kube::api::{Api, DeleteParams};
 use kube::{Client, CustomResourceExt as _};
 use sallyport_api::names::{AGENT_NAME, FINALIZER};
 use sallyport_api::{GatewayNodeStatus, GatewayPool, NodeState, PortForward};
+use sallyport_runtime::once::Once;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use crate::controller::agents::Agents;
@@ -108,13 +109,13 @@ pub struct Controller {
     /// Whether to pass again at the next beat.
     again: bool,
     /// Why objects that are deleted are kept, as last told.
-    keeping: BTreeMap<&'static str, String>,
+    keeping: BTreeMap<&'static str, Once>,
     /// Pools that went with their definition and have not come back.
     lost_pools: BTreeSet<String>,
     /// The pool that each gateway was last seen in.
     pools_of_nodes: BTreeMap<String, String>,
     /// What an uninstallation waits for, as last told.
-    left: Vec<String>,
+    left: Once<Vec<String>>,
 }
 
 impl Controller {
@@ -158,7 +159,7 @@ impl Controller {
             keeping: BTreeMap::new(),
             lost_pools: BTreeSet::new(),
             pools_of_nodes: BTreeMap::new(),
-            left: Vec::new(),
+            left: Once::default(),
         }
     }
 
@@ -227,12 +228,11 @@ impl Controller {
             } else {
                 format!("waiting for {}", missing.join("; "))
             }));
-            if uninstall && self.left != missing {
+            if uninstall && self.left.is_news(&missing) {
                 tracing::info!(
                     "waiting for {}; if a definition is missing, `helm upgrade` restores it",
                     missing.join("; ")
                 );
-                self.left = missing;
             }
             return false;
         }
@@ -348,11 +348,10 @@ impl Controller {
             self.keeping.remove(what);
             return false;
         };
-        if self.keeping.get(what) != Some(&trouble) {
+        if self.keeping.entry(what).or_default().is_news(&trouble) {
             tracing::warn!(
                 "{trouble}: all rules and {what} stay as they are. To take the rules off, uninstall the chart"
             );
-            self.keeping.insert(what, trouble);
         }
         self.again = true;
         true
@@ -403,11 +402,8 @@ impl Controller {
             ("nodes with our label", world.nodes.objects().filter(|node| has_label(node)).count()),
         ];
         left.extend(objects.iter().filter(|(_, number)| *number > 0).map(|(what, number)| format!("{number} {what}")));
-        if left != self.left {
-            for line in left.iter().filter(|line| !self.left.contains(line)) {
-                tracing::info!("left: {line}");
-            }
-            self.left.clone_from(&left);
+        for line in self.left.news_of(&left) {
+            tracing::info!("left: {line}");
         }
         self.tell_readiness((!left.is_empty()).then(|| left.join("; ")));
         left.is_empty() && self.writer.is_idle()

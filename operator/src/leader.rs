@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, PostParams};
+use sallyport_runtime::once::Once;
 use tokio::time::{Instant, timeout};
 
 /// How long a lease lasts that is not renewed.
@@ -54,14 +55,13 @@ impl Leadership {
 
     /// Returns when the lease is ours.
     pub async fn acquire(&self) {
-        let mut told = None;
+        let mut told = Once::default();
         loop {
             match self.round().await {
                 Ok(None) => return,
                 Ok(Some(holder)) => {
-                    if told.as_ref() != Some(&holder) {
+                    if told.is_news(&holder) {
                         tracing::info!(holder, "waiting: another replica leads");
-                        told = Some(holder);
                     }
                 }
                 Err(error) => tracing::warn!(error, lease = self.name, "cannot take the lease; trying again"),

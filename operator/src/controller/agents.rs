@@ -10,6 +10,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::{Api, PostParams};
 use kube::{Client, Resource as _};
 use sallyport_api::names::{AGENT_NAME, OPERATOR_NAME};
+use sallyport_runtime::backoff::Backoff;
+use sallyport_runtime::once::Once;
 use tokio::time::{Instant, timeout};
 
 use crate::controller::PATIENCE;
@@ -26,8 +28,8 @@ const WINDOW: Duration = Duration::from_mins(1);
 const TRUCE: Duration = Duration::from_mins(5);
 /// Wait after the first failure; it doubles with each.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// Times that the wait doubles.
-const DOUBLINGS: u32 = 6;
+/// Longest wait after a failure.
+const LONGEST_WAIT: Duration = Duration::from_secs(32);
 
 /// Keeps the one `DaemonSet` as it shall be.
 pub struct Agents {
@@ -41,11 +43,10 @@ pub struct Agents {
     restored: Vec<Instant>,
     /// Left alone until then.
     truce: Option<Instant>,
-    /// Not tried again until then, after so many failures.
+    /// Not tried again until then, after a failure.
     retry: Option<Instant>,
-    failures: u32,
-    /// The last failure, told once.
-    trouble: String,
+    backoff: Backoff,
+    trouble: Once,
 }
 
 impl Agents {
@@ -57,9 +58,18 @@ impl Agents {
         leadership: Arc<Leadership>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (settled, restored, truce, retry, failures, trouble) = Default::default();
-        let api = Api::namespaced(client, namespace);
-        Self { api, events, leadership, metrics, settled, restored, truce, retry, failures, trouble }
+        Self {
+            api: Api::namespaced(client, namespace),
+            events,
+            leadership,
+            metrics,
+            settled: None,
+            restored: Vec::new(),
+            truce: None,
+            retry: None,
+            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            trouble: Once::default(),
+        }
     }
 
     /// When to look again although nothing happens.
@@ -80,7 +90,7 @@ impl Agents {
         }
         let error = match timeout(PATIENCE, self.write(existing, wanted)).await {
             Ok(Ok(written)) => {
-                self.failures = 0;
+                self.backoff.reset();
                 self.trouble.clear();
                 return written;
             }
@@ -92,12 +102,10 @@ impl Agents {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the API server did not answer in time".to_owned(),
         };
-        if error != self.trouble {
+        if self.trouble.is_news(&error) {
             tracing::warn!(error, "cannot write the DaemonSet of the agents; trying again");
-            self.trouble = error;
         }
-        self.retry = Some(Instant::now() + FIRST_WAIT * 2_u32.pow(self.failures.min(DOUBLINGS)));
-        self.failures += 1;
+        self.retry = Some(Instant::now() + self.backoff.failed());
         None
     }
 

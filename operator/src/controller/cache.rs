@@ -9,6 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::watcher::Event;
+use sallyport_runtime::once::Once;
 
 use crate::controller::guard::DeserializeGuard;
 
@@ -65,12 +66,18 @@ pub struct Cache<K> {
     /// What we wrote while the list was on its way: the list may be older.
     written: BTreeSet<Key>,
     complete: bool,
-    trouble: Option<String>,
+    trouble: Once,
 }
 
 impl<K> Default for Cache<K> {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), listing: None, written: BTreeSet::new(), complete: false, trouble: None }
+        Self {
+            objects: BTreeMap::new(),
+            listing: None,
+            written: BTreeSet::new(),
+            complete: false,
+            trouble: Once::default(),
+        }
     }
 }
 
@@ -82,7 +89,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
 
     /// Why the watch does not work at the moment.
     pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+        self.trouble.last().map(String::as_str)
     }
 
     /// All entries in the order of their keys.
@@ -109,7 +116,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     pub fn feed(&mut self, event: Event<DeserializeGuard<K>>) -> bool {
         // A list begins before anything has been heard.
         if !matches!(event, Event::Init) {
-            self.trouble = None;
+            self.trouble.clear();
         }
         match event {
             Event::Init => {
@@ -134,9 +141,9 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
         }
     }
 
-    /// Takes in that the watch failed.
-    pub fn failed(&mut self, trouble: String) {
-        self.trouble = Some(trouble);
+    /// Takes in that the watch failed; whether for another reason than it is known to fail for.
+    pub fn failed(&mut self, trouble: &str) -> bool {
+        self.trouble.is_news(trouble)
     }
 
     /// Takes in that this cluster has no such kind; whether that is new.

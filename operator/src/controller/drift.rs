@@ -9,10 +9,10 @@ use kube::{Client, Resource as _};
 use sallyport_api::gateway_node::{Drift, GatewayNode};
 use sallyport_api::names::OPERATOR_NAME;
 use sallyport_ruleset::digest::short_id;
+use sallyport_runtime::text::cut;
 
 use crate::controller::apply::Write;
 use crate::controller::cache::Cache;
-use crate::controller::status::shorten;
 
 /// Where events about objects without a namespace are.
 const NAMESPACE: &str = "default";
@@ -72,7 +72,7 @@ fn name(node: &str, drift: &Drift) -> String {
 
 /// Somebody had changed our rules on a gateway, and they are as they should be again.
 fn event(gateway: &GatewayNode, drift: &Drift, name: String) -> Event {
-    let mut note = shorten(drift.message.clone(), MAX_NOTE);
+    let mut note = cut(drift.message.as_str(), MAX_NOTE);
     note.truncate(note.floor_char_boundary(MAX_NOTE_BYTES));
     Event {
         metadata: ObjectMeta { namespace: Some(NAMESPACE.into()), name: Some(name), ..ObjectMeta::default() },

@@ -8,10 +8,11 @@ use sallyport_api::port_forward::{PlannedChange, PortForward};
 use sallyport_api::{ConditionType, Reason};
 use sallyport_ruleset::digest::short_id;
 use sallyport_runtime::tasks::Tasks;
+use sallyport_runtime::text::cut;
 use tokio::sync::mpsc;
 
 use crate::controller::apply::ForwardReport;
-use crate::controller::status::{names, shorten};
+use crate::controller::status::names;
 
 /// Events that wait to be sent; more are dropped, since conditions hold the same.
 const WAITING: usize = 1024;
@@ -64,7 +65,7 @@ impl Events {
             reason: reason.to_owned(),
             // The recorder counts events of one action instead of recording them anew.
             action: format!("{reason}-{}", short_id(&note)),
-            note: Some(shorten(note, MAX_NOTE)),
+            note: Some(cut(note, MAX_NOTE)),
             secondary: None,
         };
         self.queue(event, about);
@@ -112,7 +113,7 @@ fn plans(old: &[PlannedChange], new: &[PlannedChange]) -> Vec<Event> {
             Event {
                 type_: EventType::Normal,
                 reason: Reason::Planned.as_str().to_owned(),
-                note: Some(shorten(format!("Apply would change {on}:\n{}", planned.change), MAX_NOTE)),
+                note: Some(cut(format!("Apply would change {on}:\n{}", planned.change), MAX_NOTE)),
                 // The recorder counts events of one action instead of recording them anew: each change is one by itself.
                 action: format!("Plan-{}", short_id(&planned.change)),
                 secondary: None,

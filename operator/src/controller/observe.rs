@@ -20,13 +20,12 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Config, watcher};
 use kube::{Client, Resource};
 use sallyport_api::names::AGENT_NAME;
 use sallyport_api::{ForwardSlice, GatewayNode, GatewayPool, PortForward, PortForwardStatus};
+use sallyport_runtime::backoff::Backoff;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 
 use crate::controller::cache::Cache;
 use crate::controller::drift::Drifts;
@@ -35,8 +34,12 @@ use crate::controller::guard::DeserializeGuard;
 /// How long a watch lasts before it is made anew, so that a connection that died silently is noticed.
 pub const WATCH_SECONDS: u32 = 60;
 
+/// Wait before a watch that failed is tried again; it doubles with each failure.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Longest wait. There is one operator, so it may ask often; users wait for it.
+const LONGEST_WAIT: Duration = Duration::from_secs(4);
 /// After so long without a failure the next one is the first again.
-const WITHOUT_TROUBLE: Duration = Duration::from_mins(1);
+const WITHOUT_FAILURE: Duration = Duration::from_mins(1);
 
 /// All that is known of the cluster.
 #[derive(Debug, Default)]
@@ -137,7 +140,7 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     watcher(api, config.timeout(WATCH_SECONDS))
-        .backoff(Patience::default())
+        .backoff(WatchBackoff(Backoff::new(FIRST_WAIT, LONGEST_WAIT).calm_after(WITHOUT_FAILURE)))
         .map(move |event| -> Change {
             Box::new(move |world| {
                 let ranges = K::plural(&()) == "servicecidrs";
@@ -170,10 +173,9 @@ where
         Err(error) if optional && is_missing(&error) => cache.does_not_exist(),
         Err(error) => {
             let error = error.to_string();
-            if cache.trouble() != Some(&error) {
+            if cache.failed(&error) {
                 tracing::warn!(kind = %kind, error, "cannot watch; what is known of it may be old");
             }
-            cache.failed(error);
             false
         }
     }
@@ -192,28 +194,18 @@ fn is_missing(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found())
 }
 
-/// How long to wait before a watch that failed is tried again: a quarter of a second, and twice as long each time, up to
-/// 4 s. There is one operator, so it may ask often; users wait for it.
-#[derive(Debug, Default)]
-struct Patience {
-    failures: u32,
-    last: Option<Instant>,
-}
+/// [`Backoff`] as kube asks for it.
+struct WatchBackoff(Backoff);
 
-impl Iterator for Patience {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        if self.last.replace(Instant::now()).is_some_and(|last| last.elapsed() > WITHOUT_TROUBLE) {
-            self.failures = 0;
-        }
-        let wait = Duration::from_millis(250 << self.failures);
-        self.failures = (self.failures + 1).min(4);
-        Some(wait)
+        Some(self.0.failed())
     }
 }
 
-impl Backoff for Patience {
+impl kube::runtime::utils::Backoff for WatchBackoff {
     /// Called for every event, and a list begins with one that needs no answer: that is no sign of health.
     fn reset(&mut self) {}
 }
@@ -224,6 +216,7 @@ mod tests {
 
     use kube::runtime::watcher::Event;
     use serde_json::json;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::fixture::{api_server, guard, respond};

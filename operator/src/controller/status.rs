@@ -20,6 +20,7 @@ use sallyport_ruleset::decide::Verdict;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::kept::spec_of;
 use sallyport_ruleset::validate::Problem;
+use sallyport_runtime::text;
 
 use crate::controller::carried::{Carries, History};
 use crate::controller::suspended::{self, Held, Standing};
@@ -256,7 +257,7 @@ pub fn forward_status(
 }
 
 fn said(problems: &[Problem]) -> String {
-    shorten(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "), 1024)
+    text::cut(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "), 1024)
 }
 
 /// Where an accepted forward stands.
@@ -319,12 +320,7 @@ fn leaving(progress: &Progress<'_>) -> (Reason, String) {
 
 /// The first three names, and how many more there are.
 pub fn names(all: &[&str]) -> String {
-    match all {
-        [first, second, third, rest @ ..] if !rest.is_empty() => {
-            format!("{first}, {second}, {third} and {} more", rest.len())
-        }
-        few => few.join(", "),
-    }
+    text::listed(all, 3, ", ", " and ")
 }
 
 /// The families that a forward's targets are of.
@@ -398,18 +394,8 @@ fn summary(spec: &PortForwardSpec, counts: &NodeCounts, hash: Option<&str>) -> S
 }
 
 /// The first three, and how many more there are.
-fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
-    let more = items.len().saturating_sub(3);
-    let mut text = items.take(3).collect::<Vec<_>>().join(",");
-    if more > 0 {
-        text += &format!(" and {more} more");
-    }
-    shorten(text, 256)
-}
-
-/// Cuts a text to so many characters.
-pub fn shorten(text: String, most: usize) -> String {
-    if text.chars().count() <= most { text } else { text.chars().take(most - 1).chain(['…']).collect() }
+fn listed(items: impl Iterator<Item = String>) -> String {
+    text::cut(text::listed(items, 3, ",", " and "), 256)
 }
 
 /// A number of things, for a status.

@@ -10,6 +10,8 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use kube::Client;
+use sallyport_runtime::backoff::Backoff;
+use sallyport_runtime::once::Once;
 use tokio::time::{Instant, timeout};
 
 use crate::controller::apply::{Answer, Subject, Write};
@@ -23,11 +25,11 @@ const AT_ONCE: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Wait after the first failure of a write; it doubles with each.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait after a failure.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 /// Writes of one object within a second; more of them wait, and are one by then.
 const PACE: u32 = 20;
-/// Longest wait after a failure.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 type Sent = (Subject, Write, Result<Answer, Trouble>);
 
@@ -58,9 +60,9 @@ pub struct Writer {
 
 struct Failed {
     write: Write,
-    wait: Duration,
+    backoff: Backoff,
     until: Instant,
-    why: String,
+    why: Once,
 }
 
 impl Writer {
@@ -118,16 +120,19 @@ impl Writer {
     }
 
     fn put_off(&mut self, subject: Subject, write: Write, Trouble { why, outdated, invalid }: Trouble) {
-        let before = self.failed.remove(&subject);
-        if !outdated && before.as_ref().is_none_or(|before| before.why != why) {
+        let (mut backoff, mut told) = match self.failed.remove(&subject) {
+            Some(before) => (before.backoff, before.why),
+            None => (Backoff::new(FIRST_WAIT, LONGEST_WAIT), Once::default()),
+        };
+        if told.is_news(&why) && !outdated {
             tracing::warn!(%subject, why, "write failed; trying again");
             if let (Write::ForwardStatus(report), true) = (&write, invalid) {
                 // Of an object on which a rule of its schema fails not even the status can be written: an Event can.
                 self.events.tell(report);
             }
         }
-        let wait = before.map_or(FIRST_WAIT, |before| (before.wait * 2).min(LONGEST_WAIT));
-        self.failed.insert(subject, Failed { write, wait, until: Instant::now() + wait, why });
+        let until = Instant::now() + backoff.failed();
+        self.failed.insert(subject, Failed { write, backoff, until, why: told });
     }
 
     fn start(&mut self) {
