@@ -1,7 +1,7 @@
 //! The loop of the leader: observe → decide → apply → status.
 //!
 //! ```text
-//! watches ─► World ─► decide ─► writes ─► Writer ─► API server
+//! watches ─► Store ─► decide ─► writes ─► Writer ─► API server
 //!              ▲  └─► status ───┘            │
 //!              └──────── answers ◄───────────┘
 //! ```
@@ -12,6 +12,7 @@ pub mod apply;
 pub mod cache;
 pub mod carried;
 pub mod decide;
+pub mod desired;
 pub mod drift;
 pub mod events;
 pub mod gateways;
@@ -19,9 +20,14 @@ pub mod guard;
 pub mod observe;
 pub mod pool_status;
 pub mod report;
+pub mod retention;
+pub mod send;
 pub mod status;
+pub mod store;
+pub mod subject;
 pub mod suspended;
 pub mod vital;
+pub mod write;
 pub mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +41,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams};
 use kube::{Client, CustomResourceExt as _};
-use sallyport_api::names::{AGENT_NAME, FINALIZER};
+use sallyport_api::names::AGENT_NAME;
 use sallyport_api::{GatewayNodeStatus, GatewayPool, NodeState, PortForward};
 use sallyport_runtime::once::Once;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -43,21 +49,29 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use crate::controller::agents::Agents;
 use crate::controller::apply::writes;
 use crate::controller::carried::{Carrier, History};
-use crate::controller::decide::{Desired, Purpose, decide, finalizers};
+use crate::controller::decide::decide;
+use crate::controller::desired::Desired;
+use crate::controller::drift::Drifts;
 use crate::controller::events::Events;
 use crate::controller::gateways::{has_label, is_clean};
 use crate::controller::guard::DeserializeGuard;
-use crate::controller::observe::{Change, World, watch};
+use crate::controller::observe::watch;
 use crate::controller::report::Reporter;
+use crate::controller::retention::Purpose;
+use crate::controller::send::REQUEST_TIMEOUT;
+use crate::controller::store::{Change, Store};
 use crate::controller::vital::{Pulse, Vital};
+use crate::controller::write::Answer;
 use crate::controller::writer::Writer;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 
 /// Time between two looks at what changes by the clock alone: silent agents, nodes not ready for long, what expires.
 const BEAT: Duration = Duration::from_secs(1);
-/// Longest time that one question to the API server may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What an uninstallation can do without: all but that by which agents are told to clean up.
+const DISPENSABLE: [&str; 8] =
+    ["portforwards", "gatewaypools", "forwardslices", "nodes", "namespaces", "leases", "daemonsets", "endpointslices"];
 
 /// Why the leader cannot decide yet, for `/readyz`; of an uninstallation, what it still waits for.
 pub type Readiness = Arc<Mutex<Option<String>>>;
@@ -92,13 +106,14 @@ pub struct Controller {
     namespace: String,
     aim: Aim,
     changes: BoxStream<'static, Change>,
-    world: World,
+    store: Store,
     history: History,
     pulse: Pulse,
     vital: Vital,
     writer: Writer,
     leadership: Arc<Leadership>,
     reporter: Reporter,
+    drifts: Drifts,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     agents: Agents,
@@ -141,11 +156,12 @@ impl Controller {
             writer: Writer::new(client.clone(), events, Arc::clone(&leadership), Arc::clone(&metrics)),
             leadership,
             reporter: Reporter::default(),
+            drifts: Drifts::default(),
             client,
             namespace: namespace.to_owned(),
-            world: match &aim {
-                Aim::Serve { service_cidrs, .. } => World { service_cidrs: service_cidrs.clone(), ..World::default() },
-                Aim::Uninstall { .. } => World { uninstalling: true, ..World::default() },
+            store: match &aim {
+                Aim::Serve { service_cidrs, .. } => Store { service_cidrs: service_cidrs.clone(), ..Store::default() },
+                Aim::Uninstall { .. } => Store { dispensable: &DISPENSABLE, ..Store::default() },
             },
             aim,
             history: History::default(),
@@ -173,15 +189,15 @@ impl Controller {
             let again = [self.writer.next_try(), self.reporter.next_look(), self.agents.next_look()];
             let again = again.into_iter().flatten().min();
             tokio::select! {
-                Some(change) = self.changes.next() => due |= change(&mut self.world),
+                Some(change) = self.changes.next() => due |= self.store.observe(change),
                 (answer, again) = self.writer.next() => {
                     if let Some(answer) = answer {
-                        answer(&mut self.world);
+                        self.answered(answer);
                     }
                     due |= again;
                 }
                 _ = beat.tick() => {
-                    due |= self.look_at_the_clock() | std::mem::take(&mut self.again) | !self.world.missing().is_empty();
+                    due |= self.look_at_the_clock() | std::mem::take(&mut self.again) | !self.store.missing().is_empty();
                 }
                 () = until(again), if !due => due = true,
                 () = tokio::time::sleep_until(rest), if due => {
@@ -202,14 +218,32 @@ impl Controller {
     fn take_what_has_come(&mut self) {
         use futures::FutureExt as _;
         while let Some(Some(change)) = self.changes.next().now_or_never() {
-            change(&mut self.world);
+            self.store.observe(change);
+        }
+    }
+
+    /// Takes the answer to a write into what is known, so that nobody decides upon less than what was written.
+    fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Slice(new) => self.store.slices.wrote(*new),
+            Answer::SliceDeleted(name) => self.store.slices.deleted(&name),
+            Answer::Gateway(new) => self.store.gateways.wrote(*new),
+            Answer::GatewayDeleted(name) => self.store.gateways.deleted(&name),
+            Answer::Node(new) => self.store.nodes.wrote(*new),
+            Answer::Forward(new) => self.store.forwards.wrote(*new),
+            Answer::ForwardStatus(report, new) => {
+                self.reporter.written(*report, new.0.is_ok());
+                self.store.forwards.wrote(*new);
+            }
+            Answer::Pool(new) => self.store.pools.wrote(*new),
+            Answer::Drift(event) => self.drifts.reported(*event),
         }
     }
 
     fn look_at_the_clock(&mut self) -> bool {
         let now = self.leadership.now();
         self.now = self.now.max(now.as_second());
-        let mut vital = self.pulse.feel(&self.world, now);
+        let mut vital = self.pulse.feel(&self.store, now);
         if matches!(self.aim, Aim::Uninstall { force: true }) {
             vital.dead.extend(vital.silent.iter().chain(&vital.unborn).cloned());
         }
@@ -220,7 +254,7 @@ impl Controller {
 
     /// One pass; whether an uninstallation is finished.
     async fn pass(&mut self) -> bool {
-        let missing = self.world.missing();
+        let missing = self.store.missing();
         let uninstall = matches!(self.aim, Aim::Uninstall { .. });
         if !missing.is_empty() {
             self.tell_readiness(Some(if uninstall {
@@ -247,11 +281,11 @@ impl Controller {
         let begun = Instant::now();
         self.look_at_the_clock();
         self.update_history();
-        let desired = decide(&self.world, &self.history, &self.vital.dead, purpose, self.now);
+        let desired = decide(&self.store, &self.history, &self.vital.dead, purpose, self.now);
         self.next_expiry = desired.expiries.values().copied().filter(|expiry| *expiry > self.now).min();
-        let mut wanted = writes(&self.world, &desired);
-        wanted.extend(self.reporter.writes(&self.world, &self.history, &self.vital, &desired, &self.metrics));
-        wanted.extend(self.world.drifts.writes(&self.world.gateways, self.now));
+        let mut wanted = writes(&self.store, &desired);
+        wanted.extend(self.reporter.writes(&self.store, &self.history, &self.vital, &desired, &self.metrics));
+        wanted.extend(self.drifts.writes(&self.store.gateways, self.now));
         self.metrics.passed(begun.elapsed());
         self.writer.want(wanted);
         self.settle_daemon_set(&desired).await;
@@ -264,12 +298,12 @@ impl Controller {
 
     fn update_history(&mut self) {
         let nothing = GatewayNodeStatus::default();
-        for gateway in self.world.gateways.objects() {
+        for gateway in self.store.gateways.objects() {
             let name = gateway.metadata.name.clone().unwrap_or_default();
             self.pools_of_nodes.insert(name, gateway.spec.pool.clone());
         }
         let carriers: Vec<Carrier<'_>> = self
-            .world
+            .store
             .gateways
             .objects()
             .map(|gateway| {
@@ -281,26 +315,27 @@ impl Controller {
             })
             .collect();
         // Whose configuration has vanished goes on with what it had.
-        let orphans = self.world.nodes.objects().filter_map(|node| {
+        let orphans = self.store.nodes.objects().filter_map(|node| {
             let name = node
                 .metadata
                 .name
                 .as_deref()
-                .filter(|name| has_label(node) && self.world.gateways.get(name).is_none())?;
+                .filter(|name| has_label(node) && self.store.gateways.get(name).is_none())?;
             let pool = self.pools_of_nodes.get(name)?;
             Some(Carrier { pool, status: &nothing, dead: false })
         });
         let carriers: Vec<Carrier<'_>> = carriers.into_iter().chain(orphans).collect();
-        self.history.update(self.world.slices.objects(), &carriers);
+        self.history.update(self.store.slices.objects(), &carriers);
     }
 
     /// Deleting the definition of `PortForward` deletes every forward of every user. Nobody who does that means to close
     /// them all, so they stay until they are deleted one by one, or Sallyport is uninstalled.
     async fn keep_deleted(&mut self) -> bool {
-        let going = self.world.forwards.entries().any(|(_, entry)| {
-            entry.meta().deletion_timestamp.is_some()
-                && finalizers(entry).iter().any(|finalizer| finalizer == FINALIZER)
-        });
+        let going = self
+            .store
+            .forwards
+            .entries()
+            .any(|(_, entry)| entry.meta().deletion_timestamp.is_some() && entry.has_our_finalizer());
         if !going {
             return false;
         }
@@ -311,9 +346,9 @@ impl Controller {
     /// Nor does deleting the definition of `GatewayPool`: a pool that went with it stays as it was until it is back.
     async fn keep_pools(&mut self) -> bool {
         let carried = self.history.slices().map(|(_, slice)| slice.pool.as_str());
-        let serving = self.world.gateways.objects().filter(|gateway| gateway.spec.state == NodeState::Active);
+        let serving = self.store.gateways.objects().filter(|gateway| gateway.spec.state == NodeState::Active);
         let serving = serving.map(|gateway| gateway.spec.pool.as_str());
-        let missing = |pool: &&str| self.world.pools.entry("", pool).is_none();
+        let missing = |pool: &&str| self.store.pools.entry("", pool).is_none();
         let gone: BTreeSet<String> = carried.chain(serving).filter(missing).map(str::to_owned).collect();
         self.lost_pools.retain(|pool| gone.contains(pool));
         if gone.is_empty() || gone == self.lost_pools {
@@ -330,7 +365,7 @@ impl Controller {
     /// Why it is not certain that a definition is there to stay; `None` if it is.
     async fn definition_is_going(&self, name: &str) -> Option<Going> {
         let api = Api::<CustomResourceDefinition>::all(self.client.clone());
-        let (certain, why) = match timeout(PATIENCE, api.get_metadata(name)).await {
+        let (certain, why) = match timeout(REQUEST_TIMEOUT, api.get_metadata(name)).await {
             Ok(Ok(definition)) if definition.metadata.deletion_timestamp.is_none() => return None,
             Ok(Ok(_)) => (true, format!("the definition {name} is being deleted")),
             Ok(Err(kube::Error::Api(status))) if status.is_not_found() => {
@@ -362,25 +397,25 @@ impl Controller {
         if !self.leadership.is_valid() {
             return;
         }
-        let existing = self.world.daemon_sets.entry(&self.namespace, AGENT_NAME).and_then(|entry| entry.object());
+        let existing = self.store.daemon_sets.entry(&self.namespace, AGENT_NAME).and_then(|entry| entry.object());
         if let Aim::Serve { agents: wanted, .. } = &self.aim {
             if let Some(written) = self.agents.settle(existing.map(Arc::as_ref), wanted).await {
-                self.world.daemon_sets.wrote(DeserializeGuard(Ok(written)));
+                self.store.daemon_sets.wrote(DeserializeGuard(Ok(written)));
             }
         } else if existing.is_some() && desired.labelled.is_empty() {
             let api = Api::<DaemonSet>::namespaced(self.client.clone(), &self.namespace);
             // Refused or unanswered, it is tried again.
-            let _ = timeout(PATIENCE, api.delete(AGENT_NAME, &DeleteParams::default())).await;
+            let _ = timeout(REQUEST_TIMEOUT, api.delete(AGENT_NAME, &DeleteParams::default())).await;
             self.again = true;
         }
     }
 
     /// Whether an uninstallation is finished; tells what it waits for, and which rules it has to leave behind.
     fn nothing_is_left(&mut self) -> bool {
-        let world = &self.world;
-        let held = |(_, entry): &(_, &cache::Entry<PortForward>)| finalizers(entry).iter().any(|one| one == FINALIZER);
+        let store = &self.store;
+        let held = |(_, entry): &(_, &cache::Entry<PortForward>)| entry.has_our_finalizer();
         let mut left = Vec::new();
-        for gateway in world.gateways.objects() {
+        for gateway in store.gateways.objects() {
             let name = gateway.metadata.name.as_deref().unwrap_or_default();
             left.push(match () {
                 () if self.vital.dead.contains(name) => {
@@ -396,10 +431,10 @@ impl Controller {
             });
         }
         let objects = [
-            ("forwards with our finalizer", world.forwards.entries().filter(held).count()),
-            ("forwardslices", world.slices.objects().count()),
-            ("daemonsets", world.daemon_sets.objects().count()),
-            ("nodes with our label", world.nodes.objects().filter(|node| has_label(node)).count()),
+            ("forwards with our finalizer", store.forwards.entries().filter(held).count()),
+            ("forwardslices", store.slices.objects().count()),
+            ("daemonsets", store.daemon_sets.objects().count()),
+            ("nodes with our label", store.nodes.objects().filter(|node| has_label(node)).count()),
         ];
         left.extend(objects.iter().filter(|(_, number)| *number > 0).map(|(what, number)| format!("{number} {what}")));
         for line in self.left.news_of(&left) {

@@ -12,13 +12,16 @@ use sallyport_api::names::{AGENT_LABEL, FINALIZER};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::controller::apply::{Write, writes};
+use crate::controller::apply::writes;
 use crate::controller::cache::Cache;
 use crate::controller::carried::{Carrier, History};
-use crate::controller::decide::{Desired, Purpose, decide};
+use crate::controller::decide::decide;
+use crate::controller::desired::Desired;
 use crate::controller::gateways::is_clean;
 use crate::controller::guard::DeserializeGuard;
-use crate::controller::observe::World;
+use crate::controller::retention::Purpose;
+use crate::controller::store::Store;
+use crate::controller::write::Write;
 
 /// The uid of the forward called `name`, longer than the part of it that reports hold.
 pub fn uid(name: &str) -> String {
@@ -85,7 +88,7 @@ pub fn guard<K: DeserializeOwned + Resource>(object: Value) -> DeserializeGuard<
 /// A cluster.
 #[derive(Default)]
 pub struct Scene {
-    pub world: World,
+    pub store: Store,
     pub history: History,
     /// Nodes that nobody waits for.
     pub dead: BTreeSet<String>,
@@ -123,23 +126,23 @@ impl Scene {
         }
         self.revision += 1;
         object["metadata"]["resourceVersion"] = self.revision.to_string().into();
-        let world = &mut self.world;
+        let store = &mut self.store;
         match object["kind"].as_str().unwrap() {
-            "PortForward" => put(&mut world.forwards, object),
-            "GatewayPool" => put(&mut world.pools, object),
-            "ForwardSlice" => put(&mut world.slices, object),
-            "GatewayNode" => put(&mut world.gateways, object),
-            "Node" => put(&mut world.nodes, object),
-            "Lease" => put(&mut world.leases, object),
-            "EndpointSlice" => put(&mut world.api_server, object),
-            "ServiceCIDR" => put(&mut world.service_ranges, object),
+            "PortForward" => put(&mut store.forwards, object),
+            "GatewayPool" => put(&mut store.pools, object),
+            "ForwardSlice" => put(&mut store.slices, object),
+            "GatewayNode" => put(&mut store.gateways, object),
+            "Node" => put(&mut store.nodes, object),
+            "Lease" => put(&mut store.leases, object),
+            "EndpointSlice" => put(&mut store.api_server, object),
+            "ServiceCIDR" => put(&mut store.service_ranges, object),
             other => panic!("no cache for {other}"),
         }
     }
 
     /// The forward as it is now.
     pub fn forward(&self, name: &str) -> Value {
-        serde_json::to_value(self.world.forwards.entry("apps", name).unwrap().object().unwrap()).unwrap()
+        serde_json::to_value(self.store.forwards.entry("apps", name).unwrap().object().unwrap()).unwrap()
     }
 
     /// A user deletes a forward.
@@ -151,7 +154,7 @@ impl Scene {
 
     /// The configuration and report of a node as they are now.
     pub fn gateway(&self, name: &str) -> GatewayNode {
-        GatewayNode::clone(self.world.gateways.get(name).unwrap())
+        GatewayNode::clone(self.store.gateways.get(name).unwrap())
     }
 
     /// The agent on a node reports this.
@@ -165,7 +168,7 @@ impl Scene {
     pub fn done(&self, name: &str) -> GatewayNodeStatus {
         let gateway = self.gateway(name);
         let active = gateway.spec.state == NodeState::Active;
-        let slices = self.world.slices.objects().filter(|slice| active && slice.spec.pool == gateway.spec.pool);
+        let slices = self.store.slices.objects().filter(|slice| active && slice.spec.pool == gateway.spec.pool);
         let slices: Vec<Value> = slices
             .map(|slice| json!({ "name": slice.metadata.name, "generation": slice.metadata.generation, "hash": slice.spec.hash, "state": "Programmed" }))
             .collect();
@@ -188,7 +191,7 @@ impl Scene {
     /// What should be.
     pub fn decide(&mut self) -> Desired {
         let nothing = GatewayNodeStatus::default();
-        let gateways: Vec<GatewayNode> = self.world.gateways.objects().map(|gateway| (**gateway).clone()).collect();
+        let gateways: Vec<GatewayNode> = self.store.gateways.objects().map(|gateway| (**gateway).clone()).collect();
         let carriers: Vec<Carrier<'_>> = gateways
             .iter()
             .map(|gateway| Carrier {
@@ -197,21 +200,21 @@ impl Scene {
                 dead: is_clean(gateway) || self.dead.contains(gateway.metadata.name.as_deref().unwrap()),
             })
             .collect();
-        self.history.update(self.world.slices.objects(), &carriers);
-        decide(&self.world, &self.history, &self.dead, self.purpose, self.now)
+        self.history.update(self.store.slices.objects(), &carriers);
+        decide(&self.store, &self.history, &self.dead, self.purpose, self.now)
     }
 
     /// One pass: decides, and the API server takes every write. Says which.
     pub fn pass(&mut self) -> Vec<String> {
         let desired = self.decide();
-        writes(&self.world, &desired).into_iter().map(|write| self.serve(write)).collect()
+        writes(&self.store, &desired).into_iter().map(|write| self.serve(write)).collect()
     }
 
     /// Passes, and all agents obey, until nothing is written any more.
     pub fn settle(&mut self) {
         for _ in 0..20 {
             let names: Vec<String> =
-                self.world.gateways.objects().map(|gateway| gateway.metadata.name.clone().unwrap()).collect();
+                self.store.gateways.objects().map(|gateway| gateway.metadata.name.clone().unwrap()).collect();
             for name in names {
                 self.obey(&name);
             }
@@ -226,17 +229,17 @@ impl Scene {
         match write {
             Write::Slice(name, _, spec) => {
                 let names: Vec<String> = spec.forwards.iter().map(|forward| forward.r#ref.name.clone()).collect();
-                let old = self.world.slices.get(&name).and_then(|old| old.metadata.generation);
+                let old = self.store.slices.get(&name).and_then(|old| old.metadata.generation);
                 self.see(json!({ "kind": "ForwardSlice", "apiVersion": "sallyport.dev/v1alpha1",
                     "metadata": { "name": name, "generation": old.unwrap_or_default() + 1 }, "spec": spec }));
                 format!("slice {name} [{}]", names.join(" "))
             }
             Write::DeleteSlice(name) => {
-                self.world.slices.deleted(&name);
+                self.store.slices.deleted(&name);
                 format!("delete slice {name}")
             }
             Write::Gateway(name, _, spec) => {
-                let old = self.world.gateways.get(&name);
+                let old = self.store.gateways.get(&name);
                 let generation = old.and_then(|old| old.metadata.generation).unwrap_or_default() + 1;
                 let status = old.and_then(|old| old.status.clone());
                 let said = format!("gateway {name} {:?} {}", spec.state, spec.pool);
@@ -245,11 +248,11 @@ impl Scene {
                 said
             }
             Write::DeleteGateway(name) => {
-                self.world.gateways.deleted(&name);
+                self.store.gateways.deleted(&name);
                 format!("delete gateway {name}")
             }
             Write::Label(name, wanted) => {
-                let mut node = serde_json::to_value(self.world.nodes.get(&name).unwrap()).unwrap();
+                let mut node = serde_json::to_value(self.store.nodes.get(&name).unwrap()).unwrap();
                 let labels = node["metadata"]["labels"].as_object_mut().unwrap();
                 if wanted {
                     labels.insert(AGENT_LABEL.to_owned(), "".into());

@@ -14,8 +14,8 @@ use sallyport_runtime::backoff::Backoff;
 use sallyport_runtime::once::Once;
 use tokio::time::{Instant, timeout};
 
-use crate::controller::PATIENCE;
 use crate::controller::events::Events;
+use crate::controller::send::REQUEST_TIMEOUT;
 use crate::daemonset::{differing, has_labels, replaced};
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
@@ -88,7 +88,7 @@ impl Agents {
         if right || left_alone || self.retry.is_some() {
             return None;
         }
-        let error = match timeout(PATIENCE, self.write(existing, wanted)).await {
+        let error = match timeout(REQUEST_TIMEOUT, self.write(existing, wanted)).await {
             Ok(Ok(written)) => {
                 self.backoff.reset();
                 self.trouble.clear();

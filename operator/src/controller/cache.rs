@@ -9,6 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::watcher::Event;
+use sallyport_api::names::FINALIZER;
 use sallyport_runtime::once::Once;
 
 use crate::controller::guard::DeserializeGuard;
@@ -50,6 +51,16 @@ impl<K: Resource<DynamicType = ()>> Entry<K> {
             Self::Good(_) => None,
             Self::Stale(_, problem) | Self::Unreadable(_, problem) => Some(problem),
         }
+    }
+
+    /// What keeps it from vanishing when it is deleted.
+    pub fn finalizers(&self) -> &[String] {
+        self.meta().finalizers.as_deref().unwrap_or_default()
+    }
+
+    /// Whether our finalizer is on it.
+    pub fn has_our_finalizer(&self) -> bool {
+        self.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
     }
 
     fn revision(&self) -> u64 {

@@ -6,13 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
-use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
-use sallyport_api::names::FINALIZER;
+use sallyport_api::gateway_node::GatewayNode;
 use sallyport_api::{Intent, Mode};
 use sallyport_ruleset::decide::{Forward, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts};
 use sallyport_ruleset::digest::slice_hash;
@@ -21,52 +18,18 @@ use sallyport_ruleset::validate::Problem;
 
 use crate::controller::cache;
 use crate::controller::carried::History;
+use crate::controller::desired::Desired;
 use crate::controller::gateways::gateways;
-use crate::controller::observe::World;
-
-/// What should be.
-#[derive(Debug, Default)]
-pub struct Desired {
-    /// The verdict on every forward that is not on its way out.
-    pub verdicts: BTreeMap<ForwardRef, Verdict>,
-    /// When forwards expire or did, in seconds since 1970.
-    pub expiries: BTreeMap<ForwardRef, i64>,
-    /// The problems of every pool.
-    pub pools: BTreeMap<String, Vec<Problem>>,
-    /// Every slice, and empty ones for those that should go.
-    pub slices: BTreeMap<String, ForwardSliceSpec>,
-    /// Slices that every node has emptied.
-    pub done_slices: BTreeSet<String>,
-    /// The configuration of every gateway, those included that are being cleaned.
-    pub gateways: BTreeMap<String, GatewayNodeSpec>,
-    /// Gateways that are clean, and can be forgotten.
-    pub done_gateways: BTreeSet<String>,
-    /// Nodes that an agent shall run on.
-    pub labelled: BTreeSet<String>,
-    /// Forwards that need our finalizer before they can be carried.
-    pub to_hold: BTreeSet<ForwardRef>,
-    /// Forwards on their way out that no live node carries any more.
-    pub to_release: BTreeSet<ForwardRef>,
-}
-
-/// What a decision is made for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Purpose {
-    /// Forwards that are on their way out stay as they are: nobody asked for that, their kind is deleted as a whole.
-    pub keep_deleted: bool,
-    /// Pools that are not there any more stay as they were, for the same reason.
-    pub keep_pools: bool,
-    /// No node shall carry anything, and nothing of ours shall be left but what users wrote.
-    pub uninstall: bool,
-}
+use crate::controller::retention::{Purpose, frozen_pool, unreadable};
+use crate::controller::store::Store;
 
 /// Decides at `now`, in seconds since 1970; `dead` are the nodes that nobody waits for.
-pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose: Purpose, now: i64) -> Desired {
+pub fn decide(store: &Store, history: &History, dead: &BTreeSet<String>, purpose: Purpose, now: i64) -> Desired {
     let held: BTreeMap<String, ForwardSliceSpec> =
         history.slices().map(|(name, spec)| (name.to_owned(), spec.clone())).collect();
     let mut desired = Desired::default();
-    let forwards = forwards(world, &held, purpose, &mut desired.verdicts);
-    let pools: Vec<PoolObject> = world
+    let forwards = forwards(store, &held, purpose, &mut desired.verdicts);
+    let pools: Vec<PoolObject> = store
         .pools
         .objects()
         .map(|pool| PoolObject {
@@ -76,7 +39,7 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
         })
         .filter(|_| !purpose.uninstall)
         .collect();
-    let namespaces = world
+    let namespaces = store
         .namespaces
         .objects()
         .map(|object| {
@@ -84,7 +47,7 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
             (meta.name.clone().unwrap_or_default(), meta.labels.clone().unwrap_or_default())
         })
         .collect();
-    let nodes: Vec<RulesetNode> = world.nodes.objects().map(|node| node_of(node)).collect();
+    let nodes: Vec<RulesetNode> = store.nodes.objects().map(|node| node_of(node)).collect();
     let decision = verdicts(&Observed {
         forwards: &forwards,
         pools: &pools,
@@ -94,7 +57,7 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
         // A successor waits for those too that leave by this very decision.
         leaving: &history.carried(),
         unknown: history.unknown(),
-        forbidden: &world.forbidden(),
+        forbidden: &store.forbidden(),
         now,
     });
     desired.expiries = decision.expiries;
@@ -102,14 +65,14 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
     desired.pools = decision.pools;
     desired.slices = decision.slices;
     for (name, slice) in &held {
-        if let Some(problem) = frozen_pool(world, &slice.pool, purpose) {
+        if let Some(problem) = frozen_pool(store, &slice.pool, purpose) {
             let expiries = slice.forwards.iter().filter_map(|f| Some((f.r#ref.clone(), f.intent.expires_at?)));
             desired.expiries.extend(expiries);
             desired.pools.insert(slice.pool.clone(), vec![problem]);
             desired.slices.insert(name.clone(), slice.clone());
         }
     }
-    hold_first(world, &held, &mut desired);
+    hold_first(store, &held, &mut desired);
     for (name, slice) in &held {
         desired.slices.entry(name.clone()).or_insert_with(|| {
             let hash = slice_hash(&[]);
@@ -119,9 +82,9 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
             ForwardSliceSpec { pool: slice.pool.clone(), hash, forwards: Vec::new(), planned: Vec::new() }
         });
     }
-    empty_what_is_lost(world, &held, dead, &mut desired);
-    release(world, history, purpose, &mut desired);
-    gateways(world, decision.nodes, purpose, &mut desired);
+    empty_what_is_lost(store, &held, dead, &mut desired);
+    release(store, history, purpose, &mut desired);
+    gateways(store, decision.nodes, purpose, &mut desired);
     if purpose.uninstall {
         // Their rules are out of reach; when they come back, `sallyport-node-agent cleanup` removes them.
         desired.done_gateways.extend(desired.gateways.keys().filter(|name| dead.contains(*name)).cloned());
@@ -132,7 +95,7 @@ pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose
 
 /// The forwards that a verdict is asked for; those whose verdict is clear already get it here.
 fn forwards(
-    world: &World,
+    store: &Store,
     held: &BTreeMap<String, ForwardSliceSpec>,
     purpose: Purpose,
     verdicts: &mut BTreeMap<ForwardRef, Verdict>,
@@ -142,7 +105,7 @@ fn forwards(
         .flat_map(|slice| slice.forwards.iter().map(|f| (f.uid.as_str(), (slice.pool.as_str(), &f.intent))))
         .collect();
     let mut forwards = Vec::new();
-    for ((namespace, name), entry) in world.forwards.entries() {
+    for ((namespace, name), entry) in store.forwards.entries() {
         let key = ForwardRef { namespace: namespace.clone(), name: name.clone() };
         let (meta, uid) = (entry.meta(), uid_of(entry));
         if meta.deletion_timestamp.is_some() && !purpose.keep_deleted {
@@ -166,7 +129,7 @@ fn forwards(
             Some((pool, _)) if spec.mode != Mode::Apply => pool,
             _ => spec.pool.as_str(),
         };
-        if let Some(problem) = frozen_pool(world, pool, purpose) {
+        if let Some(problem) = frozen_pool(store, pool, purpose) {
             let held = held.values().flat_map(|slice| &slice.forwards).find(|forward| forward.uid == uid);
             let verdict = match held {
                 Some(forward) => Verdict::Accepted(forward.hash.clone()),
@@ -197,14 +160,6 @@ fn uninstalled() -> Problem {
     }
 }
 
-fn unreadable(problem: &str) -> Problem {
-    Problem {
-        field: "spec".into(),
-        reason: Reason::UnsupportedValue,
-        message: format!("cannot be read by this version of the operator: {problem}; correct it, or upgrade"),
-    }
-}
-
 /// The addresses and labels of a Node.
 fn node_of(node: &Node) -> RulesetNode {
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
@@ -218,34 +173,10 @@ fn node_of(node: &Node) -> RulesetNode {
     }
 }
 
-/// Seconds since 1970 as the API writes them.
-pub fn time(seconds: i64) -> Option<Time> {
-    Timestamp::from_second(seconds).ok().map(Time)
-}
-
-/// Why the slices and nodes of a pool stay as they are: it cannot be read, or its definition was deleted.
-pub fn frozen_pool(world: &World, pool: &str, purpose: Purpose) -> Option<Problem> {
-    match world.pools.entry("", pool) {
-        _ if purpose.uninstall => None,
-        Some(entry) if entry.object().is_some() => None,
-        Some(entry) => Some(unreadable(entry.problem().unwrap_or_default())),
-        None if purpose.keep_pools => Some(Problem {
-            field: "spec.pool".into(),
-            reason: Reason::PoolNotFound,
-            message: format!("pool {pool} went with the definition of GatewayPool; apply both again"),
-        }),
-        None => None,
-    }
-}
-
 /// A forward enters a slice only once it has our finalizer, so that it cannot vanish while a node carries it.
-fn hold_first(world: &World, held: &BTreeMap<String, ForwardSliceSpec>, desired: &mut Desired) {
-    let has_finalizer = |key: &ForwardRef| {
-        world
-            .forwards
-            .entry(&key.namespace, &key.name)
-            .is_some_and(|entry| finalizers(entry).contains(&FINALIZER.to_owned()))
-    };
+fn hold_first(store: &Store, held: &BTreeMap<String, ForwardSliceSpec>, desired: &mut Desired) {
+    let has_finalizer =
+        |key: &ForwardRef| store.forwards.entry(&key.namespace, &key.name).is_some_and(cache::Entry::has_our_finalizer);
     for (name, slice) in &mut desired.slices {
         let before = slice.forwards.len();
         let carried = |uid: &str| held.get(name).is_some_and(|slice| slice.forwards.iter().any(|f| f.uid == uid));
@@ -265,21 +196,16 @@ fn hold_first(world: &World, held: &BTreeMap<String, ForwardSliceSpec>, desired:
         .retain(|name, slice| !slice.forwards.is_empty() || !slice.planned.is_empty() || held.contains_key(name));
 }
 
-/// The finalizers of an object.
-pub fn finalizers<K: kube::Resource<DynamicType = ()>>(entry: &cache::Entry<K>) -> &[String] {
-    entry.meta().finalizers.as_deref().unwrap_or_default()
-}
-
 /// A slice that vanished while nobody led is carried until it comes back: it does, with what is still wanted or empty.
 fn empty_what_is_lost(
-    world: &World,
+    store: &Store,
     held: &BTreeMap<String, ForwardSliceSpec>,
     dead: &BTreeSet<String>,
     desired: &mut Desired,
 ) {
     let hash = slice_hash(&[]);
     let live = |gateway: &&Arc<GatewayNode>| !dead.contains(gateway.metadata.name.as_deref().unwrap_or_default());
-    for gateway in world.gateways.objects().filter(live) {
+    for gateway in store.gateways.objects().filter(live) {
         let observed = gateway.status.iter().flat_map(|status| &status.observed_slices);
         for lost in observed.filter(|observed| observed.hash != hash && !held.contains_key(&observed.name)) {
             desired.slices.entry(lost.name.clone()).or_insert_with(|| ForwardSliceSpec {
@@ -293,10 +219,10 @@ fn empty_what_is_lost(
 }
 
 /// Lets go of forwards that are on their way out and on no live node.
-fn release(world: &World, history: &History, purpose: Purpose, desired: &mut Desired) {
-    for ((namespace, name), entry) in world.forwards.entries() {
+fn release(store: &Store, history: &History, purpose: Purpose, desired: &mut Desired) {
+    for ((namespace, name), entry) in store.forwards.entries() {
         let going = purpose.uninstall || (entry.meta().deletion_timestamp.is_some() && !purpose.keep_deleted);
-        if !going || !finalizers(entry).contains(&FINALIZER.to_owned()) {
+        if !going || !entry.has_our_finalizer() {
             continue;
         }
         if !history.may_be_carried(&uid_of(entry)) {

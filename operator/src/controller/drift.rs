@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::api::{Api, PostParams};
-use kube::{Client, Resource as _};
+use kube::Resource as _;
 use sallyport_api::gateway_node::{Drift, GatewayNode};
 use sallyport_api::names::OPERATOR_NAME;
 use sallyport_ruleset::digest::short_id;
 use sallyport_runtime::text::cut;
 
-use crate::controller::apply::Write;
 use crate::controller::cache::Cache;
+use crate::controller::write::Write;
 
 /// Where events about objects without a namespace are.
 const NAMESPACE: &str = "default";
@@ -28,7 +27,7 @@ const OLD_SECONDS: i64 = 3600;
 /// For each node, the name of the event that told its last drift.
 #[derive(Debug, Default)]
 pub struct Drifts {
-    told: BTreeMap<String, Option<String>>,
+    reported: BTreeMap<String, Option<String>>,
 }
 
 impl Drifts {
@@ -40,9 +39,9 @@ impl Drifts {
             let drift = gateway.status.as_ref().and_then(|status| status.last_drift.as_ref());
             let name = drift.map(|drift| name(&node, drift));
             let is_old = drift.is_some_and(|drift| drift.time.0.as_second() + OLD_SECONDS < now);
-            let told = self.told.entry(node).or_insert_with(|| name.clone().filter(|_| is_old));
+            let reported = self.reported.entry(node).or_insert_with(|| name.clone().filter(|_| is_old));
             if let (Some(drift), Some(name)) = (drift, name)
-                && told.as_ref() != Some(&name)
+                && reported.as_ref() != Some(&name)
             {
                 writes.push(Write::Drift(Box::new(event(gateway, drift, name))));
             }
@@ -51,18 +50,9 @@ impl Drifts {
     }
 
     /// Takes in that an event is there.
-    pub fn told(&mut self, event: Event) {
+    pub fn reported(&mut self, event: Event) {
         let node = event.regarding.and_then(|about| about.name).unwrap_or_default();
-        self.told.insert(node, event.metadata.name);
-    }
-}
-
-/// Writes an event, unless whoever led before has.
-pub async fn tell(client: Client, event: &Event) -> Result<(), kube::Error> {
-    let params = PostParams { field_manager: Some(OPERATOR_NAME.into()), ..PostParams::default() };
-    match Api::<Event>::namespaced(client, NAMESPACE).create(&params, event).await {
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        outcome => outcome.map(drop),
+        self.reported.insert(node, event.metadata.name);
     }
 }
 
@@ -131,7 +121,7 @@ mod tests {
         let found = events(&mut drifts, &jump, "23:00");
         assert_eq!(found.len(), 1);
         assert_eq!(events(&mut drifts, &jump, "23:01"), found, "that it was written is not known");
-        drifts.told(found[0].clone());
+        drifts.reported(found[0].clone());
         assert_eq!(events(&mut drifts, &jump, "23:02"), []);
         // The same again later is another repair, and so is it on another node.
         let again = nodes(&[("gw1", drift(2, "jump")), ("gw2", drift(1, "jump"))]);

@@ -11,8 +11,8 @@ use sallyport_runtime::tasks::Tasks;
 use sallyport_runtime::text::cut;
 use tokio::sync::mpsc;
 
-use crate::controller::apply::ForwardReport;
-use crate::controller::status::names;
+use crate::controller::subject::names;
+use crate::controller::write::ForwardReport;
 
 /// Events that wait to be sent; more are dropped, since conditions hold the same.
 const WAITING: usize = 1024;

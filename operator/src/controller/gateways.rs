@@ -8,21 +8,22 @@ use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec, NodeState, Obser
 use sallyport_api::gateway_pool::{FirewallBackend, IpForward};
 use sallyport_api::names::{AGENT_LABEL, DEFAULT_POOL};
 
-use crate::controller::decide::{Desired, Purpose, frozen_pool};
-use crate::controller::observe::World;
+use crate::controller::desired::Desired;
+use crate::controller::retention::{Purpose, frozen_pool};
+use crate::controller::store::Store;
 
 /// A node joins: configuration, then label. It leaves: retired, cleaned, label gone, configuration gone.
-pub fn gateways(world: &World, decided: BTreeMap<String, GatewayNodeSpec>, purpose: Purpose, desired: &mut Desired) {
+pub fn gateways(store: &Store, decided: BTreeMap<String, GatewayNodeSpec>, purpose: Purpose, desired: &mut Desired) {
     let retired = |spec: &GatewayNodeSpec| GatewayNodeSpec { state: NodeState::Retired, ..spec.clone() };
-    for gateway in world.gateways.objects() {
+    for gateway in store.gateways.objects() {
         let name = gateway.metadata.name.clone().unwrap_or_default();
         let spec = &gateway.spec;
         let clean = is_clean(gateway);
         let wanted = match decided.get(&name) {
-            _ if frozen_pool(world, &spec.pool, purpose).is_some() => spec.clone(),
+            _ if frozen_pool(store, &spec.pool, purpose).is_some() => spec.clone(),
             Some(wanted) if wanted.pool == spec.pool || clean => wanted.clone(),
             None if clean => {
-                let label_is_gone = world.nodes.get(&name).is_none_or(|node| !has_label(node));
+                let label_is_gone = store.nodes.get(&name).is_none_or(|node| !has_label(node));
                 if label_is_gone {
                     desired.done_gateways.insert(name.clone());
                 }
@@ -38,13 +39,13 @@ pub fn gateways(world: &World, decided: BTreeMap<String, GatewayNodeSpec>, purpo
     }
     for (name, spec) in decided {
         // Its agent runs already: the configuration has vanished and comes back.
-        if world.nodes.get(&name).is_some_and(|node| has_label(node)) {
+        if store.nodes.get(&name).is_some_and(|node| has_label(node)) {
             desired.labelled.insert(name.clone());
         }
         desired.gateways.entry(name).or_insert(spec);
     }
     // An agent runs where none is wanted and nothing says so: let it clean up before it goes.
-    for node in world.nodes.objects().filter(|node| has_label(node)) {
+    for node in store.nodes.objects().filter(|node| has_label(node)) {
         let name = node.metadata.name.clone().unwrap_or_default();
         if let Entry::Vacant(vacant) = desired.gateways.entry(name) {
             desired.labelled.insert(vacant.key().clone());

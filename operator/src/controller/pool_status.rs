@@ -7,7 +7,8 @@ use sallyport_api::gateway_pool::{ForwardCounts, GatewayPoolStatus, PoolNodeCoun
 use sallyport_api::{ConditionType, Reason};
 use sallyport_ruleset::validate::Problem;
 
-use crate::controller::status::{Gateway, count, first};
+use crate::controller::status::{count, first};
+use crate::controller::subject::Gateway;
 
 /// The status of a pool at `generation`, made from its old one.
 pub fn pool_status(

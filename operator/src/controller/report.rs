@@ -12,15 +12,16 @@ use sallyport_api::{ConditionType, ForwardRef, Mode, Reason};
 use sallyport_ruleset::decide::Verdict;
 use tokio::time::Instant;
 
-use crate::controller::apply::{ForwardReport, Write, in_turn};
+use crate::controller::apply::in_turn;
 use crate::controller::cache::Entry;
 use crate::controller::carried::History;
-use crate::controller::decide::{Desired, time};
-use crate::controller::observe::World;
+use crate::controller::desired::Desired;
 use crate::controller::pool_status::pool_status;
-use crate::controller::status::{Gateway, Subject, forward_status};
-use crate::controller::suspended::held;
+use crate::controller::status::forward_status;
+use crate::controller::store::Store;
+use crate::controller::subject::{Gateway, Subject, held, time};
 use crate::controller::vital::Vital;
+use crate::controller::write::{ForwardReport, Write};
 use crate::metrics::Metrics;
 
 /// Time between two reports that differ only in how many nodes are done, or how many connections drain.
@@ -34,6 +35,8 @@ pub struct Reporter {
     /// Forwards that are on their way, and when that was last written, or first seen.
     progress: BTreeMap<ForwardRef, Instant>,
     next_look: Option<Instant>,
+    /// What was last written about forwards whose newest form, status included, cannot be read, by uid.
+    unreadable: BTreeMap<String, PortForwardStatus>,
 }
 
 impl Reporter {
@@ -42,17 +45,26 @@ impl Reporter {
         self.next_look
     }
 
+    /// Takes in that a status is written; whether it can be read off the forward is told by `readable`.
+    pub fn written(&mut self, report: ForwardReport, readable: bool) {
+        if readable {
+            self.unreadable.remove(&report.uid);
+        } else {
+            self.unreadable.insert(report.uid, report.status);
+        }
+    }
+
     /// The statuses that have to be written.
     pub fn writes(
         &mut self,
-        world: &World,
+        store: &Store,
         history: &History,
         vital: &Vital,
         desired: &Desired,
         metrics: &Metrics,
     ) -> Vec<Write> {
         let now = Time(Timestamp::now());
-        let gateways = by_pool(world, vital);
+        let gateways = by_pool(store, vital);
         let all_held = held(&desired.slices);
         let mut reports = Vec::new();
         let mut counts: BTreeMap<&str, ForwardCounts> = BTreeMap::new();
@@ -60,7 +72,7 @@ impl Reporter {
             ["True", "False", "Unknown"].into_iter().map(|status| (status.to_owned(), 0)).collect();
         self.next_look = None;
         let mut waiting = BTreeMap::new();
-        for ((namespace, name), entry) in world.forwards.entries() {
+        for ((namespace, name), entry) in store.forwards.entries() {
             let key = ForwardRef { namespace: namespace.clone(), name: name.clone() };
             let verdict = desired.verdicts.get(&key);
             if desired.to_release.contains(&key) && verdict.is_none() {
@@ -90,7 +102,7 @@ impl Reporter {
             };
             let known = match entry {
                 Entry::Good(object) => object.status.as_ref(),
-                _ => world.told.get(&uid),
+                _ => self.unreadable.get(&uid),
             };
             let old = known.cloned().unwrap_or_default();
             let here = match held.forward {
@@ -120,7 +132,7 @@ impl Reporter {
             metrics.forwards(status, *number);
         }
         let mut writes = Vec::new();
-        for pool in world.pools.objects() {
+        for pool in store.pools.objects() {
             let name = pool.metadata.name.clone().unwrap_or_default();
             let problems = desired.pools.get(&name).map(Vec::as_slice).unwrap_or_default();
             let here = gateways.get(name.as_str()).map(Vec::as_slice).unwrap_or_default();
@@ -138,9 +150,9 @@ impl Reporter {
 }
 
 /// The gateways that are to carry the forwards of each pool.
-fn by_pool<'a>(world: &'a World, vital: &Vital) -> BTreeMap<&'a str, Vec<Gateway<'a>>> {
+fn by_pool<'a>(store: &'a Store, vital: &Vital) -> BTreeMap<&'a str, Vec<Gateway<'a>>> {
     let mut pools: BTreeMap<&str, Vec<Gateway<'_>>> = BTreeMap::new();
-    for object in world.gateways.objects().filter(|gateway| gateway.spec.state == NodeState::Active) {
+    for object in store.gateways.objects().filter(|gateway| gateway.spec.state == NodeState::Active) {
         let name = object.metadata.name.as_deref().unwrap_or_default();
         let gateway = Gateway { name, object, silent: vital.silent.contains(name) };
         pools.entry(object.spec.pool.as_str()).or_default().push(gateway);

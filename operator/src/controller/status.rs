@@ -10,7 +10,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use sallyport_api::condition::upsert;
 use sallyport_api::forward_slice::ForwardRef;
-use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
+use sallyport_api::gateway_node::GatewayNodeStatus;
 use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
 use sallyport_api::port_forward::{
     AddressValue, NodeCounts, PortForwardSpec, PortForwardStatus, Summary, TargetCounts,
@@ -23,53 +23,8 @@ use sallyport_ruleset::validate::Problem;
 use sallyport_runtime::text;
 
 use crate::controller::carried::{Carries, History};
-use crate::controller::suspended::{self, Held, Standing};
-
-/// One gateway of a pool as its forwards see it.
-#[derive(Clone, Copy, Debug)]
-pub struct Gateway<'a> {
-    /// Name of the node.
-    pub name: &'a str,
-    /// Its configuration and report.
-    pub object: &'a GatewayNode,
-    /// Whether its agent is silent.
-    pub silent: bool,
-}
-
-impl<'a> Gateway<'a> {
-    /// The report, if the agent has ever read the kernel back.
-    pub fn report(&self) -> Option<&'a GatewayNodeStatus> {
-        self.object.status.as_ref().filter(|status| status.state.is_some())
-    }
-
-    /// The condition `Synced` of the report.
-    pub fn synced(&self) -> Option<&'a Condition> {
-        self.report()?.conditions.iter().find(|condition| condition.type_ == ConditionType::Synced.as_str())
-    }
-}
-
-/// A forward whose status is asked for.
-#[derive(Clone, Debug)]
-pub struct Subject<'a> {
-    /// Namespace and name.
-    pub key: &'a ForwardRef,
-    /// `metadata.uid`.
-    pub uid: &'a str,
-    /// `metadata.generation`.
-    pub generation: Option<i64>,
-    /// What it asks; `None` if that never could be read.
-    pub spec: Option<&'a PortForwardSpec>,
-    /// Why its newest form cannot be read, if it cannot.
-    pub unreadable: Option<&'a str>,
-    /// The verdict; `None` for one on its way out.
-    pub verdict: Option<&'a Verdict>,
-    /// When it expires or did.
-    pub expires_at: Option<Time>,
-    /// What the slices shall hold for it.
-    pub held: Held<'a>,
-    /// The gateways of the pool that it asks for; it may still be carried by those of another.
-    pub asked: &'a [Gateway<'a>],
-}
+use crate::controller::subject::{Gateway, Subject, names};
+use crate::controller::suspended::{self, Standing};
 
 /// How far the gateways are with a forward.
 #[derive(Debug, Default)]
@@ -316,11 +271,6 @@ fn leaving(progress: &Progress<'_>) -> (Reason, String) {
         names(&progress.silent)
     );
     (Reason::AgentUnreachable, message)
-}
-
-/// The first three names, and how many more there are.
-pub fn names(all: &[&str]) -> String {
-    text::listed(all, 3, ", ", " and ")
 }
 
 /// The families that a forward's targets are of.

@@ -2,38 +2,12 @@
 //!
 //! Pure. What keeps a forward from being acceptable is not here: its verdict says that, as for all others.
 
-use std::collections::BTreeMap;
-
-use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::NodePlan;
 use sallyport_api::names::{MAX_PLAN_ENTRIES, MAX_PLANS};
 use sallyport_api::port_forward::PlannedChange;
 use sallyport_api::{Mode, Reason};
 
-use crate::controller::status::{Gateway, Subject, names};
-
-/// What the slices hold for a forward.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Held<'a> {
-    /// What is carried for it, and the pool whose nodes carry that.
-    pub forward: Option<(&'a str, &'a SliceForward)>,
-    /// Whether the agents are asked what it would change.
-    pub planned: bool,
-}
-
-/// What the slices hold for each forward, by its uid.
-pub fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Held<'_>> {
-    let mut all: BTreeMap<&str, Held<'_>> = BTreeMap::new();
-    for slice in slices.values() {
-        for forward in &slice.forwards {
-            all.entry(&forward.uid).or_default().forward = Some((&slice.pool, forward));
-        }
-        for forward in &slice.planned {
-            all.entry(&forward.uid).or_default().planned = true;
-        }
-    }
-    all
-}
+use crate::controller::subject::{Gateway, Subject, names};
 
 /// Where a forward stands that is not to be applied, and is carried or could be.
 #[derive(Clone, Debug)]

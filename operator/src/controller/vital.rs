@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use sallyport_api::names::{AGENT_LEASE_PREFIX, AGENT_LEASE_SECONDS};
 use tokio::time::Instant;
 
-use crate::controller::observe::World;
+use crate::controller::store::Store;
 
 /// A node that is not ready for longer than this is not waited for.
 pub const PATIENCE: Duration = Duration::from_mins(5);
@@ -33,16 +33,16 @@ pub struct Vital {
 
 impl Pulse {
     /// Looks at the leases and the nodes. By our own clock: an agent counts from when its renewal was seen.
-    pub fn feel(&mut self, world: &World, now: Timestamp) -> Vital {
+    pub fn feel(&mut self, store: &Store, now: Timestamp) -> Vital {
         let mut leases = BTreeMap::new();
-        for lease in world.leases.objects() {
+        for lease in store.leases.objects() {
             let name = lease.metadata.name.as_deref().unwrap_or_default();
             if let Some(node) = name.strip_prefix(AGENT_LEASE_PREFIX) {
                 leases.insert(node.to_owned(), lease.spec.as_ref().and_then(|spec| spec.renew_time.clone()));
             }
         }
         // One that has reported was there, so its missing lease is as good as one that is not renewed.
-        for gateway in world.gateways.objects().filter(|gateway| gateway.status.is_some()) {
+        for gateway in store.gateways.objects().filter(|gateway| gateway.status.is_some()) {
             leases.entry(gateway.metadata.name.clone().unwrap_or_default()).or_default();
         }
         self.heard.retain(|node, _| leases.contains_key(node));
@@ -54,9 +54,9 @@ impl Pulse {
         }
         let lasts = Duration::from_secs(u64::try_from(AGENT_LEASE_SECONDS).unwrap_or_default());
         let mut vital = Vital::default();
-        for gateway in world.gateways.objects() {
+        for gateway in store.gateways.objects() {
             let name = gateway.metadata.name.clone().unwrap_or_default();
-            if world.nodes.get(&name).is_none_or(|node| is_dead(node, now)) {
+            if store.nodes.get(&name).is_none_or(|node| is_dead(node, now)) {
                 vital.dead.insert(name.clone());
             }
             match self.heard.get(&name) {

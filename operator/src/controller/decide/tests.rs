@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+use sallyport_api::names::FINALIZER;
 use serde_json::{Value, json};
 
 use super::*;
@@ -129,9 +130,9 @@ fn an_unreadable_forward_keeps_what_it_had() {
 
     // After a restart nothing but the slice tells what it was.
     let unreadable = unreadable_form(scene.forward("a"), "sources");
-    scene.world.forwards = cache::Cache::default();
+    scene.store.forwards = cache::Cache::default();
     scene.see(unreadable);
-    assert!(scene.world.forwards.entry("apps", "a").unwrap().object().is_none());
+    assert!(scene.store.forwards.entry("apps", "a").unwrap().object().is_none());
     let desired = scene.decide();
     assert_eq!(desired.slices, slices);
     assert_eq!(desired.verdicts, verdicts);
@@ -168,7 +169,7 @@ fn an_unreadable_newcomer_is_refused_by_what_is_wrong_with_it() {
 #[test]
 fn an_unreadable_pool_freezes_its_slices_and_nodes() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
-    scene.world.pools = cache::Cache::default();
+    scene.store.pools = cache::Cache::default();
     scene.see(unreadable_form(pool("default"), "grants"));
     scene.see(forward("b", 3307));
     let mut changed = scene.forward("a");
@@ -216,9 +217,9 @@ fn an_uninstallation_leaves_nothing_but_what_users_wrote() {
     assert_eq!(scene.pass(), ["slice default-0000 []", "gateway gw1 Retired default"]);
     assert!(scene.pass().is_empty(), "it waits for the agent");
     scene.settle();
-    assert_eq!(scene.world.slices.objects().count() + scene.world.gateways.objects().count(), 0);
+    assert_eq!(scene.store.slices.objects().count() + scene.store.gateways.objects().count(), 0);
     assert_eq!(scene.forward("a")["metadata"]["finalizers"], json!(["example.com/other"]));
-    assert!(!scene.world.nodes.objects().any(|node| crate::controller::gateways::has_label(node)));
+    assert!(!scene.store.nodes.objects().any(|node| crate::controller::gateways::has_label(node)));
 }
 
 #[test]
@@ -251,7 +252,7 @@ fn a_successor_that_is_held_already_waits_for_the_former_holder_too() {
 #[test]
 fn a_pool_that_went_with_its_definition_stays_as_it_was() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
-    scene.world.pools.deleted("default");
+    scene.store.pools.deleted("default");
     scene.purpose.keep_pools = true;
     assert_eq!(scene.pass(), [""; 0]);
     scene.purpose.keep_pools = false;

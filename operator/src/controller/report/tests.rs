@@ -26,8 +26,8 @@ impl Desk {
     fn told(&mut self) -> Vec<String> {
         let desired = self.scene.decide();
         let vital = Vital::default();
-        let Scene { world, history, .. } = &self.scene;
-        let writes = self.reporter.writes(world, history, &vital, &desired, &self.metrics);
+        let Scene { store, history, .. } = &self.scene;
+        let writes = self.reporter.writes(store, history, &vital, &desired, &self.metrics);
         let reports = writes.into_iter().filter_map(|write| match write {
             Write::ForwardStatus(report) => Some(report),
             _ => None,
@@ -135,8 +135,8 @@ async fn a_forward_that_cannot_be_read_is_told_once_for_each_form() {
     desk.scene.see(broken.clone());
     let tell = |desk: &mut Desk| {
         let desired = desk.scene.decide();
-        let Scene { world, history, .. } = &desk.scene;
-        let writes = desk.reporter.writes(world, history, &Vital::default(), &desired, &desk.metrics);
+        let Scene { store, history, .. } = &desk.scene;
+        let writes = desk.reporter.writes(store, history, &Vital::default(), &desired, &desk.metrics);
         let mut statuses = writes.into_iter().filter_map(|write| match write {
             Write::ForwardStatus(report) => Some(report),
             _ => None,
@@ -147,7 +147,7 @@ async fn a_forward_that_cannot_be_read_is_told_once_for_each_form() {
     assert_eq!(word(&report.status, ConditionType::Accepted).1, "UnsupportedValue");
     assert!(report.status.conditions[0].message.contains("spec.ports"), "{:?}", report.status.conditions);
     assert!(tell(&mut desk).is_some(), "what was not written has to be written");
-    desk.scene.world.told.insert(report.uid, report.status);
+    desk.reporter.written(*report, false);
     assert!(tell(&mut desk).is_none());
     broken["spec"]["ports"] = json!(7);
     desk.scene.see(broken);
@@ -159,8 +159,8 @@ async fn forwards_are_counted_by_pool_and_verdict() {
     let mut desk = Desk::new(Scene::settled(&["gw1"], &[("a", 3306)]));
     desk.scene.see(forward("b", 3306));
     let desired = desk.scene.decide();
-    let Scene { world, history, .. } = &desk.scene;
-    let writes = desk.reporter.writes(world, history, &Vital::default(), &desired, &desk.metrics);
+    let Scene { store, history, .. } = &desk.scene;
+    let writes = desk.reporter.writes(store, history, &Vital::default(), &desired, &desk.metrics);
     let status = writes.iter().find_map(|write| match write {
         Write::PoolStatus(name, status) if name == "default" => Some(Arc::new((**status).clone())),
         _ => None,

@@ -3,12 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use jiff::Timestamp;
-use sallyport_api::gateway_node::SliceState;
+use sallyport_api::gateway_node::{GatewayNode, SliceState};
 use serde_json::json;
 
 use super::*;
-use crate::controller::decide::time;
-use crate::controller::suspended::held;
+use crate::controller::subject::{held, time};
 use crate::fixture::{Scene, forward, synced, uid};
 
 fn at(seconds: i64) -> Time {
@@ -19,10 +18,10 @@ fn at(seconds: i64) -> Time {
 fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardStatus, now: i64) -> PortForwardStatus {
     let desired = scene.decide();
     let key = ForwardRef { namespace: "apps".into(), name: name.into() };
-    let entry = scene.world.forwards.entry("apps", name).unwrap();
+    let entry = scene.store.forwards.entry("apps", name).unwrap();
     let uid = uid(name);
     let gateways: Vec<Gateway<'_>> = scene
-        .world
+        .store
         .gateways
         .objects()
         .map(|object| {

@@ -15,7 +15,7 @@ fn lease(scene: &mut Scene, renewed: &str) {
 }
 
 fn feel(pulse: &mut Pulse, scene: &Scene) -> Vital {
-    pulse.feel(&scene.world, NOW.parse().unwrap())
+    pulse.feel(&scene.store, NOW.parse().unwrap())
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,6 +66,6 @@ async fn nodes_that_are_gone_or_not_ready_for_long_are_not_waited_for() {
         assert_eq!(feel(&mut Pulse::default(), &scene).dead.contains("gw1"), dead, "{status} {since}");
     }
     let mut scene = Scene::settled(&["gw1"], &[]);
-    scene.world.nodes.deleted("gw1");
+    scene.store.nodes.deleted("gw1");
     assert!(feel(&mut Pulse::default(), &scene).dead.contains("gw1"));
 }
