@@ -20,17 +20,15 @@ use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_api::{Protocol, SourceNatMode};
+use sallyport_policy::claim::{Claim, ClaimTable};
+use sallyport_policy::digest::short_id;
+use sallyport_policy::intersection::smaller;
+use sallyport_policy::pool::Reserved;
+use sallyport_policy::recheck::recheck;
 
-use crate::claim::{Claim, ClaimTable};
-use crate::digest::{intent_hash, short_id};
-use crate::expiry::{has_expired, moment};
 use crate::facts::LocalAddress;
 use crate::family::Family;
-use crate::intersection::smaller;
-use crate::limits;
-use crate::pool::{self, Reserved};
 use crate::rule::{Action, Chains, Rule, Ruleset, chain, protocol_name};
-use crate::validate::{self, Problems, range};
 
 /// A chain that would hold more rules than this is split by port.
 const SPLIT_ABOVE: usize = 32;
@@ -77,7 +75,7 @@ pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[Loca
 
     let mut sorted = forwards.to_vec();
     sorted.sort_by(|a, b| (&a.r#ref, &a.uid).cmp(&(&b.r#ref, &b.uid)));
-    let reserved = pool::reserved_ports(&mut Problems::default(), &node.reserved_ports);
+    let reserved = Reserved::of(&node.reserved_ports);
     let mut claims = ClaimTable::default();
     let mut plan: BTreeMap<Family, Layout> = BTreeMap::new();
     for (index, forward) in sorted.into_iter().enumerate() {
@@ -104,7 +102,7 @@ pub fn compile(node: &GatewayNodeSpec, forwards: &[&SliceForward], local: &[Loca
     compiled
 }
 
-/// Checks again, here, what must never reach a kernel, whatever the operator said.
+/// Checks again, here, what must never reach a kernel, whatever the operator said, and what only this host can see.
 fn refuse(
     forward: &SliceForward,
     reserved: &[Reserved],
@@ -112,40 +110,11 @@ fn refuse(
     local: &[LocalAddress],
     now: i64,
 ) -> Option<(Reason, String)> {
-    let intent = &forward.intent;
-    if intent_hash(intent) != forward.hash {
-        let message =
-            "the intent does not match its hash: it has a field that this agent does not know; upgrade the agent";
-        return Some((Reason::UnsupportedIntent, message.to_owned()));
-    }
-    if has_expired(intent, now) {
-        let at = intent.expires_at.map(moment).unwrap_or_default();
-        return Some((Reason::Expired, format!("expired at {at}; set a later moment, or create the forward anew")));
-    }
-    for port in &intent.ports {
-        let backwards = port.end_port < port.port;
-        if port.port == 0 || port.target_port == 0 || backwards || u32::from(port.target_port) + width(*port) > 65536 {
-            return Some((Reason::UnsupportedIntent, "the intent has an impossible port range".to_owned()));
-        }
-        if let Some((first, last)) = limits::reserved_range(port.protocol, port.port, port.end_port) {
-            let (ports, protocol) = (range(first, last), port.protocol);
-            let message = format!("port {ports}/{protocol} is kept for the gateway itself; choose another port");
-            return Some((Reason::ReservedPort, message));
-        }
-    }
-    let mut problems = Problems::default();
-    validate::rule_count(&mut problems, intent);
-    if let Some(problem) = problems.0.pop() {
-        return Some((Reason::UnsupportedIntent, problem.message));
-    }
-    if let Some(problem) = Reserved::check(reserved, intent).into_iter().next() {
+    if let Some(problem) = recheck(forward, reserved, now) {
         return Some((problem.reason, problem.message));
     }
+    let intent = &forward.intent;
     for target in &intent.targets {
-        if let Some(what) = limits::refused_target(target.ip) {
-            let message = format!("{} is {what}; a target must be another host's own address", target.ip);
-            return Some((Reason::InvalidTarget, message));
-        }
         if local.iter().any(|own| own.ip == target.ip) {
             let message = format!("{} is an address of this gateway; a target must be another host", target.ip);
             return Some((Reason::InvalidTarget, message));
@@ -194,10 +163,6 @@ fn asymmetric(intent: &Intent, local: &[LocalAddress]) -> Option<(Reason, String
         }
     }
     None
-}
-
-fn width(port: IntentPort) -> u32 {
-    u32::from(port.end_port) - u32::from(port.port) + 1
 }
 
 /// The rules of one family before they are cut into chains.

@@ -1,33 +1,23 @@
-//! Pure: from what users ask to what a kernel shall hold, and back from what it holds.
+//! Pure: from the intents of a node to what its kernel shall hold, and back from what it holds.
 //!
 //! ```text
-//! PortForward ─ validate ─► Intent ─ decide ─► slices ─ compile ─► Ruleset ─ plan ─► restore text
-//!                                                                     ▲                   │ kernel
-//!                                                           installed └── iptables-save ◄─┘
+//! slices ─ compile ─► Ruleset ─ plan ─► restore text
+//!                        ▲                   │ kernel
+//!              installed └── iptables-save ◄─┘
 //! ```
+//! Which intents a node is given is not here: `sallyport-policy` decides that.
 //! No I/O, no clock, no process, no random source: every function here can be called a million times in a test.
 
-mod arbitrate;
-pub mod claim;
 pub mod compile;
-pub mod decide;
 pub mod diff;
-pub mod digest;
 pub mod drift;
-pub mod expiry;
 pub mod facts;
-pub mod family;
 pub mod firewall;
 pub mod flow;
 pub mod installed;
-pub mod intersection;
-mod judge;
-pub mod kept;
-pub mod limits;
 pub mod listener;
 pub mod plan;
-pub mod pool;
 mod rivals;
 pub mod rule;
-pub mod slice;
-pub mod validate;
+
+pub use sallyport_policy::family;

@@ -3,6 +3,7 @@
 //! Only typed values can get into a rule: addresses, ports, numbers and our own chain names. That the kernel gives the
 //! same lines back is what lets one comparison of text prove what runs (see the engine's kernel tests).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use sallyport_api::Protocol;
 use sallyport_api::names::{CHAIN_PREFIX, MARK_MASQUERADE, MARK_OURS};
+use sallyport_policy::digest::hash_of_lines;
 
 use crate::family::Family;
 
@@ -217,12 +219,12 @@ pub(crate) fn digest_of<'a>(chains: impl Fn(Family, Table) -> &'a Chains) -> Str
     let chains = &chains;
     let lines = Family::BOTH.into_iter().flat_map(|family| {
         Table::BOTH.into_iter().flat_map(move |table| {
-            std::iter::once(format!("{family} {}", table.name()).into()).chain(chains(family, table).iter().flat_map(
-                |(chain, rules)| {
-                    std::iter::once(format!(":{chain}").into()).chain(rules.iter().map(|rule| rule.as_str().into()))
-                },
-            ))
+            let table_line = std::iter::once(Cow::Owned(format!("{family} {}", table.name())));
+            table_line.chain(chains(family, table).iter().flat_map(|(chain, rules)| {
+                let chain_line = std::iter::once(Cow::Owned(format!(":{chain}")));
+                chain_line.chain(rules.iter().map(|rule| Cow::Borrowed(rule.as_str())))
+            }))
         })
     });
-    crate::digest::rules_digest(lines)
+    hash_of_lines(lines)
 }

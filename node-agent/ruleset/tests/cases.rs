@@ -9,11 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use expect_test::expect_file;
-use sallyport_ruleset::decide::{Decision, Verdict};
+use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::plan::render;
 
-#[path = "support/scene.rs"]
+#[path = "support/compiled.rs"]
+mod compiled;
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
 
 use scene::Scene;

@@ -7,12 +7,14 @@
 use ipnet::IpNet;
 use sallyport_api::Reason;
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_policy::decide::Decision;
 use sallyport_ruleset::compile::Compiled;
-use sallyport_ruleset::decide::Decision;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, FirewallTable, Holder, HostFirewall, assess, nft, xtables};
 
-#[path = "support/scene.rs"]
+#[path = "support/compiled.rs"]
+mod compiled;
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
 
 use scene::Scene;

@@ -8,17 +8,19 @@ use proptest::sample::Index;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::port_forward::{OnTargetRemoved, Protocol, SourceNatMode};
+use sallyport_policy::decide::Verdict;
+use sallyport_policy::digest::{intent_hash, short_id};
 use sallyport_ruleset::compile::{Compiled, compile};
-use sallyport_ruleset::decide::Verdict;
-use sallyport_ruleset::digest::{intent_hash, short_id};
 
+#[path = "support/compiled.rs"]
+mod compiled;
 #[path = "support/grammar.rs"]
 mod grammar;
 #[path = "support/kernel.rs"]
 mod kernel;
-#[path = "support/scene.rs"]
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
-#[path = "support/specs.rs"]
+#[path = "../../policy/tests/support/specs.rs"]
 mod specs;
 
 use scene::Scene;

@@ -12,20 +12,22 @@ use proptest::sample::{Index, subsequence};
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_api::port_forward::{PortForwardSpec, Protocol, SourceNatMode};
-use sallyport_ruleset::decide::Verdict as Decided;
+use sallyport_policy::decide::Verdict as Decided;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::{Allowed, Flow, Tuple};
 use sallyport_ruleset::plan::render;
 
+#[path = "support/compiled.rs"]
+mod compiled;
 #[path = "support/kernel.rs"]
 mod kernel;
 #[path = "walk/netfilter.rs"]
 mod netfilter;
 #[path = "walk/oracle.rs"]
 mod oracle;
-#[path = "support/scene.rs"]
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
-#[path = "support/specs.rs"]
+#[path = "../../policy/tests/support/specs.rs"]
 mod specs;
 
 use kernel::Kernel;

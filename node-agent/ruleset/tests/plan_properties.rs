@@ -15,11 +15,13 @@ use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::{plan, render};
 use sallyport_ruleset::rule::Ruleset;
 
+#[path = "support/compiled.rs"]
+mod compiled;
 #[path = "support/kernel.rs"]
 mod kernel;
-#[path = "support/scene.rs"]
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
-#[path = "support/specs.rs"]
+#[path = "../../policy/tests/support/specs.rs"]
 mod specs;
 
 use kernel::{Chain, Kernel, target};

@@ -9,7 +9,7 @@ use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::Place;
 use sallyport_engine::{Error, command};
-use sallyport_ruleset::digest::slice_hash;
+use sallyport_policy::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::installed::UNREADABLE;
 use sallyport_ruleset::listener::Listener;

@@ -11,12 +11,12 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_engine::Engine;
+use sallyport_policy::digest::intent_hash;
+use sallyport_policy::intersection::intersection;
 use sallyport_ruleset::compile::{Compiled, Failure, compile};
-use sallyport_ruleset::digest::intent_hash;
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
-use sallyport_ruleset::intersection::intersection;
 use sallyport_ruleset::plan::jumps_to_unhook;
 use sallyport_ruleset::rule::{Rules, Ruleset};
 

@@ -340,7 +340,7 @@ fn a_failure_is_told_with_its_file() {
 
 /// A forward on the host of tests that expires `seconds` after 1970.
 fn expiring(name: &str, port: u16, seconds: i64) -> String {
-    forward(name, port) + &format!("  expiresAt: {}\n", sallyport_ruleset::expiry::moment(seconds))
+    forward(name, port) + &format!("  expiresAt: {}\n", sallyport_policy::expiry::moment(seconds))
 }
 
 #[tokio::test]

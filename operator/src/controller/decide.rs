@@ -1,6 +1,6 @@
 //! From what was observed to what should be: the verdicts, and the objects that carry them out.
 //!
-//! The decision itself is that of `sallyport-ruleset`, the same as on a lone host. Only what the life of an object in a
+//! The decision itself is that of `sallyport-policy`, the same as on a lone host. Only what the life of an object in a
 //! cluster adds is here: finalizers, objects that are on their way out, and nodes that are cleaned before they leave.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,10 +11,10 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::GatewayNode;
 use sallyport_api::{Intent, Mode};
-use sallyport_ruleset::decide::{Forward, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts};
-use sallyport_ruleset::digest::slice_hash;
-use sallyport_ruleset::kept::spec_of;
-use sallyport_ruleset::validate::Problem;
+use sallyport_policy::decide::{Forward, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts};
+use sallyport_policy::digest::slice_hash;
+use sallyport_policy::kept::spec_of;
+use sallyport_policy::validate::Problem;
 
 use crate::controller::cache;
 use crate::controller::carried::History;

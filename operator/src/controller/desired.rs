@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::GatewayNodeSpec;
-use sallyport_ruleset::decide::Verdict;
-use sallyport_ruleset::validate::Problem;
+use sallyport_policy::decide::Verdict;
+use sallyport_policy::validate::Problem;
 
 /// What should be.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Resource as _;
 use sallyport_api::gateway_node::{Drift, GatewayNode};
 use sallyport_api::names::OPERATOR_NAME;
-use sallyport_ruleset::digest::short_id;
+use sallyport_policy::digest::short_id;
 use sallyport_runtime::text::cut;
 
 use crate::controller::cache::Cache;

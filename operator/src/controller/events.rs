@@ -6,7 +6,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
 use sallyport_api::port_forward::{PlannedChange, PortForward};
 use sallyport_api::{ConditionType, Reason};
-use sallyport_ruleset::digest::short_id;
+use sallyport_policy::digest::short_id;
 use sallyport_runtime::tasks::Tasks;
 use sallyport_runtime::text::cut;
 use tokio::sync::mpsc;

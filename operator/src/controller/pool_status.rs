@@ -5,7 +5,7 @@ use sallyport_api::condition::upsert;
 use sallyport_api::gateway_node::ObservedNodeState;
 use sallyport_api::gateway_pool::{ForwardCounts, GatewayPoolStatus, PoolNodeCounts};
 use sallyport_api::{ConditionType, Reason};
-use sallyport_ruleset::validate::Problem;
+use sallyport_policy::validate::Problem;
 
 use crate::controller::status::{count, first};
 use crate::controller::subject::Gateway;

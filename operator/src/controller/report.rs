@@ -9,7 +9,7 @@ use sallyport_api::gateway_node::NodeState;
 use sallyport_api::gateway_pool::ForwardCounts;
 use sallyport_api::port_forward::PortForwardStatus;
 use sallyport_api::{ConditionType, ForwardRef, Mode, Reason};
-use sallyport_ruleset::decide::Verdict;
+use sallyport_policy::decide::Verdict;
 use tokio::time::Instant;
 
 use crate::controller::apply::in_turn;

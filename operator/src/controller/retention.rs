@@ -4,7 +4,7 @@
 //! Whether a definition goes is asked in `definitions`.
 
 use sallyport_api::condition::Reason;
-use sallyport_ruleset::validate::Problem;
+use sallyport_policy::validate::Problem;
 
 use crate::controller::store::Store;
 

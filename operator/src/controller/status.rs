@@ -16,10 +16,10 @@ use sallyport_api::port_forward::{
     AddressValue, NodeCounts, PortForwardSpec, PortForwardStatus, Summary, TargetCounts,
 };
 use sallyport_api::{ConditionType, Mode, Reason, SourceNatMode};
-use sallyport_ruleset::decide::Verdict;
-use sallyport_ruleset::family::Family;
-use sallyport_ruleset::kept::spec_of;
-use sallyport_ruleset::validate::Problem;
+use sallyport_policy::decide::Verdict;
+use sallyport_policy::family::Family;
+use sallyport_policy::kept::spec_of;
+use sallyport_policy::validate::Problem;
 use sallyport_runtime::text;
 
 use crate::controller::carried::{Carries, History};

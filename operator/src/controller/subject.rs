@@ -8,7 +8,7 @@ use sallyport_api::ConditionType;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
 use sallyport_api::port_forward::PortForwardSpec;
-use sallyport_ruleset::decide::Verdict;
+use sallyport_policy::decide::Verdict;
 use sallyport_runtime::text;
 
 /// One gateway of a pool as its forwards see it.

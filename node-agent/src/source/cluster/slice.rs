@@ -4,7 +4,7 @@
 //! are read apart from its intent.
 
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
-use sallyport_ruleset::digest::{intent_hash, slice_hash_of};
+use sallyport_policy::digest::{intent_hash, slice_hash_of};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -85,7 +85,7 @@ pub fn decode(spec: Value, generation: i64) -> Result<Decoded, String> {
 
 #[cfg(test)]
 mod tests {
-    use sallyport_ruleset::digest::slice_hash;
+    use sallyport_policy::digest::slice_hash;
     use serde_json::json;
 
     use super::*;

@@ -13,8 +13,8 @@ use sallyport_api::gateway_node::{
 use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_api::names::{MAX_ADDRESSES, MAX_DRAINING, MAX_PLAN_TEXT, MAX_PLANS, UID_PREFIX};
 use sallyport_api::port_forward::AddressValue;
+use sallyport_policy::digest::FORMAT;
 use sallyport_ruleset::compile::Failure;
-use sallyport_ruleset::digest::FORMAT;
 use sallyport_runtime::admin::Serving;
 
 use crate::connections::Draining;

@@ -150,8 +150,8 @@ fn what_is_carried_asks_for_itself() {
     for mode in ["Masquerade", "Preserve"] {
         rich["spec"]["sourceNAT"] = json!({ "mode": mode });
         let object: sallyport_api::PortForward = serde_json::from_value(rich.clone()).unwrap();
-        let intent = sallyport_ruleset::validate::validate(&object.spec).unwrap();
-        assert_eq!(sallyport_ruleset::validate::validate(&spec_of("default", &intent)).unwrap(), intent, "{mode}");
+        let intent = sallyport_policy::validate::validate(&object.spec).unwrap();
+        assert_eq!(sallyport_policy::validate::validate(&spec_of("default", &intent)).unwrap(), intent, "{mode}");
     }
 }
 

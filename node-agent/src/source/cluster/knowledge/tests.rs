@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use sallyport_api::forward_slice::ForwardRef;
-use sallyport_ruleset::digest::{intent_hash, slice_hash};
+use sallyport_policy::digest::{intent_hash, slice_hash};
 
 use super::*;
 use crate::converge::fake::{forward, intents};

@@ -1,4 +1,4 @@
-//! Hashes: of an intent, of a slice, of rules. SHA-256, truncated to 128 bits, prefixed with the format version.
+//! Hashes: of an intent, of a slice, of lines of any kind. SHA-256, truncated to 128 bits, prefixed with the format version.
 //!
 //! Canonical bytes are the JSON of types whose lists are sorted and whose defaults are left out, so an optional field
 //! added later changes no hash of an object that does not use it.
@@ -27,18 +27,14 @@ pub fn slice_hash(forwards: &[SliceForward]) -> String {
 #[must_use]
 pub fn slice_hash_of(mut pairs: Vec<(&str, &str)>) -> String {
     pairs.sort_unstable();
-    let mut hasher = Sha256::new();
-    for (uid, hash) in pairs {
-        hasher.update(format!("{uid} {hash}\n"));
-    }
-    finish(hasher)
+    hash_of_lines(pairs.into_iter().map(|(uid, hash)| format!("{uid} {hash}")))
 }
 
-/// The digest of rules in their canonical lines, in order.
-pub fn rules_digest<'a>(lines: impl Iterator<Item = std::borrow::Cow<'a, str>>) -> String {
+/// The hash of these lines, in this order.
+pub fn hash_of_lines(lines: impl Iterator<Item = impl AsRef<str>>) -> String {
     let mut hasher = Sha256::new();
     for line in lines {
-        hasher.update(line.as_bytes());
+        hasher.update(line.as_ref());
         hasher.update(b"\n");
     }
     finish(hasher)

@@ -1,4 +1,4 @@
-//! A scene: manifests and nodes as YAML, taken through decide and compile.
+//! A scene: manifests and nodes as YAML, decided upon.
 //!
 //! What is expected of the result is not here but in the tests that use it.
 #![allow(dead_code, reason = "each test uses what it needs")]
@@ -7,12 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
+use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::{GatewayPool, PortForward};
-use sallyport_ruleset::compile::{Compiled, compile};
-use sallyport_ruleset::decide::{Decision, Forward, Leaving, Node, Observed, PoolObject, decide};
-use sallyport_ruleset::facts::LocalAddress;
-use sallyport_ruleset::pool::Labels;
+use sallyport_policy::decide::{Decision, Forward, Leaving, Node, Observed, PoolObject, decide};
+use sallyport_policy::pool::Labels;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -41,17 +39,6 @@ pub struct NodeFile {
     pub listen: Vec<IpAddr>,
     /// Addresses on its interfaces, each with the prefix length of its network.
     pub local: Vec<String>,
-}
-
-impl NodeFile {
-    pub fn local_addresses(&self) -> Vec<LocalAddress> {
-        let parse = |text: &String| {
-            let (ip, prefix_len) = text.split_once('/').unwrap();
-            let ip: IpAddr = ip.parse().unwrap();
-            LocalAddress { ip, prefix_len: prefix_len.parse().unwrap(), global: !ip.is_loopback() }
-        };
-        self.local.iter().map(parse).collect()
-    }
 }
 
 impl Scene {
@@ -102,23 +89,6 @@ impl Scene {
             forbidden: &self.forbidden,
             now: self.now,
         })
-    }
-
-    /// Compiles `decision` for `node`, before anything expires; `None` where no pool selects it.
-    pub fn compile(decision: &Decision, node: &NodeFile) -> Option<Compiled> {
-        Self::compile_at(decision, node, 0)
-    }
-
-    /// The same at `now`.
-    pub fn compile_at(decision: &Decision, node: &NodeFile, now: i64) -> Option<Compiled> {
-        let spec = decision.nodes.get(&node.name)?;
-        let forwards: Vec<&SliceForward> = decision
-            .slices
-            .values()
-            .filter(|slice| slice.pool == spec.pool)
-            .flat_map(|slice| &slice.forwards)
-            .collect();
-        Some(compile(spec, &forwards, &node.local_addresses(), now))
     }
 }
 

@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use sallyport_api::names::MAX_PLANS;
 use sallyport_api::port_forward::{ForwardPort, Mode, OnTargetRemoved, PortForwardSpec};
 use sallyport_api::{Intent, Reason};
-use sallyport_ruleset::decide::{Decision, Verdict};
-use sallyport_ruleset::digest::intent_hash;
-use sallyport_ruleset::kept::spec_of;
-use sallyport_ruleset::validate::validate;
+use sallyport_policy::decide::{Decision, Verdict};
+use sallyport_policy::digest::intent_hash;
+use sallyport_policy::kept::spec_of;
+use sallyport_policy::validate::validate;
 
 #[path = "support/scene.rs"]
 mod scene;
@@ -29,7 +29,7 @@ fn on(port: i32, mode: Mode) -> PortForwardSpec {
 }
 
 fn time(seconds: i64) -> Time {
-    serde_json::from_value(sallyport_ruleset::expiry::moment(seconds).into()).unwrap()
+    serde_json::from_value(sallyport_policy::expiry::moment(seconds).into()).unwrap()
 }
 
 fn scene_of(specs: &[PortForwardSpec]) -> Scene {

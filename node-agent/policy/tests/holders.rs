@@ -3,7 +3,7 @@
 
 use sallyport_api::Reason;
 use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source};
-use sallyport_ruleset::decide::{Decision, Forward, Leaving, Verdict};
+use sallyport_policy::decide::{Decision, Forward, Leaving, Verdict};
 
 #[path = "support/scene.rs"]
 mod scene;

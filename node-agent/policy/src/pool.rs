@@ -109,8 +109,8 @@ pub fn validate_pool(spec: &GatewayPoolSpec) -> Result<Pool, Vec<Problem>> {
     }
 }
 
-/// Types the reserved ports of a pool or of a gateway node's configuration.
-pub(crate) fn reserved_ports(problems: &mut Problems, written: &[ReservedPort]) -> Vec<Reserved> {
+/// Types the reserved ports of a pool.
+fn reserved_ports(problems: &mut Problems, written: &[ReservedPort]) -> Vec<Reserved> {
     written
         .iter()
         .enumerate()
@@ -123,6 +123,12 @@ pub(crate) fn reserved_ports(problems: &mut Problems, written: &[ReservedPort]) 
 }
 
 impl Reserved {
+    /// The reserved ports of a gateway node's configuration; what is none is left out.
+    #[must_use]
+    pub fn of(written: &[ReservedPort]) -> Vec<Self> {
+        reserved_ports(&mut Problems::default(), written)
+    }
+
     fn touches(self, protocol: Protocol, first: u16, last: u16) -> bool {
         self.protocol.is_none_or(|own| own == protocol) && self.first <= last && first <= self.last
     }

@@ -59,7 +59,8 @@ fn both_targets(was: &IntentTarget, is: &IntentTarget) -> Option<IntentTarget> {
 }
 
 /// The smaller of two networks if one contains the other: two networks overlap in no other way.
-pub(crate) fn smaller(a: IpNet, b: IpNet) -> Option<IpNet> {
+#[must_use]
+pub fn smaller(a: IpNet, b: IpNet) -> Option<IpNet> {
     if a.contains(&b) {
         Some(b)
     } else if b.contains(&a) {

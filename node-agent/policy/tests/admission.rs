@@ -14,7 +14,7 @@ use sallyport_api::PortForwardSpec;
 use sallyport_api::condition::Reason;
 use sallyport_api::limits::REFUSED_TARGETS;
 use sallyport_api::manifest::crds;
-use sallyport_ruleset::validate::validate;
+use sallyport_policy::validate::validate;
 use serde_json::{Value, json};
 
 /// A spec with one target, and a source of the target's family.

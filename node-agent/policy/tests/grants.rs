@@ -5,7 +5,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use sallyport_api::Reason;
-use sallyport_ruleset::decide::{Decision, Forward, Verdict};
+use sallyport_policy::decide::{Decision, Forward, Verdict};
 use serde_json::{Value, json};
 
 #[path = "support/scene.rs"]
@@ -19,7 +19,7 @@ use specs::{LISTEN, forward, minimal, scene};
 /// The forward 8080/TCP from 10.30.1.80 to 10.30.1.79, created at 1000, in a pool with these grants.
 fn asking(asked: Option<i64>, grants: &[Value]) -> Scene {
     let mut spec = minimal();
-    spec.expires_at = asked.map(|at| serde_json::from_value(sallyport_ruleset::expiry::moment(at).into()).unwrap());
+    spec.expires_at = asked.map(|at| serde_json::from_value(sallyport_policy::expiry::moment(at).into()).unwrap());
     let mut scene = scene(&[], &LISTEN);
     scene.forwards = vec![Forward { created: 1000, ..forward(0, &spec) }];
     let all = serde_json::to_value(&scene.pools[0].spec.grants[0]).unwrap();
