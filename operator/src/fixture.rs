@@ -19,8 +19,9 @@ use crate::controller::decide::decide;
 use crate::controller::desired::Desired;
 use crate::controller::gateways::is_clean;
 use crate::controller::guard::DeserializeGuard;
-use crate::controller::retention::Purpose;
+use crate::controller::retention::Retention;
 use crate::controller::store::Store;
+use crate::controller::uninstall;
 use crate::controller::write::Write;
 
 /// The uid of the forward called `name`, longer than the part of it that reports hold.
@@ -92,7 +93,9 @@ pub struct Scene {
     pub history: History,
     /// Nodes that nobody waits for.
     pub dead: BTreeSet<String>,
-    pub purpose: Purpose,
+    pub retention: Retention,
+    /// Whether all this is to go.
+    pub uninstalling: bool,
     /// Seconds since 1970.
     pub now: i64,
     revision: u64,
@@ -201,7 +204,10 @@ impl Scene {
             })
             .collect();
         self.history.update(self.store.slices.objects(), &carriers);
-        decide(&self.store, &self.history, &self.dead, self.purpose, self.now)
+        if self.uninstalling {
+            return uninstall::desired(&self.store, &self.history, &self.dead);
+        }
+        decide(&self.store, &self.history, &self.dead, self.retention, self.now)
     }
 
     /// One pass: decides, and the API server takes every write. Says which.

@@ -8,7 +8,6 @@ mod fixture;
 pub mod leader;
 pub mod metrics;
 pub mod run;
-pub mod uninstall;
 
 /// The custom resource definitions of this version, as one YAML stream for `kubectl apply --server-side -f -`.
 pub fn crds() -> String {

@@ -3,29 +3,54 @@
 //!
 //! Whether a definition goes is asked in `definitions`.
 
+use std::collections::BTreeMap;
+
 use sallyport_api::condition::Reason;
+use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_policy::validate::Problem;
 
 use crate::controller::store::Store;
 
-/// What a decision is made for.
+/// What is kept although it was deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Purpose {
+pub struct Retention {
     /// Forwards that are on their way out stay as they are: nobody asked for that, their kind is deleted as a whole.
     pub keep_deleted: bool,
     /// Pools that are not there any more stay as they were, for the same reason.
     pub keep_pools: bool,
-    /// No node shall carry anything, and nothing of ours shall be left but what users wrote.
-    pub uninstall: bool,
+}
+
+/// What stays of the pools that stay as they are.
+#[derive(Debug, Default)]
+pub struct Frozen {
+    /// Their slices.
+    pub slices: BTreeMap<String, ForwardSliceSpec>,
+    /// When the forwards in there expire, in seconds since 1970.
+    pub expiries: BTreeMap<ForwardRef, i64>,
+    /// Why, by pool.
+    pub problems: BTreeMap<String, Vec<Problem>>,
+}
+
+/// The slices of pools that stay as they are.
+pub fn frozen(store: &Store, held: &BTreeMap<String, ForwardSliceSpec>, retention: Retention) -> Frozen {
+    let mut frozen = Frozen::default();
+    for (name, slice) in held {
+        if let Some(problem) = frozen_pool(store, &slice.pool, retention) {
+            let expiries = slice.forwards.iter().filter_map(|f| Some((f.r#ref.clone(), f.intent.expires_at?)));
+            frozen.expiries.extend(expiries);
+            frozen.problems.insert(slice.pool.clone(), vec![problem]);
+            frozen.slices.insert(name.clone(), slice.clone());
+        }
+    }
+    frozen
 }
 
 /// Why the slices and nodes of a pool stay as they are: it cannot be read, or its definition was deleted.
-pub fn frozen_pool(store: &Store, pool: &str, purpose: Purpose) -> Option<Problem> {
+pub fn frozen_pool(store: &Store, pool: &str, retention: Retention) -> Option<Problem> {
     match store.pools.entry("", pool) {
-        _ if purpose.uninstall => None,
         Some(entry) if entry.object().is_some() => None,
         Some(entry) => Some(unreadable(entry.problem().unwrap_or_default())),
-        None if purpose.keep_pools => Some(Problem {
+        None if retention.keep_pools => Some(Problem {
             field: "spec.pool".into(),
             reason: Reason::PoolNotFound,
             message: format!("pool {pool} went with the definition of GatewayPool; apply both again"),

@@ -2,20 +2,23 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+use kube::api::Api;
 use prometheus_client::registry::Registry;
 use sallyport_api::names::OPERATOR_NAME;
-use sallyport_api::{ForwardRef, PortForwardStatus};
+use sallyport_api::{ForwardRef, PortForward, PortForwardStatus};
+use sallyport_runtime::once::Once;
 use sallyport_runtime::tasks::Tasks;
 use serde_json::json;
 
 use super::*;
+use crate::controller::guard::DeserializeGuard;
 use crate::controller::write::{ForwardReport, Write, Written};
 use crate::fixture::{Scene, api_server, respond};
 
 fn controller(client: Client, leadership: Arc<Leadership>, readiness: Readiness) -> Controller {
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
     let events = Events::start(&mut Tasks::default(), client.clone(), "me");
-    Controller::new(client, "system", Aim::Uninstall { force: false }, leadership, metrics, readiness, events)
+    Controller::new(client, "system", leadership, metrics, readiness, events)
 }
 
 #[tokio::test]
@@ -99,7 +102,7 @@ async fn an_uninstallation_says_what_it_still_waits_for() {
     let left = Readiness::default();
     let mut controller = controller(client, leadership, Arc::clone(&left));
     controller.store = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]).store;
-    assert!(!controller.nothing_is_left());
+    assert!(!controller.is_uninstalled(&mut Once::default()));
     let said = left.lock().unwrap().clone().unwrap();
     assert!(said.contains("gw1: its agent is taking the rules off; gw2: "), "{said}");
     assert!(said.contains("1 forwards with our finalizer"), "{said}");

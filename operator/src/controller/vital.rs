@@ -18,6 +18,8 @@ pub const PATIENCE: Duration = Duration::from_mins(5);
 #[derive(Debug, Default)]
 pub struct Pulse {
     heard: BTreeMap<String, (Option<MicroTime>, Instant)>,
+    /// Whether nobody waits for silent agents either.
+    pub gives_up: bool,
 }
 
 /// What is known of the gateways' lives.
@@ -68,6 +70,9 @@ impl Pulse {
                     vital.unborn.insert(name);
                 }
             }
+        }
+        if self.gives_up {
+            vital.dead.extend(vital.silent.iter().chain(&vital.unborn).cloned());
         }
         vital
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use sallyport_api::names::FINALIZER;
+use sallyport_policy::digest::slice_hash;
 use serde_json::{Value, json};
 
 use super::*;
@@ -105,9 +106,9 @@ fn a_dead_node_keeps_no_forward_from_going() {
 fn while_deletions_are_kept_off_nothing_changes() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
     scene.delete_forward("a");
-    scene.purpose.keep_deleted = true;
+    scene.retention.keep_deleted = true;
     assert_eq!(scene.pass(), [""; 0]);
-    scene.purpose.keep_deleted = false;
+    scene.retention.keep_deleted = false;
     assert_eq!(scene.pass(), ["slice default-0000 []"]);
 }
 
@@ -211,7 +212,7 @@ fn addresses_of_nodes_are_their_internal_ones() {
 fn an_uninstallation_leaves_nothing_but_what_users_wrote() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
     scene.see(forward("b", 3306));
-    scene.purpose.uninstall = true;
+    scene.uninstalling = true;
     let desired = scene.decide();
     assert_eq!(refusal(&desired, "a").reason, Reason::Pending);
     assert_eq!(scene.pass(), ["slice default-0000 []", "gateway gw1 Retired default"]);
@@ -225,7 +226,7 @@ fn an_uninstallation_leaves_nothing_but_what_users_wrote() {
 #[test]
 fn an_uninstallation_gives_up_on_dead_nodes() {
     let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
-    scene.purpose.uninstall = true;
+    scene.uninstalling = true;
     scene.dead.insert("gw2".to_owned());
     let desired = scene.decide();
     assert_eq!(desired.done_gateways, BTreeSet::from(["gw2".to_owned()]));
@@ -253,9 +254,9 @@ fn a_successor_that_is_held_already_waits_for_the_former_holder_too() {
 fn a_pool_that_went_with_its_definition_stays_as_it_was() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
     scene.store.pools.deleted("default");
-    scene.purpose.keep_pools = true;
+    scene.retention.keep_pools = true;
     assert_eq!(scene.pass(), [""; 0]);
-    scene.purpose.keep_pools = false;
+    scene.retention.keep_pools = false;
     assert!(!scene.pass().is_empty(), "a pool that an admin deleted is gone");
 }
 
