@@ -11,7 +11,6 @@
 pub mod agents;
 pub mod apply;
 pub mod cache;
-pub mod carried;
 pub mod decide;
 pub mod definitions;
 pub mod desired;
@@ -20,19 +19,20 @@ pub mod events;
 pub mod finalizers;
 pub mod gateways;
 pub mod guard;
+pub mod liveness;
 pub mod observe;
+pub mod paused;
 pub mod pool_status;
 pub mod report;
 pub mod retention;
+pub mod rollout;
 pub mod send;
 pub mod serve;
 pub mod slices;
 pub mod status;
 pub mod store;
 pub mod subject;
-pub mod suspended;
 pub mod uninstall;
-pub mod vital;
 pub mod write;
 pub mod writer;
 
@@ -49,15 +49,15 @@ use sallyport_api::names::AGENT_NAME;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::controller::apply::writes;
-use crate::controller::carried::{Carrier, History};
 use crate::controller::desired::Desired;
 use crate::controller::drift::Drifts;
 use crate::controller::events::Events;
 use crate::controller::gateways::{has_label, is_clean};
+use crate::controller::liveness::{Liveness, LivenessTracker};
 use crate::controller::observe::watch;
 use crate::controller::report::Reporter;
+use crate::controller::rollout::{NodeReport, SliceRevisions};
 use crate::controller::store::{Change, Store};
-use crate::controller::vital::{Pulse, Vital};
 use crate::controller::write::Answer;
 use crate::controller::writer::Writer;
 use crate::leader::Leadership;
@@ -75,9 +75,9 @@ pub struct Controller {
     namespace: String,
     changes: BoxStream<'static, Change>,
     store: Store,
-    history: History,
-    pulse: Pulse,
-    vital: Vital,
+    revisions: SliceRevisions,
+    tracker: LivenessTracker,
+    liveness: Liveness,
     writer: Writer,
     leadership: Arc<Leadership>,
     reporter: Reporter,
@@ -113,9 +113,9 @@ impl Controller {
         Self {
             changes: watch(&client, namespace),
             store: Store::default(),
-            history: History::default(),
-            pulse: Pulse::default(),
-            vital: Vital::default(),
+            revisions: SliceRevisions::default(),
+            tracker: LivenessTracker::default(),
+            liveness: Liveness::default(),
             writer: Writer::new(client.clone(), events.clone(), Arc::clone(&leadership), Arc::clone(&metrics)),
             client,
             namespace: namespace.to_owned(),
@@ -138,7 +138,7 @@ impl Controller {
     /// `wake` says when, beside what is known here.
     async fn due(&mut self, wake: impl Fn() -> Option<Instant>) {
         // At most half of the time is spent on deciding, however much happens.
-        let rest = Instant::now() + self.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+        let cooldown = Instant::now() + self.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
         let mut due = false;
         loop {
             let again = [self.writer.next_try(), self.reporter.next_look(), wake()];
@@ -155,7 +155,7 @@ impl Controller {
                     due |= self.look_at_the_clock() | std::mem::take(&mut self.again) | !self.store.missing().is_empty();
                 }
                 () = until(again), if !due => due = true,
-                () = tokio::time::sleep_until(rest), if due => break,
+                () = tokio::time::sleep_until(cooldown), if due => break,
             }
         }
         self.begun = Some(Instant::now());
@@ -192,23 +192,23 @@ impl Controller {
     fn look_at_the_clock(&mut self) -> bool {
         let now = self.leadership.now();
         self.now = self.now.max(now.as_second());
-        let vital = self.pulse.feel(&self.store, now);
-        let changed = vital != self.vital || self.next_expiry.is_some_and(|expiry| expiry <= self.now);
-        self.vital = vital;
+        let liveness = self.tracker.track(&self.store, now);
+        let changed = liveness != self.liveness || self.next_expiry.is_some_and(|expiry| expiry <= self.now);
+        self.liveness = liveness;
         changed
     }
 
     /// Looks at the clock, and at what each node may carry by now.
     fn observe(&mut self) {
         self.look_at_the_clock();
-        self.update_history();
+        self.update_revisions();
     }
 
     /// Has written what makes things as they are desired, and what is to be told about them.
     fn apply(&mut self, desired: &Desired) {
         self.next_expiry = desired.expiries.values().copied().filter(|expiry| *expiry > self.now).min();
         let mut wanted = writes(&self.store, desired);
-        wanted.extend(self.reporter.writes(&self.store, &self.history, &self.vital, desired, &self.metrics));
+        wanted.extend(self.reporter.writes(&self.store, &self.revisions, &self.liveness, desired, &self.metrics));
         wanted.extend(self.drifts.writes(&self.store.gateways, self.now));
         self.writer.want(wanted);
     }
@@ -223,13 +223,13 @@ impl Controller {
         self.store.daemon_sets.entry(&self.namespace, AGENT_NAME)?.object().map(Arc::as_ref)
     }
 
-    fn update_history(&mut self) {
+    fn update_revisions(&mut self) {
         let nothing = GatewayNodeStatus::default();
         for gateway in self.store.gateways.objects() {
             let name = gateway.metadata.name.clone().unwrap_or_default();
             self.pools_of_nodes.insert(name, gateway.spec.pool.clone());
         }
-        let carriers: Vec<Carrier<'_>> = self
+        let reports: Vec<NodeReport<'_>> = self
             .store
             .gateways
             .objects()
@@ -237,8 +237,8 @@ impl Controller {
                 let name = gateway.metadata.name.as_deref().unwrap_or_default();
                 let status = gateway.status.as_ref().unwrap_or(&nothing);
                 // An agent that never was carries nothing; so does one that reported that it is clean.
-                let empty = (status.state.is_none() && self.vital.unborn.contains(name)) || is_clean(gateway);
-                Carrier { pool: &gateway.spec.pool, status, dead: empty || self.vital.dead.contains(name) }
+                let empty = (status.state.is_none() && self.liveness.never_started(name)) || is_clean(gateway);
+                NodeReport { pool: &gateway.spec.pool, status, gone: empty || self.liveness.gone.contains(name) }
             })
             .collect();
         // Whose configuration has vanished goes on with what it had.
@@ -249,10 +249,10 @@ impl Controller {
                 .as_deref()
                 .filter(|name| has_label(node) && self.store.gateways.get(name).is_none())?;
             let pool = self.pools_of_nodes.get(name)?;
-            Some(Carrier { pool, status: &nothing, dead: false })
+            Some(NodeReport { pool, status: &nothing, gone: false })
         });
-        let carriers: Vec<Carrier<'_>> = carriers.into_iter().chain(orphans).collect();
-        self.history.update(self.store.slices.objects(), &carriers);
+        let reports: Vec<NodeReport<'_>> = reports.into_iter().chain(orphans).collect();
+        self.revisions.update(self.store.slices.objects(), &reports);
     }
 }
 

@@ -108,7 +108,7 @@ fn pod(args: &AgentArgs) -> Value {
         "containers": [{
             "name": "agent",
             "image": args.agent_image,
-            "imagePullPolicy": word(&args.agent_image_pull_policy),
+            "imagePullPolicy": argument(&args.agent_image_pull_policy),
             "args": [
                 "run",
                 "--node-name=$(NODE_NAME)",
@@ -120,7 +120,7 @@ fn pod(args: &AgentArgs) -> Value {
             "env": [
                 { "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } },
                 { "name": "POD_NAMESPACE", "valueFrom": { "fieldRef": { "fieldPath": "metadata.namespace" } } },
-                { "name": "SALLYPORT_LOG_FORMAT", "value": word(&args.agent_log_format) },
+                { "name": "SALLYPORT_LOG_FORMAT", "value": argument(&args.agent_log_format) },
             ],
             "securityContext": security(args.agent_privileged),
             // No liveness probe: whoever takes the address could have the agent killed. It ends by itself when it hangs.
@@ -141,7 +141,7 @@ fn pod(args: &AgentArgs) -> Value {
 }
 
 /// How a choice is written on the command line.
-fn word(choice: &impl ValueEnum) -> String {
+fn argument(choice: &impl ValueEnum) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 

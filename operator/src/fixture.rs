@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 use crate::controller::apply::writes;
 use crate::controller::cache::Cache;
-use crate::controller::carried::{Carrier, History};
 use crate::controller::decide::decide;
 use crate::controller::desired::Desired;
 use crate::controller::gateways::is_clean;
 use crate::controller::guard::DeserializeGuard;
 use crate::controller::retention::Retention;
+use crate::controller::rollout::{NodeReport, SliceRevisions};
 use crate::controller::store::Store;
 use crate::controller::uninstall;
 use crate::controller::write::Write;
@@ -90,9 +90,9 @@ pub fn guard<K: DeserializeOwned + Resource>(object: Value) -> DeserializeGuard<
 #[derive(Default)]
 pub struct Scene {
     pub store: Store,
-    pub history: History,
+    pub revisions: SliceRevisions,
     /// Nodes that nobody waits for.
-    pub dead: BTreeSet<String>,
+    pub gone: BTreeSet<String>,
     pub retention: Retention,
     /// Whether all this is to go.
     pub uninstalling: bool,
@@ -195,19 +195,19 @@ impl Scene {
     pub fn decide(&mut self) -> Desired {
         let nothing = GatewayNodeStatus::default();
         let gateways: Vec<GatewayNode> = self.store.gateways.objects().map(|gateway| (**gateway).clone()).collect();
-        let carriers: Vec<Carrier<'_>> = gateways
+        let reports: Vec<NodeReport<'_>> = gateways
             .iter()
-            .map(|gateway| Carrier {
+            .map(|gateway| NodeReport {
                 pool: &gateway.spec.pool,
                 status: gateway.status.as_ref().unwrap_or(&nothing),
-                dead: is_clean(gateway) || self.dead.contains(gateway.metadata.name.as_deref().unwrap()),
+                gone: is_clean(gateway) || self.gone.contains(gateway.metadata.name.as_deref().unwrap()),
             })
             .collect();
-        self.history.update(self.store.slices.objects(), &carriers);
+        self.revisions.update(self.store.slices.objects(), &reports);
         if self.uninstalling {
-            return uninstall::desired(&self.store, &self.history, &self.dead);
+            return uninstall::desired(&self.store, &self.revisions, &self.gone);
         }
-        decide(&self.store, &self.history, &self.dead, self.retention, self.now)
+        decide(&self.store, &self.revisions, &self.gone, self.retention, self.now)
     }
 
     /// One pass: decides, and the API server takes every write. Says which.

@@ -55,12 +55,12 @@ impl Leadership {
 
     /// Returns when the lease is ours.
     pub async fn acquire(&self) {
-        let mut told = Once::default();
+        let mut logged = Once::default();
         loop {
             match self.round().await {
                 Ok(None) => return,
                 Ok(Some(holder)) => {
-                    if told.is_news(&holder) {
+                    if logged.is_news(&holder) {
                         tracing::info!(holder, "waiting: another replica leads");
                     }
                 }
@@ -94,8 +94,8 @@ impl Leadership {
     /// the cluster was not written by it.
     pub fn now(&self) -> Timestamp {
         let clock = *lock(&self.clock);
-        let told = clock.and_then(|(time, at)| time.checked_add(at.elapsed()).ok());
-        told.unwrap_or_else(Timestamp::now)
+        let by_server = clock.and_then(|(time, at)| time.checked_add(at.elapsed()).ok());
+        by_server.unwrap_or_else(Timestamp::now)
     }
 
     /// Hands the lease back, so that another replica need not wait until it runs out.

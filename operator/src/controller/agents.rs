@@ -132,7 +132,7 @@ impl Agents {
         // At the start it is a template of another version that differs, as a rule.
         let by_somebody = self.settled.is_some();
         if by_somebody && !self.may_restore() {
-            self.tell(existing, "DaemonSetContested", format!(
+            self.warn(existing, "DaemonSetContested", format!(
                 "put back {TIMES} times within a minute, and somebody changed it again: {what}. It is left so for {} minutes",
                 TRUCE.as_secs() / 60
             ));
@@ -146,7 +146,7 @@ impl Agents {
         self.settled = form(&written);
         if by_somebody {
             self.restored.push(Instant::now());
-            self.tell(existing, "DaemonSetRestored", format!("somebody had changed {what}, which is put back"));
+            self.warn(existing, "DaemonSetRestored", format!("somebody had changed {what}, which is put back"));
         } else {
             tracing::info!(what, "the DaemonSet of the agents is brought up to date");
         }
@@ -160,7 +160,7 @@ impl Agents {
         self.truce.is_none()
     }
 
-    fn tell(&self, about: &DaemonSet, reason: &str, note: String) {
+    fn warn(&self, about: &DaemonSet, reason: &str, note: String) {
         tracing::warn!(reason, "the DaemonSet of the agents: {note}");
         self.events.warn(about.object_ref(&()), reason, note);
     }

@@ -64,7 +64,7 @@ fn slice_writes(store: &Store, desired: &Desired, writes: &mut Vec<Write>) {
     let has = |slice: &str, uid: &str| {
         current.get(slice).is_some_and(|slice| slice.forwards.iter().any(|forward| forward.uid == uid))
     };
-    let homes: BTreeMap<&str, &str> = desired
+    let slice_of: BTreeMap<&str, &str> = desired
         .slices
         .iter()
         .flat_map(|(name, slice)| slice.forwards.iter().map(move |forward| (forward.uid.as_str(), name.as_str())))
@@ -80,7 +80,7 @@ fn slice_writes(store: &Store, desired: &Desired, writes: &mut Vec<Write>) {
         };
         // A forward that moves is in its new slice before it leaves the old one, so that no node ever misses it.
         let moving = now.forwards.iter().any(|forward| {
-            homes.get(forward.uid.as_str()).is_some_and(|home| home != name && !has(home, &forward.uid))
+            slice_of.get(forward.uid.as_str()).is_some_and(|slice| slice != name && !has(slice, &forward.uid))
         });
         if *now != spec && !moving {
             let revision = store.slices.get(name).and_then(|slice| slice.metadata.resource_version.clone());

@@ -16,17 +16,23 @@ use sallyport_policy::kept::spec_of;
 use sallyport_policy::validate::Problem;
 
 use crate::controller::cache;
-use crate::controller::carried::History;
 use crate::controller::desired::Desired;
 use crate::controller::finalizers::{hold_first, released};
 use crate::controller::gateways::{Gateways, gateways};
 use crate::controller::retention::{Retention, frozen, frozen_pool, unreadable};
+use crate::controller::rollout::SliceRevisions;
 use crate::controller::slices;
 use crate::controller::store::Store;
 
 /// Decides at `now`, in seconds since 1970; `gone` are the nodes that nobody waits for.
-pub fn decide(store: &Store, history: &History, gone: &BTreeSet<String>, retention: Retention, now: i64) -> Desired {
-    let held = slices::held(history);
+pub fn decide(
+    store: &Store,
+    revisions: &SliceRevisions,
+    gone: &BTreeSet<String>,
+    retention: Retention,
+    now: i64,
+) -> Desired {
+    let held = slices::held(revisions);
     let (forwards, mut verdicts) = forwards(store, &held, retention);
     let decision = policy::decide(&Observed {
         forwards: &forwards,
@@ -35,8 +41,8 @@ pub fn decide(store: &Store, history: &History, gone: &BTreeSet<String>, retenti
         nodes: &store.nodes.objects().map(|node| node_of(node)).collect::<Vec<_>>(),
         slices: &held,
         // A successor waits for those too that leave by this very decision.
-        leaving: &history.carried(),
-        unknown: history.unknown(),
+        leaving: &revisions.carried(),
+        unknown: revisions.unknown(),
         forbidden: &store.forbidden(),
         now,
     });
@@ -49,7 +55,7 @@ pub fn decide(store: &Store, history: &History, gone: &BTreeSet<String>, retenti
     slices.extend(frozen.slices);
 
     let (slices, to_hold) = hold_first(store, &held, slices);
-    let (slices, done_slices) = slices::with_empty(slices, &held, store, history, gone);
+    let (slices, done_slices) = slices::with_empty(slices, &held, store, revisions, gone);
     let leaving = |meta: &ObjectMeta| meta.deletion_timestamp.is_some() && !retention.keep_deleted;
     let Gateways { specs, done, labelled } =
         gateways(store, decision.nodes, |pool| frozen_pool(store, pool, retention).is_some());
@@ -63,7 +69,7 @@ pub fn decide(store: &Store, history: &History, gone: &BTreeSet<String>, retenti
         done_gateways: done,
         labelled,
         to_hold,
-        to_release: released(store, history, leaving),
+        to_release: released(store, revisions, leaving),
     }
 }
 

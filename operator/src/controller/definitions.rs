@@ -11,8 +11,8 @@ use sallyport_api::{GatewayPool, NodeState, PortForward};
 use sallyport_runtime::once::Once;
 use tokio::time::timeout;
 
-use crate::controller::carried::History;
 use crate::controller::retention::Retention;
+use crate::controller::rollout::SliceRevisions;
 use crate::controller::send::REQUEST_TIMEOUT;
 use crate::controller::store::Store;
 
@@ -40,9 +40,9 @@ impl Definitions {
     }
 
     /// What is kept although it is deleted.
-    pub async fn retention(&mut self, store: &Store, history: &History) -> Retention {
+    pub async fn retention(&mut self, store: &Store, revisions: &SliceRevisions) -> Retention {
         self.ask_again = false;
-        Retention { keep_deleted: self.keep_deleted(store).await, keep_pools: self.keep_pools(store, history).await }
+        Retention { keep_deleted: self.keep_deleted(store).await, keep_pools: self.keep_pools(store, revisions).await }
     }
 
     /// Whether to ask again soon, whatever happens.
@@ -65,8 +65,8 @@ impl Definitions {
     }
 
     /// Nor does deleting the definition of `GatewayPool`: a pool that went with it stays as it was until it is back.
-    async fn keep_pools(&mut self, store: &Store, history: &History) -> bool {
-        let carried = history.slices().map(|(_, slice)| slice.pool.as_str());
+    async fn keep_pools(&mut self, store: &Store, revisions: &SliceRevisions) -> bool {
+        let carried = revisions.slices().map(|(_, slice)| slice.pool.as_str());
         let serving = store.gateways.objects().filter(|gateway| gateway.spec.state == NodeState::Active);
         let serving = serving.map(|gateway| gateway.spec.pool.as_str());
         let missing = |pool: &&str| store.pools.entry("", pool).is_none();

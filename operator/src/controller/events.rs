@@ -43,7 +43,7 @@ impl Events {
     }
 
     /// Tells what is different from before, now that it is written.
-    pub fn tell(&self, report: &ForwardReport) {
+    pub fn record(&self, report: &ForwardReport) {
         let transitions = transitions(&report.before.conditions, &report.status.conditions);
         for event in transitions.into_iter().chain(plans(&report.before.plan, &report.status.plan)) {
             let about = ObjectReference {
@@ -80,12 +80,13 @@ impl Events {
 
 /// An event for `Accepted` and `Programmed` whenever the reason changes; waiting is no news.
 fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Event> {
-    let told = [ConditionType::Accepted, ConditionType::Programmed];
+    let recorded = [ConditionType::Accepted, ConditionType::Programmed];
     let of = |list: &[Condition], about: ConditionType| {
         list.iter().find(|condition| condition.type_ == about.as_str()).cloned()
     };
     let accepted = of(new, ConditionType::Accepted).is_none_or(|accepted| accepted.status == "True");
-    told.into_iter()
+    recorded
+        .into_iter()
         .filter_map(|about| {
             let (now, before) = (of(new, about)?, of(old, about));
             let same = before.is_some_and(|before| before.reason == now.reason && before.status == now.status);

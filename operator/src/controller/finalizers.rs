@@ -7,7 +7,7 @@ use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_policy::digest::slice_hash;
 
 use crate::controller::cache::Entry;
-use crate::controller::carried::History;
+use crate::controller::rollout::SliceRevisions;
 use crate::controller::store::Store;
 
 /// The slices without forwards that have to get our finalizer first, and those forwards: one enters a slice only once it
@@ -39,10 +39,14 @@ pub fn hold_first(
 }
 
 /// The forwards that can be let go: they are `leaving`, and on no live node any more.
-pub fn released(store: &Store, history: &History, leaving: impl Fn(&ObjectMeta) -> bool) -> BTreeSet<ForwardRef> {
+pub fn released(
+    store: &Store,
+    revisions: &SliceRevisions,
+    leaving: impl Fn(&ObjectMeta) -> bool,
+) -> BTreeSet<ForwardRef> {
     let free = store.forwards.entries().filter(|(_, entry)| {
         let uid = entry.meta().uid.as_deref().unwrap_or_default();
-        leaving(entry.meta()) && entry.has_our_finalizer() && !history.may_be_carried(uid)
+        leaving(entry.meta()) && entry.has_our_finalizer() && !revisions.may_be_carried(uid)
     });
     free.map(|((namespace, name), _)| ForwardRef { namespace: namespace.clone(), name: name.clone() }).collect()
 }

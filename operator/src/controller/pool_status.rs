@@ -34,12 +34,12 @@ pub fn pool_status(
                 (Reason::AgentUnreachable, format!("the agent on {} is silent: look at its pod", gateway.name))
             }
             Some(gateway) => {
-                let said = gateway
+                let message = gateway
                     .synced()
                     .map_or("its agent has not reported yet; if that lasts, look at its pod", |synced| {
                         synced.message.as_str()
                     });
-                (Reason::Pending, format!("{}: {said}", gateway.name))
+                (Reason::Pending, format!("{}: {message}", gateway.name))
             }
             None => (Reason::Ready, format!("{ready} of {} nodes carry all forwards", gateways.len())),
         },

@@ -14,13 +14,13 @@ use tokio::time::Instant;
 
 use crate::controller::apply::in_turn;
 use crate::controller::cache::Entry;
-use crate::controller::carried::History;
 use crate::controller::desired::Desired;
+use crate::controller::liveness::Liveness;
 use crate::controller::pool_status::pool_status;
+use crate::controller::rollout::SliceRevisions;
 use crate::controller::status::forward_status;
 use crate::controller::store::Store;
 use crate::controller::subject::{Gateway, Subject, held, time};
-use crate::controller::vital::Vital;
 use crate::controller::write::{ForwardReport, Write};
 use crate::metrics::Metrics;
 
@@ -58,13 +58,13 @@ impl Reporter {
     pub fn writes(
         &mut self,
         store: &Store,
-        history: &History,
-        vital: &Vital,
+        revisions: &SliceRevisions,
+        liveness: &Liveness,
         desired: &Desired,
         metrics: &Metrics,
     ) -> Vec<Write> {
         let now = Time(Timestamp::now());
-        let gateways = by_pool(store, vital);
+        let gateways = by_pool(store, liveness);
         let all_held = held(&desired.slices);
         let mut reports = Vec::new();
         let mut counts: BTreeMap<&str, ForwardCounts> = BTreeMap::new();
@@ -80,7 +80,7 @@ impl Reporter {
             }
             let spec = entry.object().map(|object| &object.spec);
             let pool = spec.map_or("", |spec| spec.pool.as_str());
-            let suspended = spec.is_some_and(|spec| spec.mode != Mode::Apply);
+            let is_paused = spec.is_some_and(|spec| spec.mode != Mode::Apply);
             match verdict {
                 Some(Verdict::Accepted(_)) => counts.entry(pool).or_default().accepted += 1,
                 Some(Verdict::Refused(_)) => counts.entry(pool).or_default().refused += 1,
@@ -106,11 +106,11 @@ impl Reporter {
             };
             let old = known.cloned().unwrap_or_default();
             let here = match held.forward {
-                Some((pool, _)) if suspended => gateways.get(pool).map(Vec::as_slice).unwrap_or_default(),
+                Some((pool, _)) if is_paused => gateways.get(pool).map(Vec::as_slice).unwrap_or_default(),
                 _ => asked,
             };
-            let new = forward_status(&subject, here, history, &old, &now);
-            *ready.entry(word(&new, ConditionType::Ready).0).or_default() += 1;
+            let new = forward_status(&subject, here, revisions, &old, &now);
+            *ready.entry(status_and_reason(&new, ConditionType::Ready).0).or_default() += 1;
             if new == old {
                 continue;
             }
@@ -150,18 +150,18 @@ impl Reporter {
 }
 
 /// The gateways that are to carry the forwards of each pool.
-fn by_pool<'a>(store: &'a Store, vital: &Vital) -> BTreeMap<&'a str, Vec<Gateway<'a>>> {
+fn by_pool<'a>(store: &'a Store, liveness: &Liveness) -> BTreeMap<&'a str, Vec<Gateway<'a>>> {
     let mut pools: BTreeMap<&str, Vec<Gateway<'_>>> = BTreeMap::new();
     for object in store.gateways.objects().filter(|gateway| gateway.spec.state == NodeState::Active) {
         let name = object.metadata.name.as_deref().unwrap_or_default();
-        let gateway = Gateway { name, object, silent: vital.silent.contains(name) };
+        let gateway = Gateway { name, object, silent: liveness.is_silent(name) };
         pools.entry(object.spec.pool.as_str()).or_default().push(gateway);
     }
     pools
 }
 
 /// Status and reason of a condition.
-fn word(status: &PortForwardStatus, about: ConditionType) -> (String, String) {
+fn status_and_reason(status: &PortForwardStatus, about: ConditionType) -> (String, String) {
     status
         .conditions
         .iter()
@@ -180,12 +180,14 @@ fn may_wait(old: &PortForwardStatus, new: &PortForwardStatus) -> Option<Duration
         return Some(PROGRESS);
     }
     // What the other gateways would change is on its way, too.
-    let plan = |status: &PortForwardStatus| word(status, ConditionType::Programmed).1 == Reason::Planned.as_str();
+    let plan =
+        |status: &PortForwardStatus| status_and_reason(status, ConditionType::Programmed).1 == Reason::Planned.as_str();
     if plan(old) && plan(new) && old.hash == new.hash && old.observed_generation == new.observed_generation {
         return Some(PROGRESS);
     }
-    let pending = |status: &PortForwardStatus| word(status, ConditionType::Programmed).1 == Reason::Pending.as_str();
-    if !pending(new) || word(new, ConditionType::Accepted).0 != "True" {
+    let pending =
+        |status: &PortForwardStatus| status_and_reason(status, ConditionType::Programmed).1 == Reason::Pending.as_str();
+    if !pending(new) || status_and_reason(new, ConditionType::Accepted).0 != "True" {
         return None;
     }
     if old.observed_generation != new.observed_generation {

@@ -40,11 +40,11 @@ impl Controller {
 
     /// One pass over everything.
     async fn pass(&mut self, definitions: &mut Definitions) {
-        let retention = definitions.retention(&self.store, &self.history).await;
+        let retention = definitions.retention(&self.store, &self.revisions).await;
         self.again |= definitions.ask_again();
         let begun = Instant::now();
         self.observe();
-        let desired = decide(&self.store, &self.history, &self.vital.dead, retention, self.now);
+        let desired = decide(&self.store, &self.revisions, &self.liveness.gone, retention, self.now);
         self.apply(&desired);
         self.metrics.passed(begun.elapsed());
     }

@@ -7,12 +7,12 @@ use sallyport_api::forward_slice::ForwardSliceSpec;
 use sallyport_api::gateway_node::GatewayNode;
 use sallyport_policy::digest::slice_hash;
 
-use crate::controller::carried::History;
+use crate::controller::rollout::SliceRevisions;
 use crate::controller::store::Store;
 
 /// The slices as they were last written, those included that have vanished while a node may carry them.
-pub fn held(history: &History) -> BTreeMap<String, ForwardSliceSpec> {
-    history.slices().map(|(name, spec)| (name.to_owned(), spec.clone())).collect()
+pub fn held(revisions: &SliceRevisions) -> BTreeMap<String, ForwardSliceSpec> {
+    revisions.slices().map(|(name, spec)| (name.to_owned(), spec.clone())).collect()
 }
 
 /// The slices that are `wanted`, with an empty one for each that should go; and those that every node has emptied.
@@ -20,13 +20,13 @@ pub fn with_empty(
     wanted: BTreeMap<String, ForwardSliceSpec>,
     held: &BTreeMap<String, ForwardSliceSpec>,
     store: &Store,
-    history: &History,
+    revisions: &SliceRevisions,
     gone: &BTreeSet<String>,
 ) -> (BTreeMap<String, ForwardSliceSpec>, BTreeSet<String>) {
     let (mut slices, mut done) = (wanted, BTreeSet::new());
     for (name, slice) in held.iter().filter(|(name, _)| !slices.contains_key(*name)).collect::<Vec<_>>() {
         let empty = empty(&slice.pool);
-        if slice.hash == empty.hash && history.is_on_every_node(name) {
+        if slice.hash == empty.hash && revisions.is_on_every_node(name) {
             done.insert(name.clone());
         }
         slices.insert(name.clone(), empty);

@@ -22,9 +22,9 @@ use sallyport_policy::kept::spec_of;
 use sallyport_policy::validate::Problem;
 use sallyport_runtime::text;
 
-use crate::controller::carried::{Carries, History};
+use crate::controller::paused::{self, Paused};
+use crate::controller::rollout::{Readback, SliceRevisions};
 use crate::controller::subject::{Gateway, Subject, names};
-use crate::controller::suspended::{self, Standing};
 
 /// How far the gateways are with a forward.
 #[derive(Debug, Default)]
@@ -46,11 +46,11 @@ fn progress<'a>(
     subject: &Subject<'_>,
     want: Option<&str>,
     gateways: &[Gateway<'a>],
-    history: &History,
+    revisions: &SliceRevisions,
 ) -> Progress<'a> {
     let mut progress = Progress::default();
     progress.counts.desired = count(gateways.len());
-    let forward = history.find(subject.uid);
+    let forward = revisions.find(subject.uid);
     for gateway in gateways {
         let Some(report) = gateway.report() else {
             progress.starting.push(gateway.name);
@@ -60,19 +60,19 @@ fn progress<'a>(
         let current =
             gateway.synced().is_some_and(|synced| synced.observed_generation == gateway.object.metadata.generation);
         let carries = match &forward {
-            _ if !current => Carries::Unknown,
-            None => Carries::Nothing,
+            _ if !current => Readback::Unknown,
+            None => Readback::Nothing,
             Some(forward) => forward.on(report),
         };
-        let failure = (carries == Carries::Failed).then(|| failure_of(subject.key, gateway.name, report));
+        let failure = (carries == Readback::Failed).then(|| failure_of(subject.key, gateway.name, report));
         match &carries {
-            Carries::Unknown => {}
-            Carries::Hash(hash) => drop(progress.hashes.insert(Some(Arc::clone(hash)))),
+            Readback::Unknown => {}
+            Readback::Hash(hash) => drop(progress.hashes.insert(Some(Arc::clone(hash)))),
             // Its rules are there; it is another firewall that keeps them from working.
-            Carries::Failed if matches!(failure, Some((Reason::HostFirewallConflict, _))) => {
+            Readback::Failed if matches!(failure, Some((Reason::HostFirewallConflict, _))) => {
                 progress.hashes.insert(want.map(Arc::from));
             }
-            Carries::Nothing | Carries::Failed => drop(progress.hashes.insert(None)),
+            Readback::Nothing | Readback::Failed => drop(progress.hashes.insert(None)),
         }
         if gateway.silent {
             progress.silent.push(gateway.name);
@@ -85,8 +85,8 @@ fn progress<'a>(
             continue;
         }
         match carries {
-            Carries::Hash(hash) if Some(&*hash) == want => progress.counts.programmed += 1,
-            Carries::Failed => {
+            Readback::Hash(hash) if Some(&*hash) == want => progress.counts.programmed += 1,
+            Readback::Failed => {
                 progress.counts.failed += 1;
                 progress.failure = progress.failure.or(failure);
             }
@@ -128,15 +128,15 @@ fn trouble(node: &str, synced: &Condition) -> Option<(Reason, String)> {
     serious.then(|| (reason, format!("{node}: {}", synced.message)))
 }
 
-fn reason_of(word: &str) -> Reason {
-    Reason::ALL.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Reason::NodeFailed)
+fn reason_of(name: &str) -> Reason {
+    Reason::ALL.into_iter().find(|reason| reason.as_str() == name).unwrap_or(Reason::NodeFailed)
 }
 
 /// The status of one forward, made from its old one so that what did not change keeps its times.
 pub fn forward_status(
     subject: &Subject<'_>,
     gateways: &[Gateway<'_>],
-    history: &History,
+    revisions: &SliceRevisions,
     old: &PortForwardStatus,
     now: &Time,
 ) -> PortForwardStatus {
@@ -146,10 +146,10 @@ pub fn forward_status(
         _ => None,
     };
     let mode = subject.spec.map_or(Mode::Apply, |spec| spec.mode);
-    let kept = subject.held.forward.filter(|_| mode != Mode::Apply);
-    let held = if mode == Mode::Apply { want } else { kept.map(|(_, forward)| forward.hash.as_str()) };
-    let progress = progress(subject, held, gateways, history);
-    status.plan = suspended::plan(subject, want);
+    let paused = subject.held.forward.filter(|_| mode != Mode::Apply);
+    let held = if mode == Mode::Apply { want } else { paused.map(|(_, forward)| forward.hash.as_str()) };
+    let progress = progress(subject, held, gateways, revisions);
+    status.plan = paused::plan(subject, want);
     let accepted = match (subject.verdict, subject.unreadable) {
         (Some(Verdict::Accepted(_)), Some(problem)) => Some((
             Reason::UnsupportedValue,
@@ -161,15 +161,15 @@ pub fn forward_status(
         (Some(Verdict::Accepted(_)), None) => {
             Some((Reason::Accepted, "valid, granted, and holds its ports".to_owned()))
         }
-        (Some(Verdict::Refused(problems)), _) => problems.first().map(|first| (first.reason, said(problems))),
+        (Some(Verdict::Refused(problems)), _) => problems.first().map(|first| (first.reason, summarize(problems))),
         (None, _) => None,
     };
     let programmed = match (&accepted, want) {
         (None, _) => leaving(&progress),
         (Some(_), want) if mode != Mode::Apply && (held.is_some() || want.is_some()) => {
             let carried = progress.hashes.iter().any(Option::is_some);
-            let standing = Standing { mode, want, held, carried, kept: verified(&progress) };
-            standing.programmed(subject, &status.plan)
+            let paused = Paused { mode, want, held, carried, progress: verified(&progress) };
+            paused.programmed(subject, &status.plan)
         }
         (Some((reason, _)), None) if progress.hashes.iter().any(Option::is_some) => {
             (*reason, "not accepted: it is being taken off the gateways".to_owned())
@@ -199,8 +199,8 @@ pub fn forward_status(
         status.applied_hash = same.map(|hash| hash.to_string());
     }
     status.nodes = Some(progress.counts);
-    let spec_of_kept = kept.map(|(pool, forward)| spec_of(pool, &forward.intent));
-    let in_force = if mode == Mode::Apply { subject.spec.filter(|_| want.is_some()) } else { spec_of_kept.as_ref() };
+    let spec_of_held = paused.map(|(pool, forward)| spec_of(pool, &forward.intent));
+    let in_force = if mode == Mode::Apply { subject.spec.filter(|_| want.is_some()) } else { spec_of_held.as_ref() };
     (status.addresses, status.source_addresses) = match in_force {
         Some(spec) => (listening(spec, gateways), leaving_from(spec, gateways)),
         None => (Vec::new(), Vec::new()),
@@ -211,7 +211,7 @@ pub fn forward_status(
     status
 }
 
-fn said(problems: &[Problem]) -> String {
+fn summarize(problems: &[Problem]) -> String {
     text::cut(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "), 1024)
 }
 

@@ -15,10 +15,10 @@ use sallyport_runtime::once::Once;
 use tokio::time::{Instant, timeout};
 
 use crate::controller::Controller;
-use crate::controller::carried::History;
 use crate::controller::desired::Desired;
 use crate::controller::finalizers::released;
 use crate::controller::gateways::{Gateways, gateways, has_label};
+use crate::controller::rollout::SliceRevisions;
 use crate::controller::send::REQUEST_TIMEOUT;
 use crate::controller::slices;
 use crate::controller::store::Store;
@@ -29,8 +29,8 @@ const DISPENSABLE: [&str; 8] =
 
 /// What should be: no node carries anything, and nothing of ours is left but what users wrote. `gone` are the nodes that
 /// nobody waits for.
-pub fn desired(store: &Store, history: &History, gone: &BTreeSet<String>) -> Desired {
-    let (slices, done_slices) = slices::with_empty(BTreeMap::new(), &slices::held(history), store, history, gone);
+pub fn desired(store: &Store, revisions: &SliceRevisions, gone: &BTreeSet<String>) -> Desired {
+    let (slices, done_slices) = slices::with_empty(BTreeMap::new(), &slices::held(revisions), store, revisions, gone);
     let Gateways { specs, mut done, mut labelled } = gateways(store, BTreeMap::new(), |_| false);
     // Their rules are out of reach; when they come back, `sallyport-node-agent cleanup` removes them.
     done.extend(specs.keys().filter(|name| gone.contains(*name)).cloned());
@@ -42,7 +42,7 @@ pub fn desired(store: &Store, history: &History, gone: &BTreeSet<String>) -> Des
         gateways: specs,
         done_gateways: done,
         labelled,
-        to_release: released(store, history, |_| true),
+        to_release: released(store, revisions, |_| true),
         ..Desired::default()
     }
 }
@@ -66,7 +66,7 @@ impl Controller {
     /// Takes everything of ours off the cluster; returns when it is gone. With `force` it waits for no silent agent.
     pub async fn uninstall(&mut self, force: bool) {
         self.store.dispensable = &DISPENSABLE;
-        self.pulse.gives_up = force;
+        self.tracker.gives_up = force;
         let mut left = Once::default();
         loop {
             self.due(|| None).await;
@@ -91,7 +91,7 @@ impl Controller {
     async fn uninstall_pass(&mut self) {
         let begun = Instant::now();
         self.observe();
-        let desired = desired(&self.store, &self.history, &self.vital.dead);
+        let desired = desired(&self.store, &self.revisions, &self.liveness.gone);
         self.apply(&desired);
         self.metrics.passed(begun.elapsed());
         // The agents stay until every node is clean.
@@ -104,9 +104,9 @@ impl Controller {
     }
 
     /// Whether nothing is left; says what is waited for, and which rules have to be left behind.
-    pub(super) fn is_uninstalled(&self, told: &mut Once<Vec<String>>) -> bool {
+    pub(super) fn is_uninstalled(&self, logged: &mut Once<Vec<String>>) -> bool {
         let left = self.left();
-        for line in told.news_of(&left) {
+        for line in logged.news_of(&left) {
             tracing::info!("left: {line}");
         }
         self.set_readiness((!left.is_empty()).then(|| left.join("; ")));
@@ -119,12 +119,12 @@ impl Controller {
         let mut left = Vec::new();
         for gateway in store.gateways.objects() {
             let name = gateway.metadata.name.as_deref().unwrap_or_default();
-            left.push(if self.vital.dead.contains(name) {
+            left.push(if self.liveness.gone.contains(name) {
                 format!(
                     "{name} keeps its rules: when it is back, run `sallyport-node-agent cleanup --state-dir \
                      /var/lib/sallyport` of the agents' image on it, as docs/install.md says"
                 )
-            } else if self.vital.silent.contains(name) || self.vital.unborn.contains(name) {
+            } else if self.liveness.is_silent(name) || self.liveness.never_started(name) {
                 format!("{name}: its agent does not answer; look at its pod, or give up on it with --force")
             } else {
                 format!("{name}: its agent is taking the rules off")

@@ -105,7 +105,7 @@ impl Writer {
                 self.failed.remove(&object);
                 again |= write.matters();
                 if let Write::ForwardStatus(report) = &write {
-                    self.events.tell(report);
+                    self.events.record(report);
                 }
                 Some(answer)
             }
@@ -119,19 +119,19 @@ impl Writer {
     }
 
     fn put_off(&mut self, object: ObjectKey, write: Write, Trouble { why, outdated, invalid }: Trouble) {
-        let (mut backoff, mut told) = match self.failed.remove(&object) {
+        let (mut backoff, mut logged) = match self.failed.remove(&object) {
             Some(before) => (before.backoff, before.why),
             None => (Backoff::new(FIRST_WAIT, LONGEST_WAIT), Once::default()),
         };
-        if told.is_news(&why) && !outdated {
+        if logged.is_news(&why) && !outdated {
             tracing::warn!(subject = %object, why, "write failed; trying again");
             if let (Write::ForwardStatus(report), true) = (&write, invalid) {
                 // Of an object on which a rule of its schema fails not even the status can be written: an Event can.
-                self.events.tell(report);
+                self.events.record(report);
             }
         }
         let until = Instant::now() + backoff.failed();
-        self.failed.insert(object, Failed { write, backoff, until, why: told });
+        self.failed.insert(object, Failed { write, backoff, until, why: logged });
     }
 
     fn start(&mut self) {

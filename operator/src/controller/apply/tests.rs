@@ -14,7 +14,7 @@ fn nothing_is_written_that_is_so_already() {
     let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306), ("b", 3307)]);
     assert_eq!(scene.pass(), NOTHING);
     // Whoever leads next knows only the objects, and comes to the same.
-    scene.history = crate::controller::carried::History::default();
+    scene.revisions = crate::controller::rollout::SliceRevisions::default();
     assert_eq!(scene.pass(), NOTHING);
     scene.obey("gw1");
     assert_eq!(scene.pass(), NOTHING);
@@ -53,7 +53,7 @@ fn a_forward_that_came_and_went_unreported_is_waited_for() {
 fn a_slice_that_vanished_while_nobody_led_comes_back_empty_and_then_goes() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
     scene.store.slices.deleted("default-0000");
-    scene.history = crate::controller::carried::History::default();
+    scene.revisions = crate::controller::rollout::SliceRevisions::default();
     scene.delete_forward("a");
     assert_eq!(scene.pass(), ["slice default-0000 []"]);
     scene.obey("gw1");

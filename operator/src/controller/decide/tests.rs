@@ -75,7 +75,7 @@ fn a_deleted_forward_is_released_only_when_no_node_carries_it() {
     scene.obey("gw1");
     let desired = scene.decide();
     assert!(desired.to_release.is_empty(), "gw2 has not read it back");
-    assert_eq!(scene.history.leaving().len(), 1);
+    assert_eq!(scene.revisions.leaving().len(), 1);
     scene.obey("gw2");
     assert_eq!(scene.pass(), ["release a"]);
 }
@@ -98,7 +98,7 @@ fn a_dead_node_keeps_no_forward_from_going() {
     scene.pass();
     scene.obey("gw1");
     assert!(scene.decide().to_release.is_empty());
-    scene.dead.insert("gw2".to_owned());
+    scene.gone.insert("gw2".to_owned());
     assert_eq!(scene.decide().to_release, BTreeSet::from([key("a")]));
 }
 
@@ -227,7 +227,7 @@ fn an_uninstallation_leaves_nothing_but_what_users_wrote() {
 fn an_uninstallation_gives_up_on_dead_nodes() {
     let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
     scene.uninstalling = true;
-    scene.dead.insert("gw2".to_owned());
+    scene.gone.insert("gw2".to_owned());
     let desired = scene.decide();
     assert_eq!(desired.done_gateways, BTreeSet::from(["gw2".to_owned()]));
     assert_eq!(desired.labelled, BTreeSet::from(["gw1".to_owned()]));
@@ -263,7 +263,7 @@ fn a_pool_that_went_with_its_definition_stays_as_it_was() {
 #[test]
 fn a_dead_node_makes_no_slice_come_and_go() {
     let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
-    scene.dead.insert("gw2".into());
+    scene.gone.insert("gw2".into());
     scene.delete_forward("a");
     for _ in 0..4 {
         scene.pass();

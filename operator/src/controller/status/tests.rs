@@ -40,7 +40,7 @@ fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardSt
         held: held(&desired.slices).get(uid.as_str()).copied().unwrap_or_default(),
         asked: &gateways,
     };
-    forward_status(&subject, &gateways, &scene.history, old, &at(now))
+    forward_status(&subject, &gateways, &scene.revisions, old, &at(now))
 }
 
 fn fresh(scene: &mut Scene, name: &str, silent: &[&str]) -> PortForwardStatus {
