@@ -8,33 +8,33 @@
 //! One task owns everything that is known. A pass looks at all of it; what is as it should be costs no request. What is
 //! desired is decided by `serve`, or by `uninstall`.
 
-pub mod agents;
-pub mod apply;
-pub mod cache;
-pub mod decide;
-pub mod definitions;
-pub mod desired;
-pub mod drift;
-pub mod events;
-pub mod finalizers;
-pub mod gateways;
-pub mod guard;
-pub mod liveness;
-pub mod observe;
-pub mod paused;
-pub mod pool_status;
-pub mod report;
-pub mod retention;
-pub mod rollout;
-pub mod send;
-pub mod serve;
-pub mod slices;
-pub mod status;
-pub mod store;
-pub mod subject;
-pub mod uninstall;
-pub mod write;
-pub mod writer;
+mod agents;
+pub(crate) mod apply;
+pub(crate) mod cache;
+pub(crate) mod decide;
+mod definitions;
+pub(crate) mod desired;
+mod drift;
+pub(crate) mod events;
+mod finalizers;
+pub(crate) mod gateways;
+pub(crate) mod guard;
+mod liveness;
+pub(crate) mod observe;
+mod paused;
+mod pool_status;
+mod report;
+pub(crate) mod retention;
+pub(crate) mod rollout;
+mod send;
+mod serve;
+mod slices;
+mod status;
+pub(crate) mod store;
+mod subject;
+pub(crate) mod uninstall;
+pub(crate) mod write;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,10 +67,10 @@ use crate::metrics::Metrics;
 const TICK: Duration = Duration::from_secs(1);
 
 /// Why the leader cannot decide yet, for `/readyz`; of an uninstallation, what it still waits for.
-pub type Readiness = Arc<Mutex<Option<String>>>;
+pub(crate) type Readiness = Arc<Mutex<Option<String>>>;
 
 /// The loop, with all that it knows. What it is for is in `serve` and `uninstall`.
-pub struct Controller {
+pub(crate) struct Controller {
     client: Client,
     namespace: String,
     changes: BoxStream<'static, Change>,
@@ -100,7 +100,7 @@ pub struct Controller {
 
 impl Controller {
     /// Starts to watch.
-    pub fn new(
+    pub(crate) fn new(
         client: Client,
         namespace: &str,
         leadership: Arc<Leadership>,
@@ -257,7 +257,7 @@ impl Controller {
 }
 
 /// Waits for a moment; for ever if there is none.
-pub async fn until(when: Option<Instant>) {
+pub(crate) async fn until(when: Option<Instant>) {
     match when {
         Some(when) => tokio::time::sleep_until(when).await,
         None => std::future::pending().await,

@@ -19,7 +19,7 @@ const TEMPLATE: &str = "sallyport.dev/template";
 const ADMIN: (&str, i32) = ("127.0.0.1", 9478);
 
 /// The one `DaemonSet`, in `namespace`.
-pub fn daemon_set(namespace: &str, args: &AgentArgs) -> DaemonSet {
+pub(crate) fn daemon_set(namespace: &str, args: &AgentArgs) -> DaemonSet {
     let labels = BTreeMap::from([
         ("app.kubernetes.io/name".to_owned(), AGENT_NAME.to_owned()),
         ("app.kubernetes.io/part-of".to_owned(), "sallyport".to_owned()),
@@ -47,7 +47,7 @@ pub fn daemon_set(namespace: &str, args: &AgentArgs) -> DaemonSet {
 }
 
 /// `existing` with the spec and the labels of `wanted`; all other metadata are those of others.
-pub fn replaced(existing: &DaemonSet, wanted: &DaemonSet) -> DaemonSet {
+pub(crate) fn replaced(existing: &DaemonSet, wanted: &DaemonSet) -> DaemonSet {
     let mut whole = DaemonSet { metadata: existing.metadata.clone(), ..wanted.clone() };
     whole.metadata.labels.get_or_insert_default().extend(wanted.metadata.labels.clone().unwrap_or_default());
     whole.metadata.annotations.get_or_insert_default().remove(TEMPLATE);
@@ -55,13 +55,13 @@ pub fn replaced(existing: &DaemonSet, wanted: &DaemonSet) -> DaemonSet {
 }
 
 /// Whether `existing` has the labels of `wanted`.
-pub fn has_labels(existing: &DaemonSet, wanted: &DaemonSet) -> bool {
+pub(crate) fn has_labels(existing: &DaemonSet, wanted: &DaemonSet) -> bool {
     let found = existing.metadata.labels.as_ref();
     wanted.metadata.labels.iter().flatten().all(|(key, value)| found.is_some_and(|found| found.get(key) == Some(value)))
 }
 
 /// Paths of the fields of the spec that are not the same, and `labels` for those of the `DaemonSet` itself.
-pub fn differing(one: &DaemonSet, other: &DaemonSet) -> Vec<String> {
+pub(crate) fn differing(one: &DaemonSet, other: &DaemonSet) -> Vec<String> {
     let mut paths = Vec::new();
     compare("spec", &json!(one.spec), &json!(other.spec), &mut paths);
     if one.metadata.labels != other.metadata.labels {

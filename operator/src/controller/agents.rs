@@ -32,7 +32,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(32);
 
 /// Keeps the one `DaemonSet` as it shall be.
-pub struct Agents {
+pub(crate) struct Agents {
     api: Api<DaemonSet>,
     events: Events,
     leadership: Arc<Leadership>,
@@ -51,7 +51,7 @@ pub struct Agents {
 
 impl Agents {
     /// Knows nothing of it yet.
-    pub fn new(
+    pub(crate) fn new(
         client: Client,
         namespace: &str,
         events: Events,
@@ -73,13 +73,13 @@ impl Agents {
     }
 
     /// When to look again although nothing happens.
-    pub fn next_look(&self) -> Option<Instant> {
+    pub(crate) fn next_look(&self) -> Option<Instant> {
         [self.truce, self.retry].into_iter().flatten().min().filter(|_| self.leadership.is_valid())
     }
 
     /// Makes it as it shall be, if it is not known to be so already. What was written, if anything; a failure is told, and
     /// tried again later.
-    pub async fn settle(&mut self, existing: Option<&DaemonSet>, wanted: &DaemonSet) -> Option<DaemonSet> {
+    pub(crate) async fn settle(&mut self, existing: Option<&DaemonSet>, wanted: &DaemonSet) -> Option<DaemonSet> {
         for wait in [&mut self.truce, &mut self.retry] {
             *wait = wait.filter(|until| *until > Instant::now());
         }

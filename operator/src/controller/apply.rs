@@ -13,7 +13,7 @@ use crate::controller::store::Store;
 use crate::controller::write::Write;
 
 /// The writes of what the agents act upon, in the order in which they should start.
-pub fn writes(store: &Store, desired: &Desired) -> Vec<Write> {
+pub(crate) fn writes(store: &Store, desired: &Desired) -> Vec<Write> {
     let mut writes = Vec::new();
     slice_writes(store, desired, &mut writes);
     for (name, spec) in &desired.gateways {
@@ -46,7 +46,7 @@ fn holds(desired: &Desired) -> impl Iterator<Item = (&ForwardRef, bool)> {
 }
 
 /// Lets namespaces take turns: one with thousands of forwards must not hold up the others.
-pub fn in_turn<T>(items: Vec<T>, key: impl Fn(&T) -> &ForwardRef) -> Vec<T> {
+pub(crate) fn in_turn<T>(items: Vec<T>, key: impl Fn(&T) -> &ForwardRef) -> Vec<T> {
     let mut turns: BTreeMap<String, usize> = BTreeMap::new();
     let mut ranked = Vec::with_capacity(items.len());
     for item in items {

@@ -15,11 +15,11 @@ use sallyport_runtime::once::Once;
 use crate::controller::guard::DeserializeGuard;
 
 /// Namespace (empty for a cluster-scoped object) and name.
-pub type Key = (String, String);
+pub(crate) type Key = (String, String);
 
 /// One object.
 #[derive(Clone, Debug)]
-pub enum Entry<K> {
+pub(crate) enum Entry<K> {
     /// As the API server has it.
     Good(Arc<K>),
     /// Its newest form does not decode: the metadata are new, the rest is the last good form.
@@ -30,7 +30,7 @@ pub enum Entry<K> {
 
 impl<K: Resource<DynamicType = ()>> Entry<K> {
     /// The newest metadata.
-    pub fn meta(&self) -> &ObjectMeta {
+    pub(crate) fn meta(&self) -> &ObjectMeta {
         match self {
             Self::Good(object) | Self::Stale(object, _) => object.meta(),
             Self::Unreadable(meta, _) => meta,
@@ -38,7 +38,7 @@ impl<K: Resource<DynamicType = ()>> Entry<K> {
     }
 
     /// The last good form.
-    pub fn object(&self) -> Option<&Arc<K>> {
+    pub(crate) fn object(&self) -> Option<&Arc<K>> {
         match self {
             Self::Good(object) | Self::Stale(object, _) => Some(object),
             Self::Unreadable(..) => None,
@@ -46,7 +46,7 @@ impl<K: Resource<DynamicType = ()>> Entry<K> {
     }
 
     /// Why the newest form does not decode.
-    pub fn problem(&self) -> Option<&str> {
+    pub(crate) fn problem(&self) -> Option<&str> {
         match self {
             Self::Good(_) => None,
             Self::Stale(_, problem) | Self::Unreadable(_, problem) => Some(problem),
@@ -54,12 +54,12 @@ impl<K: Resource<DynamicType = ()>> Entry<K> {
     }
 
     /// What keeps it from vanishing when it is deleted.
-    pub fn finalizers(&self) -> &[String] {
+    pub(crate) fn finalizers(&self) -> &[String] {
         self.meta().finalizers.as_deref().unwrap_or_default()
     }
 
     /// Whether our finalizer is on it.
-    pub fn has_our_finalizer(&self) -> bool {
+    pub(crate) fn has_our_finalizer(&self) -> bool {
         self.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
     }
 
@@ -70,7 +70,7 @@ impl<K: Resource<DynamicType = ()>> Entry<K> {
 
 /// All objects of one kind.
 #[derive(Debug)]
-pub struct Cache<K> {
+pub(crate) struct Cache<K> {
     objects: BTreeMap<Key, Entry<K>>,
     /// A list on its way in, while there is one.
     listing: Option<BTreeMap<Key, Entry<K>>>,
@@ -94,37 +94,37 @@ impl<K> Default for Cache<K> {
 
 impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     /// Whether a whole list has come in.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
     /// Why the watch does not work at the moment.
-    pub fn trouble(&self) -> Option<&str> {
+    pub(crate) fn trouble(&self) -> Option<&str> {
         self.trouble.last().map(String::as_str)
     }
 
     /// All entries in the order of their keys.
-    pub fn entries(&self) -> impl Iterator<Item = (&Key, &Entry<K>)> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&Key, &Entry<K>)> {
         self.objects.iter()
     }
 
     /// All objects in a form that decodes.
-    pub fn objects(&self) -> impl Iterator<Item = &Arc<K>> {
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &Arc<K>> {
         self.objects.values().filter_map(Entry::object)
     }
 
     /// A cluster-scoped object.
-    pub fn get(&self, name: &str) -> Option<&Arc<K>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<K>> {
         self.entry("", name)?.object()
     }
 
     /// An object of a namespace.
-    pub fn entry(&self, namespace: &str, name: &str) -> Option<&Entry<K>> {
+    pub(crate) fn entry(&self, namespace: &str, name: &str) -> Option<&Entry<K>> {
         self.objects.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// Takes in what the watch says; whether anything is different now.
-    pub fn feed(&mut self, event: Event<DeserializeGuard<K>>) -> bool {
+    pub(crate) fn feed(&mut self, event: Event<DeserializeGuard<K>>) -> bool {
         // A list begins before anything has been heard.
         if !matches!(event, Event::Init) {
             self.trouble.clear();
@@ -153,17 +153,17 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     }
 
     /// Takes in that the watch failed; whether for another reason than it is known to fail for.
-    pub fn failed(&mut self, trouble: &str) -> bool {
+    pub(crate) fn failed(&mut self, trouble: &str) -> bool {
         self.trouble.is_news(trouble)
     }
 
     /// Takes in that this cluster has no such kind; whether that is new.
-    pub fn does_not_exist(&mut self) -> bool {
+    pub(crate) fn does_not_exist(&mut self) -> bool {
         !std::mem::replace(&mut self.complete, true)
     }
 
     /// Takes in the API server's answer to a write of ours.
-    pub fn wrote(&mut self, object: DeserializeGuard<K>) {
+    pub(crate) fn wrote(&mut self, object: DeserializeGuard<K>) {
         let (key, entry) = self.read(object);
         let meta = entry.meta();
         if meta.deletion_timestamp.is_some() && meta.finalizers.as_ref().is_none_or(Vec::is_empty) {
@@ -176,7 +176,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     }
 
     /// Takes in that a cluster-scoped object is gone by our own doing.
-    pub fn deleted(&mut self, name: &str) {
+    pub(crate) fn deleted(&mut self, name: &str) {
         self.objects.remove(&(String::new(), name.to_owned()));
     }
 

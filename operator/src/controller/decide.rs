@@ -25,7 +25,7 @@ use crate::controller::slices;
 use crate::controller::store::Store;
 
 /// Decides at `now`, in seconds since 1970; `gone` are the nodes that nobody waits for.
-pub fn decide(
+pub(crate) fn decide(
     store: &Store,
     revisions: &SliceRevisions,
     gone: &BTreeSet<String>,

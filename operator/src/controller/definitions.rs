@@ -24,7 +24,7 @@ struct Going {
 }
 
 /// Asks for definitions when objects of theirs go, and remembers which pools went with theirs.
-pub struct Definitions {
+pub(crate) struct Definitions {
     client: Client,
     /// Why objects that are deleted are kept, by what they are.
     kept: BTreeMap<&'static str, Once>,
@@ -35,18 +35,18 @@ pub struct Definitions {
 
 impl Definitions {
     /// Has not asked yet.
-    pub fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client) -> Self {
         Self { client, kept: BTreeMap::new(), lost_pools: BTreeSet::new(), ask_again: false }
     }
 
     /// What is kept although it is deleted.
-    pub async fn retention(&mut self, store: &Store, revisions: &SliceRevisions) -> Retention {
+    pub(crate) async fn retention(&mut self, store: &Store, revisions: &SliceRevisions) -> Retention {
         self.ask_again = false;
         Retention { keep_deleted: self.keep_deleted(store).await, keep_pools: self.keep_pools(store, revisions).await }
     }
 
     /// Whether to ask again soon, whatever happens.
-    pub fn ask_again(&self) -> bool {
+    pub(crate) fn ask_again(&self) -> bool {
         self.ask_again
     }
 

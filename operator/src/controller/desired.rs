@@ -9,25 +9,25 @@ use sallyport_policy::validate::Problem;
 
 /// What should be.
 #[derive(Debug, Default)]
-pub struct Desired {
+pub(crate) struct Desired {
     /// The verdict on every forward that is not on its way out.
-    pub verdicts: BTreeMap<ForwardRef, Verdict>,
+    pub(crate) verdicts: BTreeMap<ForwardRef, Verdict>,
     /// When forwards expire or did, in seconds since 1970.
-    pub expiries: BTreeMap<ForwardRef, i64>,
+    pub(crate) expiries: BTreeMap<ForwardRef, i64>,
     /// The problems of every pool.
-    pub pools: BTreeMap<String, Vec<Problem>>,
+    pub(crate) pools: BTreeMap<String, Vec<Problem>>,
     /// Every slice, and empty ones for those that should go.
-    pub slices: BTreeMap<String, ForwardSliceSpec>,
+    pub(crate) slices: BTreeMap<String, ForwardSliceSpec>,
     /// Slices that every node has emptied.
-    pub done_slices: BTreeSet<String>,
+    pub(crate) done_slices: BTreeSet<String>,
     /// The configuration of every gateway, those included that are being cleaned.
-    pub gateways: BTreeMap<String, GatewayNodeSpec>,
+    pub(crate) gateways: BTreeMap<String, GatewayNodeSpec>,
     /// Gateways that are clean, and can be forgotten.
-    pub done_gateways: BTreeSet<String>,
+    pub(crate) done_gateways: BTreeSet<String>,
     /// Nodes that an agent shall run on.
-    pub labelled: BTreeSet<String>,
+    pub(crate) labelled: BTreeSet<String>,
     /// Forwards that need our finalizer before they can be carried.
-    pub to_hold: BTreeSet<ForwardRef>,
+    pub(crate) to_hold: BTreeSet<ForwardRef>,
     /// Forwards on their way out that no live node carries any more.
-    pub to_release: BTreeSet<ForwardRef>,
+    pub(crate) to_release: BTreeSet<ForwardRef>,
 }

@@ -26,13 +26,13 @@ const OLD_SECONDS: i64 = 3600;
 
 /// For each node, the name of the event that told its last drift.
 #[derive(Debug, Default)]
-pub struct Drifts {
+pub(crate) struct Drifts {
     reported: BTreeMap<String, Option<String>>,
 }
 
 impl Drifts {
     /// The events that are still to be written at this time. A leader before may have written one: its name is the same.
-    pub fn writes(&mut self, gateways: &Cache<GatewayNode>, now: i64) -> Vec<Write> {
+    pub(crate) fn writes(&mut self, gateways: &Cache<GatewayNode>, now: i64) -> Vec<Write> {
         let mut writes = Vec::new();
         for gateway in gateways.objects() {
             let node = gateway.metadata.name.clone().unwrap_or_default();
@@ -50,7 +50,7 @@ impl Drifts {
     }
 
     /// Takes in that an event is there.
-    pub fn reported(&mut self, event: Event) {
+    pub(crate) fn reported(&mut self, event: Event) {
         let node = event.regarding.and_then(|about| about.name).unwrap_or_default();
         self.reported.insert(node, event.metadata.name);
     }

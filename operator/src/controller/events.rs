@@ -22,13 +22,13 @@ const MAX_NOTE: usize = 1000;
 
 /// Sends events, one after the other, beside everything else.
 #[derive(Clone, Debug)]
-pub struct Events {
+pub(crate) struct Events {
     queue: mpsc::Sender<(Event, ObjectReference)>,
 }
 
 impl Events {
     /// Starts sending for the replica called `identity`.
-    pub fn start(tasks: &mut Tasks, client: Client, identity: &str) -> Self {
+    pub(crate) fn start(tasks: &mut Tasks, client: Client, identity: &str) -> Self {
         let (queue, mut waiting) = mpsc::channel::<(Event, _)>(WAITING);
         let reporter = Reporter { controller: "sallyport-operator".into(), instance: Some(identity.into()) };
         tasks.spawn("events", async move {
@@ -43,7 +43,7 @@ impl Events {
     }
 
     /// Tells what is different from before, now that it is written.
-    pub fn record(&self, report: &ForwardReport) {
+    pub(crate) fn record(&self, report: &ForwardReport) {
         let transitions = transitions(&report.before.conditions, &report.status.conditions);
         for event in transitions.into_iter().chain(plans(&report.before.plan, &report.status.plan)) {
             let about = ObjectReference {
@@ -59,7 +59,7 @@ impl Events {
     }
 
     /// Tells that something about an object needs somebody's attention.
-    pub fn warn(&self, about: ObjectReference, reason: &str, note: String) {
+    pub(crate) fn warn(&self, about: ObjectReference, reason: &str, note: String) {
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),

@@ -12,7 +12,7 @@ use crate::controller::store::Store;
 
 /// The slices without forwards that have to get our finalizer first, and those forwards: one enters a slice only once it
 /// has the finalizer, so that it cannot vanish while a node carries it.
-pub fn hold_first(
+pub(crate) fn hold_first(
     store: &Store,
     held: &BTreeMap<String, ForwardSliceSpec>,
     mut slices: BTreeMap<String, ForwardSliceSpec>,
@@ -39,7 +39,7 @@ pub fn hold_first(
 }
 
 /// The forwards that can be let go: they are `leaving`, and on no live node any more.
-pub fn released(
+pub(crate) fn released(
     store: &Store,
     revisions: &SliceRevisions,
     leaving: impl Fn(&ObjectMeta) -> bool,

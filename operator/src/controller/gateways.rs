@@ -12,18 +12,22 @@ use crate::controller::store::Store;
 
 /// What should be of the nodes.
 #[derive(Debug, Default)]
-pub struct Gateways {
+pub(crate) struct Gateways {
     /// The configuration of every gateway, those included that are being cleaned.
-    pub specs: BTreeMap<String, GatewayNodeSpec>,
+    pub(crate) specs: BTreeMap<String, GatewayNodeSpec>,
     /// Gateways that are clean, and can be forgotten.
-    pub done: BTreeSet<String>,
+    pub(crate) done: BTreeSet<String>,
     /// Nodes that an agent shall run on.
-    pub labelled: BTreeSet<String>,
+    pub(crate) labelled: BTreeSet<String>,
 }
 
 /// A node joins: configuration, then label. It leaves: retired, cleaned, label gone, configuration gone. The nodes of a
 /// pool that is `frozen` stay as they are.
-pub fn gateways(store: &Store, decided: BTreeMap<String, GatewayNodeSpec>, frozen: impl Fn(&str) -> bool) -> Gateways {
+pub(crate) fn gateways(
+    store: &Store,
+    decided: BTreeMap<String, GatewayNodeSpec>,
+    frozen: impl Fn(&str) -> bool,
+) -> Gateways {
     let mut gateways = Gateways::default();
     let retired = |spec: &GatewayNodeSpec| GatewayNodeSpec { state: NodeState::Retired, ..spec.clone() };
     for gateway in store.gateways.objects() {
@@ -75,12 +79,12 @@ pub fn gateways(store: &Store, decided: BTreeMap<String, GatewayNodeSpec>, froze
 }
 
 /// Whether a Node has the agent's label.
-pub fn has_label(node: &Node) -> bool {
+pub(crate) fn has_label(node: &Node) -> bool {
     node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(AGENT_LABEL))
 }
 
 /// Whether the agent reported that nothing of ours is left, in answer to the present configuration.
-pub fn is_clean(gateway: &GatewayNode) -> bool {
+pub(crate) fn is_clean(gateway: &GatewayNode) -> bool {
     let retired = gateway.spec.state == NodeState::Retired;
     gateway.status.as_ref().filter(|_| retired).is_some_and(|status| {
         status.state == Some(ObservedNodeState::Cleaned)

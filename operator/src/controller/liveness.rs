@@ -27,35 +27,35 @@ enum Agent {
 
 /// What is known of the gateways' lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Liveness {
+pub(crate) struct Liveness {
     agents: BTreeMap<String, Agent>,
     /// Nodes that are gone, or have not been ready for [`GONE_AFTER`], whatever their agents do.
-    pub gone: BTreeSet<String>,
+    pub(crate) gone: BTreeSet<String>,
 }
 
 impl Liveness {
     /// Whether the agent of a node has not renewed its lease in time.
-    pub fn is_silent(&self, node: &str) -> bool {
+    pub(crate) fn is_silent(&self, node: &str) -> bool {
         self.agents.get(node) == Some(&Agent::Silent)
     }
 
     /// Whether a node never had an agent.
-    pub fn never_started(&self, node: &str) -> bool {
+    pub(crate) fn never_started(&self, node: &str) -> bool {
         self.agents.get(node) == Some(&Agent::NeverStarted)
     }
 }
 
 /// Remembers when each agent was last heard of.
 #[derive(Debug, Default)]
-pub struct LivenessTracker {
+pub(crate) struct LivenessTracker {
     renewals: BTreeMap<String, (Option<MicroTime>, Instant)>,
     /// Whether a node counts as gone as soon as its agent does not answer.
-    pub gives_up: bool,
+    pub(crate) gives_up: bool,
 }
 
 impl LivenessTracker {
     /// Looks at the leases and the nodes. By our own clock: an agent counts from when its renewal was seen.
-    pub fn track(&mut self, store: &Store, now: Timestamp) -> Liveness {
+    pub(crate) fn track(&mut self, store: &Store, now: Timestamp) -> Liveness {
         let mut leases = BTreeMap::new();
         for lease in store.leases.objects() {
             let name = lease.metadata.name.as_deref().unwrap_or_default();

@@ -22,7 +22,7 @@ use crate::controller::guard::DeserializeGuard;
 use crate::controller::store::{Change, Watched};
 
 /// How long a watch lasts before it is made anew, so that a connection that died silently is noticed.
-pub const WATCH_SECONDS: u32 = 60;
+pub(crate) const WATCH_SECONDS: u32 = 60;
 
 /// Wait before a watch that failed is tried again; it doubles with each failure.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
@@ -33,7 +33,7 @@ const WITHOUT_FAILURE: Duration = Duration::from_mins(1);
 
 /// Watches everything that [`Store`](crate::controller::store::Store) holds, for ever. `namespace` is the one that the agents
 /// run in.
-pub fn watch(client: &Client, namespace: &str) -> BoxStream<'static, Change> {
+pub(crate) fn watch(client: &Client, namespace: &str) -> BoxStream<'static, Change> {
     let all = Config::default;
     let named = |name: &str| all().fields(&format!("metadata.name={name}"));
     let ours = all().labels(&format!("app.kubernetes.io/name={AGENT_NAME}"));

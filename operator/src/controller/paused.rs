@@ -11,22 +11,22 @@ use crate::controller::subject::{Gateway, Subject, names};
 
 /// A forward that is not to be applied, and is carried or could be.
 #[derive(Clone, Debug)]
-pub struct Paused<'a> {
+pub(crate) struct Paused<'a> {
     /// `Plan` or `Paused`.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// Hash of what its spec asks, if that is acceptable.
-    pub want: Option<&'a str>,
+    pub(crate) want: Option<&'a str>,
     /// Hash of what is held for it.
-    pub held: Option<&'a str>,
+    pub(crate) held: Option<&'a str>,
     /// Whether some kernel was read back with anything of it.
-    pub carried: bool,
+    pub(crate) carried: bool,
     /// How far the gateways are with what is held for it.
-    pub progress: (Reason, String),
+    pub(crate) progress: (Reason, String),
 }
 
 impl Paused<'_> {
     /// Its condition `Programmed`.
-    pub fn programmed(self, subject: &Subject<'_>, plan: &[PlannedChange]) -> (Reason, String) {
+    pub(crate) fn programmed(self, subject: &Subject<'_>, plan: &[PlannedChange]) -> (Reason, String) {
         let (reason, message) = self.progress;
         let word = if self.mode == Mode::Plan { "planned" } else { "paused" };
         if self.held.is_some() && self.held == self.want {
@@ -75,7 +75,7 @@ fn shown(subject: &Subject<'_>, want: &str, plan: &[PlannedChange]) -> String {
 }
 
 /// What `Apply` would change, equal changes once.
-pub fn plan(subject: &Subject<'_>, want: Option<&str>) -> Vec<PlannedChange> {
+pub(crate) fn plan(subject: &Subject<'_>, want: Option<&str>) -> Vec<PlannedChange> {
     let Some(want) = want.filter(|_| subject.held.planned) else { return Vec::new() };
     let mut plan: Vec<PlannedChange> = Vec::new();
     for gateway in subject.asked {

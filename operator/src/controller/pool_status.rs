@@ -11,7 +11,7 @@ use crate::controller::status::{count, first};
 use crate::controller::subject::Gateway;
 
 /// The status of a pool at `generation`, made from its old one.
-pub fn pool_status(
+pub(crate) fn pool_status(
     generation: Option<i64>,
     problems: &[Problem],
     gateways: &[Gateway<'_>],

@@ -31,7 +31,7 @@ const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
 /// Remembers what was reported when.
 #[derive(Debug, Default)]
-pub struct Reporter {
+pub(crate) struct Reporter {
     /// Forwards that are on their way, and when that was last written, or first seen.
     progress: BTreeMap<ForwardRef, Instant>,
     next_look: Option<Instant>,
@@ -41,12 +41,12 @@ pub struct Reporter {
 
 impl Reporter {
     /// When a report is due that was put off.
-    pub fn next_look(&self) -> Option<Instant> {
+    pub(crate) fn next_look(&self) -> Option<Instant> {
         self.next_look
     }
 
     /// Takes in that a status is written; whether it can be read off the forward is told by `readable`.
-    pub fn written(&mut self, report: ForwardReport, readable: bool) {
+    pub(crate) fn written(&mut self, report: ForwardReport, readable: bool) {
         if readable {
             self.unreadable.remove(&report.uid);
         } else {
@@ -55,7 +55,7 @@ impl Reporter {
     }
 
     /// The statuses that have to be written.
-    pub fn writes(
+    pub(crate) fn writes(
         &mut self,
         store: &Store,
         revisions: &SliceRevisions,

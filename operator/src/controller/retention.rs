@@ -13,26 +13,26 @@ use crate::controller::store::Store;
 
 /// What is kept although it was deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Retention {
+pub(crate) struct Retention {
     /// Forwards that are on their way out stay as they are: nobody asked for that, their kind is deleted as a whole.
-    pub keep_deleted: bool,
+    pub(crate) keep_deleted: bool,
     /// Pools that are not there any more stay as they were, for the same reason.
-    pub keep_pools: bool,
+    pub(crate) keep_pools: bool,
 }
 
 /// What stays of the pools that stay as they are.
 #[derive(Debug, Default)]
-pub struct Frozen {
+pub(crate) struct Frozen {
     /// Their slices.
-    pub slices: BTreeMap<String, ForwardSliceSpec>,
+    pub(crate) slices: BTreeMap<String, ForwardSliceSpec>,
     /// When the forwards in there expire, in seconds since 1970.
-    pub expiries: BTreeMap<ForwardRef, i64>,
+    pub(crate) expiries: BTreeMap<ForwardRef, i64>,
     /// Why, by pool.
-    pub problems: BTreeMap<String, Vec<Problem>>,
+    pub(crate) problems: BTreeMap<String, Vec<Problem>>,
 }
 
 /// The slices of pools that stay as they are.
-pub fn frozen(store: &Store, held: &BTreeMap<String, ForwardSliceSpec>, retention: Retention) -> Frozen {
+pub(crate) fn frozen(store: &Store, held: &BTreeMap<String, ForwardSliceSpec>, retention: Retention) -> Frozen {
     let mut frozen = Frozen::default();
     for (name, slice) in held {
         if let Some(problem) = frozen_pool(store, &slice.pool, retention) {
@@ -46,7 +46,7 @@ pub fn frozen(store: &Store, held: &BTreeMap<String, ForwardSliceSpec>, retentio
 }
 
 /// Why the slices and nodes of a pool stay as they are: it cannot be read, or its definition was deleted.
-pub fn frozen_pool(store: &Store, pool: &str, retention: Retention) -> Option<Problem> {
+pub(crate) fn frozen_pool(store: &Store, pool: &str, retention: Retention) -> Option<Problem> {
     match store.pools.entry("", pool) {
         Some(entry) if entry.object().is_some() => None,
         Some(entry) => Some(unreadable(entry.problem().unwrap_or_default())),
@@ -60,7 +60,7 @@ pub fn frozen_pool(store: &Store, pool: &str, retention: Retention) -> Option<Pr
 }
 
 /// Why an object is left as it is that this version cannot read.
-pub fn unreadable(problem: &str) -> Problem {
+pub(crate) fn unreadable(problem: &str) -> Problem {
     Problem {
         field: "spec".into(),
         reason: Reason::UnsupportedValue,

@@ -18,18 +18,18 @@ const MAX_REVISIONS: usize = 64;
 
 /// What a node of a pool may carry, by its last report.
 #[derive(Clone, Copy, Debug)]
-pub struct NodeReport<'a> {
+pub(crate) struct NodeReport<'a> {
     /// Name of the pool whose slices it carries.
-    pub pool: &'a str,
+    pub(crate) pool: &'a str,
     /// What its agent reported last.
-    pub status: &'a GatewayNodeStatus,
+    pub(crate) status: &'a GatewayNodeStatus,
     /// Whether nobody waits for it: it carries nothing, or its node has not been ready for long.
-    pub gone: bool,
+    pub(crate) gone: bool,
 }
 
 /// What a node does for one forward, by its last report.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Readback {
+pub(crate) enum Readback {
     /// Its kernel was read back with the intent of this hash.
     Hash(Arc<str>),
     /// It reported that it cannot.
@@ -75,7 +75,7 @@ struct Slice {
 
 /// The revisions of all slices.
 #[derive(Debug, Default)]
-pub struct SliceRevisions {
+pub(crate) struct SliceRevisions {
     slices: BTreeMap<String, Slice>,
     /// Pools with a live node of which it is not known what it carries.
     unknown: BTreeSet<String>,
@@ -88,7 +88,11 @@ pub struct SliceRevisions {
 
 impl SliceRevisions {
     /// Takes in the newest revisions of the slices, and forgets the revisions that no live node can have any more.
-    pub fn update<'a>(&mut self, newest: impl Iterator<Item = &'a Arc<ForwardSlice>>, reports: &[NodeReport<'_>]) {
+    pub(crate) fn update<'a>(
+        &mut self,
+        newest: impl Iterator<Item = &'a Arc<ForwardSlice>>,
+        reports: &[NodeReport<'_>],
+    ) {
         let mut existing = BTreeSet::new();
         for slice in newest {
             let name = slice.metadata.name.clone().unwrap_or_default();
@@ -175,17 +179,17 @@ impl SliceRevisions {
     }
 
     /// The newest revision of every slice, of those too that have vanished while a node may carry them.
-    pub fn slices(&self) -> impl Iterator<Item = (&str, &ForwardSliceSpec)> {
+    pub(crate) fn slices(&self) -> impl Iterator<Item = (&str, &ForwardSliceSpec)> {
         self.slices.iter().map(|(name, slice)| (name.as_str(), &slice.newest.spec))
     }
 
     /// Pools with a live node of which it is not known what it carries.
-    pub fn unknown(&self) -> &BTreeSet<String> {
+    pub(crate) fn unknown(&self) -> &BTreeSet<String> {
         &self.unknown
     }
 
     /// Every forward that a live node may still carry and no slice has any more, or not like this.
-    pub fn leaving(&self) -> Vec<Leaving> {
+    pub(crate) fn leaving(&self) -> Vec<Leaving> {
         let mut leaving = Vec::new();
         for slice in self.slices.values() {
             let mut seen = BTreeSet::new();
@@ -208,7 +212,7 @@ impl SliceRevisions {
     }
 
     /// Everything that a live node may carry: what is leaving, and what is in the slices.
-    pub fn carried(&self) -> Vec<Leaving> {
+    pub(crate) fn carried(&self) -> Vec<Leaving> {
         let mut carried = self.leaving();
         for slice in self.slices.values() {
             let newest = slice.revisions.last().into_iter().flat_map(|revision| &revision.forwards);
@@ -223,7 +227,7 @@ impl SliceRevisions {
 
     /// Whether a live node may carry the forward in any revision. What a node of any pool does that is not known may be that:
     /// a forward may have asked for another pool before.
-    pub fn may_be_carried(&self, uid: &str) -> bool {
+    pub(crate) fn may_be_carried(&self, uid: &str) -> bool {
         !self.unknown.is_empty()
             || !self.lost.is_empty()
             || self
@@ -234,7 +238,7 @@ impl SliceRevisions {
     }
 
     /// Whether every live node has read back the newest revision of the slice.
-    pub fn is_on_every_node(&self, slice: &str) -> bool {
+    pub(crate) fn is_on_every_node(&self, slice: &str) -> bool {
         self.slices.get(slice).is_some_and(|slice| slice.settled)
     }
 
@@ -245,7 +249,7 @@ impl SliceRevisions {
     }
 
     /// The forward in all revisions of its slice; `None` for one that no live node can carry.
-    pub fn find<'a>(&'a self, uid: &'a str) -> Option<ForwardRevisions<'a>> {
+    pub(crate) fn find<'a>(&'a self, uid: &'a str) -> Option<ForwardRevisions<'a>> {
         let slice = self.slice_of.get(uid)?;
         let revisions = self.slices.get(slice).map_or(&[][..], |slice| &slice.revisions);
         Some(ForwardRevisions { uid, slice, revisions })
@@ -254,7 +258,7 @@ impl SliceRevisions {
 
 /// A forward in all revisions of its slice.
 #[derive(Clone, Copy, Debug)]
-pub struct ForwardRevisions<'a> {
+pub(crate) struct ForwardRevisions<'a> {
     uid: &'a str,
     slice: &'a str,
     revisions: &'a [Revision],
@@ -262,7 +266,7 @@ pub struct ForwardRevisions<'a> {
 
 impl ForwardRevisions<'_> {
     /// What a node does for it, by the node's last report.
-    pub fn on(&self, status: &GatewayNodeStatus) -> Readback {
+    pub(crate) fn on(&self, status: &GatewayNodeStatus) -> Readback {
         let Some(observed) = status.observed_slices.iter().find(|observed| observed.name == self.slice) else {
             return Readback::Nothing;
         };

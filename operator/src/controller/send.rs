@@ -21,10 +21,10 @@ use crate::controller::guard::DeserializeGuard;
 use crate::controller::write::{Answer, ForwardReport, Write};
 
 /// Longest time that one request may take.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends `write`, and returns with the answer.
-pub async fn send(write: Write, client: Client) -> Result<Answer, kube::Error> {
+pub(crate) async fn send(write: Write, client: Client) -> Result<Answer, kube::Error> {
     match write {
         Write::Slice(name, revision, spec) => {
             let new = send_slice(client, &name, revision, spec).await?;

@@ -15,7 +15,7 @@ use crate::controller::guard::DeserializeGuard;
 impl Controller {
     /// Keeps the gateways configured, and what runs their agents as `wanted`, for ever. `service_cidrs` are ranges of
     /// Services that the cluster itself may not tell.
-    pub async fn serve(&mut self, wanted: &DaemonSet, service_cidrs: Vec<IpNet>) {
+    pub(crate) async fn serve(&mut self, wanted: &DaemonSet, service_cidrs: Vec<IpNet>) {
         self.store.service_cidrs = service_cidrs;
         let mut definitions = Definitions::new(self.client.clone());
         let mut agents = Agents::new(

@@ -11,12 +11,12 @@ use crate::controller::rollout::SliceRevisions;
 use crate::controller::store::Store;
 
 /// The slices as they were last written, those included that have vanished while a node may carry them.
-pub fn held(revisions: &SliceRevisions) -> BTreeMap<String, ForwardSliceSpec> {
+pub(crate) fn held(revisions: &SliceRevisions) -> BTreeMap<String, ForwardSliceSpec> {
     revisions.slices().map(|(name, spec)| (name.to_owned(), spec.clone())).collect()
 }
 
 /// The slices that are `wanted`, with an empty one for each that should go; and those that every node has emptied.
-pub fn with_empty(
+pub(crate) fn with_empty(
     wanted: BTreeMap<String, ForwardSliceSpec>,
     held: &BTreeMap<String, ForwardSliceSpec>,
     store: &Store,

@@ -133,7 +133,7 @@ fn reason_of(name: &str) -> Reason {
 }
 
 /// The status of one forward, made from its old one so that what did not change keeps its times.
-pub fn forward_status(
+pub(crate) fn forward_status(
     subject: &Subject<'_>,
     gateways: &[Gateway<'_>],
     revisions: &SliceRevisions,
@@ -308,7 +308,7 @@ fn draining(uid: &str, gateways: &[Gateway<'_>]) -> i32 {
 }
 
 /// The first addresses, sorted, each once.
-pub fn first(addresses: impl Iterator<Item = IpAddr>) -> Vec<AddressValue> {
+pub(crate) fn first(addresses: impl Iterator<Item = IpAddr>) -> Vec<AddressValue> {
     let sorted: BTreeSet<IpAddr> = addresses.collect();
     sorted.into_iter().take(MAX_ADDRESSES).map(|value| AddressValue { value }).collect()
 }
@@ -349,7 +349,7 @@ fn listed(items: impl Iterator<Item = String>) -> String {
 }
 
 /// A number of things, for a status.
-pub fn count(number: usize) -> i32 {
+pub(crate) fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
 

@@ -19,39 +19,39 @@ use crate::controller::guard::DeserializeGuard;
 
 /// All that is known of the cluster.
 #[derive(Debug, Default)]
-pub struct Store {
+pub(crate) struct Store {
     /// What users ask.
-    pub forwards: Cache<PortForward>,
+    pub(crate) forwards: Cache<PortForward>,
     /// Who may ask what, and which nodes carry it.
-    pub pools: Cache<GatewayPool>,
+    pub(crate) pools: Cache<GatewayPool>,
     /// What the agents were told to carry.
-    pub slices: Cache<ForwardSlice>,
+    pub(crate) slices: Cache<ForwardSlice>,
     /// How each gateway is configured, and what its agent reports.
-    pub gateways: Cache<GatewayNode>,
+    pub(crate) gateways: Cache<GatewayNode>,
     /// The nodes that can be gateways.
-    pub nodes: Cache<Node>,
+    pub(crate) nodes: Cache<Node>,
     /// Labels that grants select by.
-    pub namespaces: Cache<Namespace>,
+    pub(crate) namespaces: Cache<Namespace>,
     /// The agents' signs of life.
-    pub leases: Cache<Lease>,
+    pub(crate) leases: Cache<Lease>,
     /// The one that runs the agents.
-    pub daemon_sets: Cache<DaemonSet>,
+    pub(crate) daemon_sets: Cache<DaemonSet>,
     /// Where the API server answers.
-    pub api_server: Cache<EndpointSlice>,
+    pub(crate) api_server: Cache<EndpointSlice>,
     /// Ranges of Services' addresses, as the operator was started with.
-    pub service_cidrs: Vec<IpNet>,
+    pub(crate) service_cidrs: Vec<IpNet>,
     /// The same, as the cluster tells.
-    pub service_ranges: Cache<ServiceCIDR>,
+    pub(crate) service_ranges: Cache<ServiceCIDR>,
     /// Resources that can be done without where somebody has deleted their definition.
-    pub dispensable: &'static [&'static str],
+    pub(crate) dispensable: &'static [&'static str],
 }
 
 /// What a watch says of one kind: an event, or why it does not work.
-pub type Watched<K> = Box<Result<watcher::Event<DeserializeGuard<K>>, watcher::Error>>;
+pub(crate) type Watched<K> = Box<Result<watcher::Event<DeserializeGuard<K>>, watcher::Error>>;
 
 /// Something that was seen.
 #[derive(Debug)]
-pub enum Change {
+pub(crate) enum Change {
     /// Of a forward.
     Forward(Watched<PortForward>),
     /// Of a pool.
@@ -76,7 +76,7 @@ pub enum Change {
 
 impl Store {
     /// Takes in what was seen; whether it may matter to a decision.
-    pub fn observe(&mut self, change: Change) -> bool {
+    pub(crate) fn observe(&mut self, change: Change) -> bool {
         let dispensable = self.dispensable;
         match change {
             Change::Forward(seen) => take(&mut self.forwards, *seen, dispensable),
@@ -99,7 +99,7 @@ impl Store {
     }
 
     /// What is not known yet, and why; empty when everything is.
-    pub fn missing(&self) -> Vec<String> {
+    pub(crate) fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         note(&mut missing, "portforwards", &self.forwards);
         note(&mut missing, "gatewaypools", &self.pools);
@@ -115,7 +115,7 @@ impl Store {
     }
 
     /// Networks that no target may be in: the API server's addresses and the Services'.
-    pub fn forbidden(&self) -> Vec<IpNet> {
+    pub(crate) fn forbidden(&self) -> Vec<IpNet> {
         let servers = self.api_server.objects().flat_map(|slice| &slice.endpoints).flat_map(|end| &end.addresses);
         let servers = servers.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(IpNet::from);
         let ranges = self.service_ranges.objects().filter_map(|range| range.spec.as_ref()).flat_map(|spec| &spec.cidrs);

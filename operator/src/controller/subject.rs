@@ -13,38 +13,38 @@ use sallyport_runtime::text;
 
 /// One gateway of a pool as its forwards see it.
 #[derive(Clone, Copy, Debug)]
-pub struct Gateway<'a> {
+pub(crate) struct Gateway<'a> {
     /// Name of the node.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
     /// Its configuration and report.
-    pub object: &'a GatewayNode,
+    pub(crate) object: &'a GatewayNode,
     /// Whether its agent is silent.
-    pub silent: bool,
+    pub(crate) silent: bool,
 }
 
 impl<'a> Gateway<'a> {
     /// The report, if the agent has ever read the kernel back.
-    pub fn report(&self) -> Option<&'a GatewayNodeStatus> {
+    pub(crate) fn report(&self) -> Option<&'a GatewayNodeStatus> {
         self.object.status.as_ref().filter(|status| status.state.is_some())
     }
 
     /// The condition `Synced` of the report.
-    pub fn synced(&self) -> Option<&'a Condition> {
+    pub(crate) fn synced(&self) -> Option<&'a Condition> {
         self.report()?.conditions.iter().find(|condition| condition.type_ == ConditionType::Synced.as_str())
     }
 }
 
 /// What the slices hold for a forward.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Held<'a> {
+pub(crate) struct Held<'a> {
     /// What is carried for it, and the pool whose nodes carry that.
-    pub forward: Option<(&'a str, &'a SliceForward)>,
+    pub(crate) forward: Option<(&'a str, &'a SliceForward)>,
     /// Whether the agents are asked what it would change.
-    pub planned: bool,
+    pub(crate) planned: bool,
 }
 
 /// What the slices hold for each forward, by its uid.
-pub fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Held<'_>> {
+pub(crate) fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Held<'_>> {
     let mut all: BTreeMap<&str, Held<'_>> = BTreeMap::new();
     for slice in slices.values() {
         for forward in &slice.forwards {
@@ -59,33 +59,33 @@ pub fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Held<
 
 /// A forward whose status is asked for.
 #[derive(Clone, Debug)]
-pub struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     /// Namespace and name.
-    pub key: &'a ForwardRef,
+    pub(crate) key: &'a ForwardRef,
     /// `metadata.uid`.
-    pub uid: &'a str,
+    pub(crate) uid: &'a str,
     /// `metadata.generation`.
-    pub generation: Option<i64>,
+    pub(crate) generation: Option<i64>,
     /// What it asks; `None` if that never could be read.
-    pub spec: Option<&'a PortForwardSpec>,
+    pub(crate) spec: Option<&'a PortForwardSpec>,
     /// Why its newest form cannot be read, if it cannot.
-    pub unreadable: Option<&'a str>,
+    pub(crate) unreadable: Option<&'a str>,
     /// The verdict; `None` for one on its way out.
-    pub verdict: Option<&'a Verdict>,
+    pub(crate) verdict: Option<&'a Verdict>,
     /// When it expires or did.
-    pub expires_at: Option<Time>,
+    pub(crate) expires_at: Option<Time>,
     /// What the slices shall hold for it.
-    pub held: Held<'a>,
+    pub(crate) held: Held<'a>,
     /// The gateways of the pool that it asks for; it may still be carried by those of another.
-    pub asked: &'a [Gateway<'a>],
+    pub(crate) asked: &'a [Gateway<'a>],
 }
 
 /// Seconds since 1970 as the API writes them.
-pub fn time(seconds: i64) -> Option<Time> {
+pub(crate) fn time(seconds: i64) -> Option<Time> {
     Timestamp::from_second(seconds).ok().map(Time)
 }
 
 /// The first three names, and how many more there are.
-pub fn names(all: &[&str]) -> String {
+pub(crate) fn names(all: &[&str]) -> String {
     text::listed(all, 3, ", ", " and ")
 }

@@ -29,7 +29,7 @@ const DISPENSABLE: [&str; 8] =
 
 /// What should be: no node carries anything, and nothing of ours is left but what users wrote. `gone` are the nodes that
 /// nobody waits for.
-pub fn desired(store: &Store, revisions: &SliceRevisions, gone: &BTreeSet<String>) -> Desired {
+pub(crate) fn desired(store: &Store, revisions: &SliceRevisions, gone: &BTreeSet<String>) -> Desired {
     let (slices, done_slices) = slices::with_empty(BTreeMap::new(), &slices::held(revisions), store, revisions, gone);
     let Gateways { specs, mut done, mut labelled } = gateways(store, BTreeMap::new(), |_| false);
     // Their rules are out of reach; when they come back, `sallyport-node-agent cleanup` removes them.
@@ -64,7 +64,7 @@ fn uninstalled() -> Problem {
 
 impl Controller {
     /// Takes everything of ours off the cluster; returns when it is gone. With `force` it waits for no silent agent.
-    pub async fn uninstall(&mut self, force: bool) {
+    pub(crate) async fn uninstall(&mut self, force: bool) {
         self.store.dispensable = &DISPENSABLE;
         self.tracker.gives_up = force;
         let mut left = Once::default();

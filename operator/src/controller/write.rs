@@ -15,7 +15,7 @@ use crate::controller::guard::DeserializeGuard;
 
 /// One request that changes one object.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Write {
+pub(crate) enum Write {
     /// Creates a slice, or changes the one that is at this resource version.
     Slice(String, Option<String>, ForwardSliceSpec),
     /// Deletes a slice that every node has emptied.
@@ -38,22 +38,22 @@ pub enum Write {
 
 /// What became of a forward.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ForwardReport {
+pub(crate) struct ForwardReport {
     /// Which forward.
-    pub key: ForwardRef,
+    pub(crate) key: ForwardRef,
     /// Its `metadata.uid`: another one of the same name is not meant.
-    pub uid: String,
+    pub(crate) uid: String,
     /// Its status now.
-    pub status: PortForwardStatus,
+    pub(crate) status: PortForwardStatus,
     /// Its status before.
-    pub before: PortForwardStatus,
+    pub(crate) before: PortForwardStatus,
     /// Whether its newest form cannot be read.
-    pub unreadable: bool,
+    pub(crate) unreadable: bool,
 }
 
 /// What a write changes, by resource and name: two writes of one object never run at once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey(pub &'static str, pub String);
+pub(crate) struct ObjectKey(pub(crate) &'static str, pub(crate) String);
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,11 +62,11 @@ impl fmt::Display for ObjectKey {
 }
 
 /// An object as the API server has it after a write.
-pub type Written<K> = Box<DeserializeGuard<K>>;
+pub(crate) type Written<K> = Box<DeserializeGuard<K>>;
 
 /// The API server's answer to a write.
 #[derive(Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// The slice is like this now.
     Slice(Written<ForwardSlice>),
     /// The slice of this name is gone.
@@ -89,7 +89,7 @@ pub enum Answer {
 
 impl Write {
     /// What it changes.
-    pub fn object(&self) -> ObjectKey {
+    pub(crate) fn object(&self) -> ObjectKey {
         match self {
             Self::Slice(name, ..) | Self::DeleteSlice(name) => ObjectKey("forwardslices", name.clone()),
             Self::Gateway(name, ..) | Self::DeleteGateway(name) => ObjectKey("gatewaynodes", name.clone()),
@@ -103,7 +103,7 @@ impl Write {
     }
 
     /// The resource of the API that it is sent to.
-    pub fn resource(&self) -> &'static str {
+    pub(crate) fn resource(&self) -> &'static str {
         match self {
             Self::ForwardStatus(_) => "portforwards/status",
             Self::PoolStatus(..) => "gatewaypools/status",
@@ -112,7 +112,7 @@ impl Write {
     }
 
     /// Whether its answer can change a decision: a status of ours cannot, nor an event.
-    pub fn matters(&self) -> bool {
+    pub(crate) fn matters(&self) -> bool {
         !matches!(self, Self::ForwardStatus(..) | Self::PoolStatus(..) | Self::Drift(..))
     }
 }

@@ -42,7 +42,7 @@ struct Trouble {
 }
 
 /// What waits to be written and what is under way.
-pub struct Writer {
+pub(crate) struct Writer {
     client: Client,
     events: Events,
     leadership: Arc<Leadership>,
@@ -66,13 +66,13 @@ struct Failed {
 
 impl Writer {
     /// Has nothing to write.
-    pub fn new(client: Client, events: Events, leadership: Arc<Leadership>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(client: Client, events: Events, leadership: Arc<Leadership>, metrics: Arc<Metrics>) -> Self {
         let (waiting, under_way, busy, failed, pace) = Default::default();
         Self { client, events, leadership, metrics, waiting, under_way, busy, failed, pace, left_out: false }
     }
 
     /// Replaces what waits, first come first.
-    pub fn want(&mut self, writes: Vec<Write>) {
+    pub(crate) fn want(&mut self, writes: Vec<Write>) {
         let objects: BTreeSet<ObjectKey> = writes.iter().map(Write::object).collect();
         self.failed.retain(|object, _| objects.contains(object));
         self.waiting = writes.into();
@@ -82,12 +82,12 @@ impl Writer {
     }
 
     /// Whether nothing waits, is under way, or has failed, apart from statuses that could not be told.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.busy.is_empty() && !self.failed.values().any(|failed| failed.write.matters())
     }
 
     /// When the next failed write may be tried again.
-    pub fn next_try(&self) -> Option<Instant> {
+    pub(crate) fn next_try(&self) -> Option<Instant> {
         if !self.leadership.is_valid() || self.busy.len() >= AT_ONCE {
             return None;
         }
@@ -96,7 +96,7 @@ impl Writer {
     }
 
     /// The next answer, and whether it is a reason to decide again; pending while nothing is under way. Cancel-safe.
-    pub async fn next(&mut self) -> (Option<Answer>, bool) {
+    pub(crate) async fn next(&mut self) -> (Option<Answer>, bool) {
         let Some((object, write, answer)) = self.under_way.next().await else { return std::future::pending().await };
         self.busy.remove(&object);
         let mut again = std::mem::take(&mut self.left_out);
