@@ -204,8 +204,8 @@ impl Controller {
         self.update_revisions();
     }
 
-    /// Has written what makes things as they are desired, and what is to be told about them.
-    fn apply(&mut self, desired: &Desired) {
+    /// Has written what makes things as they are desired, and the statuses and events that say how far that is.
+    fn apply_and_report(&mut self, desired: &Desired) {
         self.next_expiry = desired.expiries.values().copied().filter(|expiry| *expiry > self.now).min();
         let mut wanted = writes(&self.store, desired);
         wanted.extend(self.reporter.writes(&self.store, &self.revisions, &self.liveness, desired, &self.metrics));

@@ -45,7 +45,7 @@ impl Controller {
         let begun = Instant::now();
         self.observe();
         let desired = decide(&self.store, &self.revisions, &self.liveness.gone, retention, self.now);
-        self.apply(&desired);
+        self.apply_and_report(&desired);
         self.metrics.passed(begun.elapsed());
     }
 

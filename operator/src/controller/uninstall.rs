@@ -92,7 +92,7 @@ impl Controller {
         let begun = Instant::now();
         self.observe();
         let desired = desired(&self.store, &self.revisions, &self.liveness.gone);
-        self.apply(&desired);
+        self.apply_and_report(&desired);
         self.metrics.passed(begun.elapsed());
         // The agents stay until every node is clean.
         if desired.labelled.is_empty() && self.daemon_set().is_some() && self.leadership.is_valid() {
