@@ -1,59 +1,33 @@
-//! The status of forwards whose spec is not to be applied: what is kept for them, and what `Apply` would change.
+//! The status of forwards whose spec is not to be applied: what is held for them, and what `Apply` would change.
 //!
 //! Pure. What keeps a forward from being acceptable is not here: its verdict says that, as for all others.
 
-use std::collections::BTreeMap;
-
-use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::NodePlan;
 use sallyport_api::names::{MAX_PLAN_ENTRIES, MAX_PLANS};
 use sallyport_api::port_forward::PlannedChange;
 use sallyport_api::{Mode, Reason};
 
-use crate::controller::status::{Gateway, Subject, names};
+use crate::controller::subject::{Gateway, Subject, names};
 
-/// What the slices hold for a forward.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Held<'a> {
-    /// What is carried for it, and the pool whose nodes carry that.
-    pub forward: Option<(&'a str, &'a SliceForward)>,
-    /// Whether the agents are asked what it would change.
-    pub planned: bool,
-}
-
-/// What the slices hold for each forward, by its uid.
-pub fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Held<'_>> {
-    let mut all: BTreeMap<&str, Held<'_>> = BTreeMap::new();
-    for slice in slices.values() {
-        for forward in &slice.forwards {
-            all.entry(&forward.uid).or_default().forward = Some((&slice.pool, forward));
-        }
-        for forward in &slice.planned {
-            all.entry(&forward.uid).or_default().planned = true;
-        }
-    }
-    all
-}
-
-/// Where a forward stands that is not to be applied, and is carried or could be.
+/// A forward that is not to be applied, and is carried or could be.
 #[derive(Clone, Debug)]
-pub struct Standing<'a> {
+pub(crate) struct Paused<'a> {
     /// `Plan` or `Paused`.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// Hash of what its spec asks, if that is acceptable.
-    pub want: Option<&'a str>,
-    /// Hash of what is kept for it.
-    pub held: Option<&'a str>,
+    pub(crate) want: Option<&'a str>,
+    /// Hash of what is held for it.
+    pub(crate) held: Option<&'a str>,
     /// Whether some kernel was read back with anything of it.
-    pub carried: bool,
-    /// Where what is kept for it stands.
-    pub kept: (Reason, String),
+    pub(crate) carried: bool,
+    /// How far the gateways are with what is held for it.
+    pub(crate) progress: (Reason, String),
 }
 
-impl Standing<'_> {
+impl Paused<'_> {
     /// Its condition `Programmed`.
-    pub fn programmed(self, subject: &Subject<'_>, plan: &[PlannedChange]) -> (Reason, String) {
-        let (reason, message) = self.kept;
+    pub(crate) fn programmed(self, subject: &Subject<'_>, plan: &[PlannedChange]) -> (Reason, String) {
+        let (reason, message) = self.progress;
         let word = if self.mode == Mode::Plan { "planned" } else { "paused" };
         if self.held.is_some() && self.held == self.want {
             let rest = match self.mode {
@@ -101,12 +75,12 @@ fn shown(subject: &Subject<'_>, want: &str, plan: &[PlannedChange]) -> String {
 }
 
 /// What `Apply` would change, equal changes once.
-pub fn plan(subject: &Subject<'_>, want: Option<&str>) -> Vec<PlannedChange> {
+pub(crate) fn plan(subject: &Subject<'_>, want: Option<&str>) -> Vec<PlannedChange> {
     let Some(want) = want.filter(|_| subject.held.planned) else { return Vec::new() };
     let mut plan: Vec<PlannedChange> = Vec::new();
     for gateway in subject.asked {
-        let Some(told) = of_node(gateway, subject, want) else { continue };
-        match plan.iter_mut().find(|change| change.change == told.change) {
+        let Some(planned) = of_node(gateway, subject, want) else { continue };
+        match plan.iter_mut().find(|change| change.change == planned.change) {
             Some(same) => {
                 if same.nodes.len() < MAX_PLAN_ENTRIES {
                     same.nodes.push(gateway.name.to_owned());
@@ -116,7 +90,7 @@ pub fn plan(subject: &Subject<'_>, want: Option<&str>) -> Vec<PlannedChange> {
             None => plan.push(PlannedChange {
                 nodes: vec![gateway.name.to_owned()],
                 nodes_total: 1,
-                change: told.change.clone(),
+                change: planned.change.clone(),
             }),
         }
     }
@@ -127,5 +101,5 @@ pub fn plan(subject: &Subject<'_>, want: Option<&str>) -> Vec<PlannedChange> {
 /// What a node says about the plan of this hash; what a silent one said may not be so any more.
 fn of_node<'a>(gateway: &Gateway<'a>, subject: &Subject<'_>, hash: &str) -> Option<&'a NodePlan> {
     let report = gateway.report().filter(|_| !gateway.silent)?;
-    report.plans.iter().find(|told| told.r#ref == *subject.key && told.hash == hash)
+    report.plans.iter().find(|plan| plan.r#ref == *subject.key && plan.hash == hash)
 }

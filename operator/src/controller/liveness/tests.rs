@@ -1,4 +1,4 @@
-//! Tests.
+//! Whose agent is silent, and which nodes are gone.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -14,45 +14,45 @@ fn lease(scene: &mut Scene, renewed: &str) {
         "metadata": { "namespace": "", "name": "sallyport-agent-gw1" }, "spec": { "renewTime": renewed } }));
 }
 
-fn feel(pulse: &mut Pulse, scene: &Scene) -> Vital {
-    pulse.feel(&scene.world, NOW.parse().unwrap())
+fn track(tracker: &mut LivenessTracker, scene: &Scene) -> Liveness {
+    tracker.track(&scene.store, NOW.parse().unwrap())
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_agent_is_silent_when_no_renewal_was_seen_for_as_long_as_its_lease_lasts() {
     let mut scene = Scene::settled(&["gw1"], &[]);
-    let mut pulse = Pulse::default();
+    let mut tracker = LivenessTracker::default();
     // A clock of the node that is wrong by years says nothing.
     lease(&mut scene, "1999-01-01T00:00:00.000000Z");
-    assert!(feel(&mut pulse, &scene).silent.is_empty());
+    assert!(!track(&mut tracker, &scene).is_silent("gw1"));
     tokio::time::advance(Duration::from_secs(39)).await;
-    assert!(feel(&mut pulse, &scene).silent.is_empty());
+    assert!(!track(&mut tracker, &scene).is_silent("gw1"));
     lease(&mut scene, "1999-01-01T00:00:10.000000Z");
-    assert!(feel(&mut pulse, &scene).silent.is_empty());
+    assert!(!track(&mut tracker, &scene).is_silent("gw1"));
     tokio::time::advance(Duration::from_secs(39)).await;
-    assert!(feel(&mut pulse, &scene).silent.is_empty(), "it was renewed");
+    assert!(!track(&mut tracker, &scene).is_silent("gw1"), "it was renewed");
     tokio::time::advance(Duration::from_secs(2)).await;
-    assert!(feel(&mut pulse, &scene).silent.contains("gw1"));
+    assert!(track(&mut tracker, &scene).is_silent("gw1"));
     lease(&mut scene, "1999-01-01T00:00:20.000000Z");
-    assert!(feel(&mut pulse, &scene).silent.is_empty(), "it is back");
+    assert!(!track(&mut tracker, &scene).is_silent("gw1"), "it is back");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_missing_lease_is_silence_only_of_an_agent_that_was_there() {
     let mut scene = Scene::with_nodes(&["gw1"]);
     scene.pass();
-    let mut pulse = Pulse::default();
-    assert!(feel(&mut pulse, &scene).unborn.contains("gw1"));
+    let mut tracker = LivenessTracker::default();
+    assert!(track(&mut tracker, &scene).never_started("gw1"));
     scene.obey("gw1");
-    let vital = feel(&mut pulse, &scene);
-    assert!(vital.unborn.is_empty() && vital.silent.is_empty());
+    let liveness = track(&mut tracker, &scene);
+    assert!(!liveness.never_started("gw1") && !liveness.is_silent("gw1"));
     tokio::time::advance(Duration::from_secs(41)).await;
-    assert!(feel(&mut pulse, &scene).silent.contains("gw1"));
+    assert!(track(&mut tracker, &scene).is_silent("gw1"));
 }
 
 #[tokio::test]
 async fn nodes_that_are_gone_or_not_ready_for_long_are_not_waited_for() {
-    for (status, since, dead) in [
+    for (status, since, gone) in [
         ("True", "2026-01-01T00:00:00Z", false),
         ("False", "2026-01-01T00:56:00Z", false),
         ("False", "2026-01-01T00:54:00Z", true),
@@ -63,9 +63,22 @@ async fn nodes_that_are_gone_or_not_ready_for_long_are_not_waited_for() {
         let mut object = node("gw1", "default");
         object["status"]["conditions"] = json!([{ "type": "Ready", "status": status, "lastTransitionTime": since }]);
         scene.see(object);
-        assert_eq!(feel(&mut Pulse::default(), &scene).dead.contains("gw1"), dead, "{status} {since}");
+        assert_eq!(track(&mut LivenessTracker::default(), &scene).gone.contains("gw1"), gone, "{status} {since}");
     }
     let mut scene = Scene::settled(&["gw1"], &[]);
-    scene.world.nodes.deleted("gw1");
-    assert!(feel(&mut Pulse::default(), &scene).dead.contains("gw1"));
+    scene.store.nodes.deleted("gw1");
+    assert!(track(&mut LivenessTracker::default(), &scene).gone.contains("gw1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gives_up_counts_nodes_with_silent_agents_as_gone() {
+    let mut scene = Scene::settled(&["gw1"], &[]);
+    let mut tracker = LivenessTracker { gives_up: true, ..LivenessTracker::default() };
+    lease(&mut scene, "2026-01-01T00:00:00.000000Z");
+    assert!(track(&mut tracker, &scene).gone.is_empty());
+    tokio::time::advance(Duration::from_secs(41)).await;
+    assert!(track(&mut tracker, &scene).gone.contains("gw1"));
+    let mut starting = Scene::with_nodes(&["gw1"]);
+    starting.pass();
+    assert!(track(&mut tracker, &starting).gone.contains("gw1"));
 }
