@@ -5,43 +5,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sallyport_api::condition::Reason;
-use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 
-use crate::claim::{Claim, ClaimTable};
-use crate::decide::{Forward, Leaving};
+use crate::candidate::Candidate;
+use crate::claim::{Claim, ClaimTable, Held};
+use crate::observed::{Forward, Leaving};
 use crate::pool::Grant;
 use crate::validate::Problem;
 
-/// A forward that is acceptable but for the claims of others.
-pub struct Contender<'a> {
-    /// Who wants it.
-    pub forward: &'a Forward,
-    /// What it asks, as a slice would carry it.
-    pub entry: SliceForward,
-    /// Whether its spec asks for something else, and this is what it keeps.
-    pub keeps: bool,
-    /// Whether it was accepted like this already.
-    pub unchanged: bool,
-    /// What it wants.
-    pub claims: Vec<Claim>,
-    /// What it holds of what it wants.
-    pub held: Vec<Claim>,
-    /// The grants of the pool that cover it, by index.
-    pub grants: Vec<usize>,
-}
-
-impl Contender<'_> {
-    /// Who was accepted like this comes first, so that nobody's edit takes their quota; then holders of all that they
-    /// want, then of a part, then the older, then by name.
-    pub fn rank(&self) -> (bool, bool, bool, i64, &ForwardRef) {
-        let all_held = self.claims.iter().all(|claim| self.held.iter().any(|held| claim.is_within(held)));
-        (!self.unchanged, !all_held, self.held.is_empty(), self.forward.created, &self.forward.key)
-    }
-}
-
 /// What the nodes of one pool may still carry, by port.
 pub struct Lingering<'a> {
-    by_port: BTreeMap<u16, Vec<(Claim, &'a str)>>,
+    by_port: BTreeMap<u16, Vec<Held<&'a str>>>,
     /// Ports in the longest range, less one.
     longest: u16,
 }
@@ -54,7 +27,7 @@ impl<'a> Lingering<'a> {
             for claim in Claim::of(&gone.intent) {
                 let (first, last) = claim.ports();
                 lingering.longest = lingering.longest.max(last - first);
-                lingering.by_port.entry(first).or_default().push((claim, gone.uid.as_str()));
+                lingering.by_port.entry(first).or_default().push(Held { claim, owner: gone.uid.as_str() });
             }
         }
         lingering
@@ -64,15 +37,15 @@ impl<'a> Lingering<'a> {
     fn conflict(&self, claim: &Claim, uid: &str) -> Option<Claim> {
         let (first, last) = claim.ports();
         let near = self.by_port.range(first.saturating_sub(self.longest)..=last).flat_map(|(_, claims)| claims);
-        let mut others = near.filter(|(held, owner)| *owner != uid && held.overlaps(claim));
-        others.next().map(|(held, _)| claim.shared_with(held))
+        let mut others = near.filter(|held| held.owner != uid && held.claim.overlaps(claim));
+        others.next().map(|held| claim.shared_with(&held.claim))
     }
 }
 
-/// Why a contender cannot have yet what nobody holds any more: some node may still carry the former holder.
-pub fn waits(contender: &Contender<'_>, unknown: bool, lingering: &Lingering<'_>) -> Option<Problem> {
-    let held = |claim: &Claim| contender.held.iter().any(|held| claim.is_within(held));
-    let new: Vec<&Claim> = contender.claims.iter().filter(|claim| !held(claim)).collect();
+/// Why a candidate cannot have yet what nobody holds any more: some node may still carry the former holder.
+pub fn waits(candidate: &Candidate<'_>, unknown: bool, lingering: &Lingering<'_>) -> Option<Problem> {
+    let held = |claim: &Claim| candidate.held.iter().any(|held| claim.is_within(held));
+    let new: Vec<&Claim> = candidate.claims.iter().filter(|claim| !held(claim)).collect();
     let claim = new.first()?;
     if unknown {
         return Some(Problem {
@@ -84,7 +57,7 @@ pub fn waits(contender: &Contender<'_>, unknown: bool, lingering: &Lingering<'_>
             ),
         });
     }
-    let claim = new.iter().find_map(|claim| lingering.conflict(claim, &contender.forward.uid))?;
+    let claim = new.iter().find_map(|claim| lingering.conflict(claim, &candidate.forward.uid))?;
     Some(Problem {
         field: "spec.ports".into(),
         reason: Reason::PortConflict,
@@ -94,7 +67,7 @@ pub fn waits(contender: &Contender<'_>, unknown: bool, lingering: &Lingering<'_>
 
 /// The claims and places of one pool, given out.
 pub struct Settled<'a> {
-    /// For each contender, in their order, `None` or why it is refused.
+    /// For each candidate, in their order, `None` or why it is refused.
     pub outcome: Vec<Option<Problem>>,
     table: ClaimTable<usize>,
     quota: Quota<'a>,
@@ -103,55 +76,55 @@ pub struct Settled<'a> {
 impl Settled<'_> {
     /// Why `late` would be refused, who comes after all the others and may want to replace what the same forward has.
     /// It takes nothing from anybody.
-    pub fn refusal(&self, late: &Contender<'_>, waits: Option<Problem>) -> Option<Problem> {
-        let Quota { contenders, grants, .. } = self.quota;
-        let own = contenders.iter().position(|contender| contender.forward.uid == late.forward.uid);
-        if let Some((claim, by)) = self.table.conflict(&late.claims, own.unwrap_or(contenders.len())) {
-            return Some(conflict(late, claim, contenders[by].forward));
+    pub fn refusal(&self, late: &Candidate<'_>, waits: Option<Problem>) -> Option<Problem> {
+        let Quota { candidates, grants, .. } = self.quota;
+        let own = candidates.iter().position(|candidate| candidate.forward.uid == late.forward.uid);
+        if let Some((claim, by)) = self.table.conflict(&late.claims, own.unwrap_or(candidates.len())) {
+            return Some(conflict(late, claim, candidates[by].forward));
         }
         waits.or_else(|| (!self.quota.has_room(late, own)).then(|| over_quota(late, grants)))
     }
 }
 
-/// Gives out the claims of one pool. Contenders that have to wait are refused for that reason, unless somebody else's
+/// Gives out the claims of one pool. Candidates that have to wait are refused for that reason, unless somebody else's
 /// claim is in their way.
-pub fn arbitrate<'a>(contenders: &'a [Contender<'a>], waiting: &[Option<Problem>], grants: &'a [Grant]) -> Settled<'a> {
+pub fn arbitrate<'a>(candidates: &'a [Candidate<'a>], waiting: &[Option<Problem>], grants: &'a [Grant]) -> Settled<'a> {
     let mut table = ClaimTable::default();
-    let mut reserved = vec![false; contenders.len()];
-    for (index, contender) in contenders.iter().enumerate() {
-        if table.conflict(&contender.held, index).is_none() {
-            table.insert(&contender.held, index);
+    let mut reserved = vec![false; candidates.len()];
+    for (index, candidate) in candidates.iter().enumerate() {
+        if table.conflict(&candidate.held, index).is_none() {
+            table.insert(&candidate.held, index);
             reserved[index] = true;
         }
     }
-    let mut quota = Quota { contenders, late: None, grants, holders: BTreeMap::new() };
-    let mut outcome: Vec<Option<Problem>> = vec![None; contenders.len()];
-    let mut pending: Vec<usize> = (0..contenders.len()).collect();
-    // A contender lets go of what it held when it is refused or takes something else instead, which may let in one that
+    let mut quota = Quota { candidates, late: None, grants, holders: BTreeMap::new() };
+    let mut outcome: Vec<Option<Problem>> = vec![None; candidates.len()];
+    let mut pending: Vec<usize> = (0..candidates.len()).collect();
+    // A candidate lets go of what it held when it is refused or takes something else instead, which may let in one that
     // was refused before it: try those again. Each round needs a release and nobody releases twice, so this ends.
     loop {
         let mut released = false;
         let mut refused = Vec::new();
         for index in pending {
-            let contender = &contenders[index];
-            outcome[index] = if let Some((claim, by)) = table.conflict(&contender.claims, index) {
-                Some(conflict(contender, claim, contenders[by].forward))
+            let candidate = &candidates[index];
+            outcome[index] = if let Some((claim, by)) = table.conflict(&candidate.claims, index) {
+                Some(conflict(candidate, claim, candidates[by].forward))
             } else if let Some(problem) = &waiting[index] {
                 Some(problem.clone())
             } else if quota.place(index, &mut BTreeSet::new()) {
                 if std::mem::take(&mut reserved[index]) {
-                    table.remove(&contender.held, index);
-                    released |= contender.held != contender.claims;
+                    table.remove(&candidate.held, index);
+                    released |= candidate.held != candidate.claims;
                 }
-                table.insert(&contender.claims, index);
+                table.insert(&candidate.claims, index);
                 None
             } else {
-                Some(over_quota(contender, grants))
+                Some(over_quota(candidate, grants))
             };
             if outcome[index].is_some() {
                 refused.push(index);
                 if std::mem::take(&mut reserved[index]) {
-                    table.remove(&contender.held, index);
+                    table.remove(&candidate.held, index);
                     released = true;
                 }
             }
@@ -165,25 +138,25 @@ pub fn arbitrate<'a>(contenders: &'a [Contender<'a>], waiting: &[Option<Problem>
 
 /// Which forwards count against which limited grant.
 struct Quota<'a> {
-    contenders: &'a [Contender<'a>],
-    /// One more, whose index is the number of the contenders.
-    late: Option<&'a Contender<'a>>,
+    candidates: &'a [Candidate<'a>],
+    /// One more, whose index is the number of the candidates.
+    late: Option<&'a Candidate<'a>>,
     grants: &'a [Grant],
     /// By namespace and grant.
     holders: BTreeMap<(&'a str, usize), Vec<usize>>,
 }
 
 impl Quota<'_> {
-    /// Finds room for a contender under one of its grants other than those `tried`. Holders move to another grant of
+    /// Finds room for a candidate under one of its grants other than those `tried`. Holders move to another grant of
     /// theirs where that makes room, so whether all fit never depends on the order in which they came.
     fn place(&mut self, index: usize, tried: &mut BTreeSet<usize>) -> bool {
-        let Some(contender) = self.contenders.get(index).or(self.late) else { return false };
-        for grant in &contender.grants {
+        let Some(candidate) = self.candidates.get(index).or(self.late) else { return false };
+        for grant in &candidate.grants {
             let Some(max) = self.grants[*grant].max_forwards else { return true };
             if !tried.insert(*grant) {
                 continue;
             }
-            let key = (contender.forward.key.namespace.as_str(), *grant);
+            let key = (candidate.forward.key.namespace.as_str(), *grant);
             let holders = self.holders.entry(key).or_default();
             if holders.len() < max {
                 holders.push(index);
@@ -200,17 +173,17 @@ impl Quota<'_> {
     }
 
     /// Whether there is a place for `late`, if it gives up that of its `own`.
-    fn has_room(&self, late: &Contender<'_>, own: Option<usize>) -> bool {
+    fn has_room(&self, late: &Candidate<'_>, own: Option<usize>) -> bool {
         let namespace = late.forward.key.namespace.as_str();
         let here = self.holders.range((namespace, 0)..=(namespace, usize::MAX));
         let without = |holders: &Vec<usize>| holders.iter().copied().filter(|holder| Some(*holder) != own).collect();
         let holders = here.map(|(key, holders)| (*key, without(holders))).collect();
-        let mut trial = Quota { contenders: self.contenders, late: Some(late), grants: self.grants, holders };
-        trial.place(self.contenders.len(), &mut BTreeSet::new())
+        let mut trial = Quota { candidates: self.candidates, late: Some(late), grants: self.grants, holders };
+        trial.place(self.candidates.len(), &mut BTreeSet::new())
     }
 }
 
-fn conflict(loser: &Contender<'_>, claim: Claim, holder: &Forward) -> Problem {
+fn conflict(loser: &Candidate<'_>, claim: Claim, holder: &Forward) -> Problem {
     // Other namespaces' objects may be unreadable for the loser: of them no name is told, and no port or address that the
     // loser did not name itself.
     let holder = if holder.key.namespace == loser.forward.key.namespace {
@@ -225,8 +198,8 @@ fn conflict(loser: &Contender<'_>, claim: Claim, holder: &Forward) -> Problem {
     }
 }
 
-fn over_quota(contender: &Contender<'_>, grants: &[Grant]) -> Problem {
-    let full: Vec<String> = contender
+fn over_quota(candidate: &Candidate<'_>, grants: &[Grant]) -> Problem {
+    let full: Vec<String> = candidate
         .grants
         .iter()
         .map(|grant| {
@@ -242,7 +215,7 @@ fn over_quota(contender: &Contender<'_>, grants: &[Grant]) -> Problem {
         reason: Reason::QuotaExceeded,
         message: format!(
             "namespace {} already has as many forwards as it may: {}; delete one or ask the pool's admin",
-            contender.forward.key.namespace,
+            candidate.forward.key.namespace,
             full.join(", ")
         ),
     }

@@ -85,8 +85,15 @@ impl std::fmt::Display for Claim {
     }
 }
 
+/// A claim and who has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held<Owner> {
+    pub(crate) claim: Claim,
+    pub(crate) owner: Owner,
+}
+
 /// Claims of one address by their first port.
-type ByPort<Owner> = BTreeMap<u16, (Claim, Owner)>;
+type ByPort<Owner> = BTreeMap<u16, Held<Owner>>;
 
 /// Claims that never overlap, each with its owner.
 #[derive(Debug)]
@@ -111,9 +118,9 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
                     .range(..=claim.last)
                     .rev()
                     .map(|(_, held)| held)
-                    .take_while(|(held, _)| held.last >= claim.first)
-                    .find(|(held, by)| *by != owner && held.overlaps(claim))
-                    .map(|(held, by)| (claim.shared_with(held), *by))
+                    .take_while(|held| held.claim.last >= claim.first)
+                    .find(|held| held.owner != owner && held.claim.overlaps(claim))
+                    .map(|held| (claim.shared_with(&held.claim), held.owner))
             })
         })
     }
@@ -126,7 +133,7 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
                 .or_default()
                 .entry(claim.address)
                 .or_default()
-                .insert(claim.first, (*claim, owner));
+                .insert(claim.first, Held { claim: *claim, owner });
         }
     }
 
@@ -137,7 +144,7 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
                 .scopes
                 .get_mut(&(claim.family, claim.protocol))
                 .and_then(|addresses| addresses.get_mut(&claim.address))
-                && ports.get(&claim.first).is_some_and(|(_, by)| *by == owner)
+                && ports.get(&claim.first).is_some_and(|held| held.owner == owner)
             {
                 ports.remove(&claim.first);
             }

@@ -8,94 +8,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use ipnet::IpNet;
 use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
-use sallyport_api::gateway_pool::GatewayPoolSpec;
-use sallyport_api::intent::Intent;
 use sallyport_api::names::MAX_PLANS;
-use sallyport_api::port_forward::PortForwardSpec;
 
 use crate::arbitrate::{Lingering, arbitrate, waits};
-use crate::judge::{Contest, Judge, Pools};
-use crate::pool::{Labels, validate_pool};
+use crate::judge::{Contest, Judge, Pools, UsablePool};
+use crate::observed::{Node, Observed, PoolObject};
+use crate::pool::validate_pool;
 use crate::slice;
 use crate::validate::Problem;
-
-/// A `PortForward` as observed.
-#[derive(Clone, Debug)]
-pub struct Forward {
-    /// Namespace and name.
-    pub key: ForwardRef,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// `metadata.generation`.
-    pub generation: i64,
-    /// `metadata.creationTimestamp` in seconds since 1970; orders contenders for a free port, and grants count from it.
-    pub created: i64,
-    /// What it asks; shared with whoever observed it.
-    pub spec: Arc<PortForwardSpec>,
-}
-
-/// A `GatewayPool` as observed.
-#[derive(Clone, Debug)]
-pub struct PoolObject {
-    /// `metadata.name`.
-    pub name: String,
-    /// `metadata.creationTimestamp` in seconds since 1970; the older pool keeps a node that two select.
-    pub created: i64,
-    /// What it offers.
-    pub spec: GatewayPoolSpec,
-}
-
-/// A node that pools may select.
-#[derive(Clone, Debug)]
-pub struct Node {
-    /// `metadata.name`.
-    pub name: String,
-    /// Its labels; `None` for a lone host, which every selector matches.
-    pub labels: Option<Labels>,
-    /// Addresses it could listen on.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// A forward that some node may still carry although no slice has it any more, or not like this.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Leaving {
-    /// Name of the pool whose nodes carry it.
-    pub pool: String,
-    /// `metadata.uid` of the `PortForward`.
-    pub uid: String,
-    /// What the nodes may still do for it.
-    pub intent: Arc<Intent>,
-}
-
-/// Everything a decision depends on.
-#[derive(Clone, Copy, Debug)]
-pub struct Observed<'a> {
-    /// Every `PortForward`.
-    pub forwards: &'a [Forward],
-    /// Every `GatewayPool`.
-    pub pools: &'a [PoolObject],
-    /// Labels of the namespaces, by name.
-    pub namespaces: &'a BTreeMap<String, Labels>,
-    /// Every node.
-    pub nodes: &'a [Node],
-    /// The slices of the last decision: they record who holds which claim.
-    pub slices: &'a BTreeMap<String, ForwardSliceSpec>,
-    /// What left the slices and has not left every node: its claims are given to nobody else yet.
-    pub leaving: &'a [Leaving],
-    /// Pools of which it is not known what every node carries: nobody is given a new claim there.
-    pub unknown: &'a BTreeSet<String>,
-    /// Networks of the cluster itself that no target may be in: its API server, its Services.
-    pub forbidden: &'a [IpNet],
-    /// What time it is, in seconds since 1970.
-    pub now: i64,
-}
 
 /// The verdict on what a forward asks.
 ///
@@ -152,11 +77,11 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
 
     let mut accepted: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
     let mut planned: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
-    for (name, Contest { mut contenders, proposals }) in contests {
-        contenders.sort_by(|a, b| a.rank().cmp(&b.rank()));
+    for (name, Contest { mut candidates, proposals }) in contests {
+        candidates.sort_by(|a, b| a.rank().cmp(&b.rank()));
         let (unknown, lingering) = (observed.unknown.contains(name), Lingering::of(name, observed.leaving));
-        let waiting: Vec<_> = contenders.iter().map(|contender| waits(contender, unknown, &lingering)).collect();
-        let settled = arbitrate(&contenders, &waiting, &pools[name].1.grants);
+        let waiting: Vec<_> = candidates.iter().map(|candidate| waits(candidate, unknown, &lingering)).collect();
+        let settled = arbitrate(&candidates, &waiting, &pools[name].typed.grants);
         let mut plans = Vec::new();
         for proposal in proposals {
             let verdict = match settled.refusal(&proposal, waits(&proposal, unknown, &lingering)) {
@@ -174,29 +99,29 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
         }
         let outcome = settled.outcome;
         let here = accepted.entry(name.to_owned()).or_default();
-        for (contender, refusal) in contenders.into_iter().zip(outcome) {
-            let key = contender.forward.key.clone();
+        for (candidate, refusal) in candidates.into_iter().zip(outcome) {
+            let key = candidate.forward.key.clone();
             if let Some(problem) = refusal {
                 decision.forwards.insert(key, Verdict::Refused(vec![problem]));
                 continue;
             }
-            if !contender.keeps {
-                decision.forwards.insert(key, Verdict::Accepted(contender.entry.hash.clone()));
+            if !candidate.keeps {
+                decision.forwards.insert(key, Verdict::Accepted(candidate.entry.hash.clone()));
             }
-            here.push(contender.entry);
+            here.push(candidate.entry);
         }
     }
     decision.slices = slice::cut(accepted, planned, observed.slices);
     decision
 }
 
-/// Pools that have no problem of their own, by name, with their age.
-fn usable_pools(pools: &[PoolObject], decision: &mut Decision) -> Pools {
+/// Pools that have no problem of their own, by name.
+fn usable_pools<'a>(pools: &'a [PoolObject], decision: &mut Decision) -> Pools<'a> {
     let mut usable = Pools::new();
     for pool in pools {
         let problems = match validate_pool(&pool.spec) {
             Ok(typed) => {
-                usable.insert(pool.name.clone(), (pool.created, typed, pool.spec.clone()));
+                usable.insert(pool.name.clone(), UsablePool { created: pool.created, typed, spec: &pool.spec });
                 Vec::new()
             }
             Err(problems) => problems,
@@ -207,13 +132,13 @@ fn usable_pools(pools: &[PoolObject], decision: &mut Decision) -> Pools {
 }
 
 /// Gives each node to the oldest pool that selects it, so that a node has one configuration.
-fn assign_nodes(nodes: &[Node], pools: &Pools, decision: &mut Decision) {
+fn assign_nodes(nodes: &[Node], pools: &Pools<'_>, decision: &mut Decision) {
     let mut by_age: Vec<_> = pools.iter().collect();
-    by_age.sort_by_key(|(name, (created, _, _))| (*created, *name));
+    by_age.sort_by_key(|(name, pool)| (pool.created, *name));
     for node in nodes {
-        let mut selecting =
-            by_age.iter().filter(|(_, (_, pool, _))| node.labels.as_ref().is_none_or(|labels| pool.selects(labels)));
-        let Some((owner, (_, pool, spec))) = selecting.next() else { continue };
+        let selects = |pool: &UsablePool<'_>| node.labels.as_ref().is_none_or(|labels| pool.typed.selects(labels));
+        let mut selecting = by_age.iter().filter(|(_, pool)| selects(pool));
+        let Some((owner, UsablePool { typed: pool, spec, .. })) = selecting.next() else { continue };
         decision.nodes.insert(
             node.name.clone(),
             GatewayNodeSpec {

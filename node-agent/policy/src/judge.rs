@@ -12,12 +12,12 @@ use sallyport_api::gateway_pool::GatewayPoolSpec;
 use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::PortForwardSpec;
 
-use crate::arbitrate::Contender;
+use crate::candidate::Candidate;
 use crate::claim::Claim;
-use crate::decide::{Forward, Observed};
 use crate::digest;
 use crate::expiry::{has_expired, moment};
 use crate::kept::spec_of;
+use crate::observed::{Forward, Observed};
 use crate::pool::{Labels, Lifetime, Pool};
 use crate::validate::{Problem, validate};
 
@@ -25,28 +25,46 @@ use crate::validate::{Problem, validate};
 #[derive(Default)]
 pub struct Contest<'a> {
     /// Those whose wish is to be fulfilled.
-    pub contenders: Vec<Contender<'a>>,
+    pub candidates: Vec<Candidate<'a>>,
     /// What forwards that are not to be applied would want.
-    pub proposals: Vec<Contender<'a>>,
+    pub proposals: Vec<Candidate<'a>>,
 }
 
-/// The usable pools by name, with their age.
-pub type Pools = BTreeMap<String, (i64, Pool, GatewayPoolSpec)>;
+/// A pool that has no problem of its own.
+pub struct UsablePool<'a> {
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
+    /// What it offers, typed.
+    pub typed: Pool,
+    /// The same as its admin wrote it.
+    pub spec: &'a GatewayPoolSpec,
+}
+
+/// The usable pools by name.
+pub type Pools<'a> = BTreeMap<String, UsablePool<'a>>;
+
+/// What a slice holds for a forward.
+#[derive(Clone, Copy)]
+struct Held<'a> {
+    /// The pool whose nodes carry it.
+    pool: &'a str,
+    entry: &'a SliceForward,
+}
 
 /// Judges one forward after the other.
 pub struct Judge<'a> {
-    pools: &'a Pools,
+    pools: &'a Pools<'a>,
     observed: &'a Observed<'a>,
     gateways: &'a BTreeSet<IpAddr>,
-    /// What the slices hold for each uid, each with its pool.
-    held: BTreeMap<&'a str, Vec<(&'a str, &'a SliceForward)>>,
+    /// What the slices hold for each uid.
+    held: BTreeMap<&'a str, Vec<Held<'a>>>,
     /// When forwards expire or did; those only that could hold otherwise.
     pub expiries: BTreeMap<ForwardRef, i64>,
 }
 
 impl<'a> Judge<'a> {
     /// Has judged nobody yet.
-    pub fn new(pools: &'a Pools, observed: &'a Observed<'a>, gateways: &'a BTreeSet<IpAddr>) -> Self {
+    pub fn new(pools: &'a Pools<'a>, observed: &'a Observed<'a>, gateways: &'a BTreeSet<IpAddr>) -> Self {
         Self { pools, observed, gateways, held: held(observed.slices), expiries: BTreeMap::new() }
     }
 
@@ -57,19 +75,19 @@ impl<'a> Judge<'a> {
         contests: &mut BTreeMap<&'a str, Contest<'a>>,
     ) -> Result<(), Vec<Problem>> {
         let asked = forward.spec.pool.as_str();
-        let wanted = self.contender(forward, &forward.spec, forward.generation);
+        let wanted = self.candidate(forward, &forward.spec, forward.generation);
         if forward.spec.mode == Mode::Apply {
             let wanted = wanted?;
-            contests.entry(asked).or_default().contenders.push(wanted);
+            contests.entry(asked).or_default().candidates.push(wanted);
             return Ok(());
         }
         // One that is not to be applied contends for what it has, and only proposes what its spec asks beyond that.
-        if let Some((pool, kept)) = self.kept(forward) {
-            match self.contender(forward, &spec_of(pool, &kept.intent), kept.generation) {
+        if let Some(Held { pool, entry: kept }) = self.kept(forward) {
+            match self.candidate(forward, &spec_of(pool, &kept.intent), kept.generation) {
                 Ok(keeping) => {
-                    let asks_it = |wanted: &Contender<'_>| wanted.entry.intent == keeping.entry.intent;
+                    let asks_it = |wanted: &Candidate<'_>| wanted.entry.intent == keeping.entry.intent;
                     let same = pool == asked && wanted.as_ref().is_ok_and(asks_it);
-                    contests.entry(pool).or_default().contenders.push(Contender { keeps: !same, ..keeping });
+                    contests.entry(pool).or_default().candidates.push(Candidate { keeps: !same, ..keeping });
                     if same {
                         return Ok(());
                     }
@@ -88,21 +106,21 @@ impl<'a> Judge<'a> {
     }
 
     /// What the slices hold for a forward: the newest form, and of the pool that it asks for if it is in several.
-    fn kept(&self, forward: &Forward) -> Option<(&'a str, &'a SliceForward)> {
+    fn kept(&self, forward: &Forward) -> Option<Held<'a>> {
         let held = self.held.get(forward.uid.as_str())?;
-        held.iter().copied().max_by_key(|(pool, kept)| (*pool == forward.spec.pool, kept.generation))
+        held.iter().copied().max_by_key(|held| (held.pool == forward.spec.pool, held.entry.generation))
     }
 
     /// A forward that asks for `spec`, if nothing but other forwards can be in its way.
-    fn contender(
+    fn candidate(
         &mut self,
         forward: &'a Forward,
         spec: &PortForwardSpec,
         generation: i64,
-    ) -> Result<Contender<'a>, Vec<Problem>> {
+    ) -> Result<Candidate<'a>, Vec<Problem>> {
         let mut intent = validate(spec)?;
         let name = spec.pool.as_str();
-        let Some((_, pool, _)) = self.pools.get(name) else {
+        let Some(UsablePool { typed: pool, .. }) = self.pools.get(name) else {
             let known = self.observed.pools.iter().any(|pool| pool.name == name);
             let message = if known {
                 format!("pool {name} has problems of its own; its admin must mend it first")
@@ -133,8 +151,8 @@ impl<'a> Judge<'a> {
             return Err(vec![expired(&intent, limit)]);
         }
         let claims = Claim::of(&intent);
-        let held = self.held.get(forward.uid.as_str()).into_iter().flatten().filter(|(pool, _)| *pool == name);
-        let before: Vec<&Intent> = held.map(|(_, held)| &held.intent).collect();
+        let held = self.held.get(forward.uid.as_str()).into_iter().flatten().filter(|held| held.pool == name);
+        let before: Vec<&Intent> = held.map(|held| &held.entry.intent).collect();
         let unchanged = before.contains(&&intent);
         let held = before.iter().flat_map(|intent| Claim::of(intent));
         let held = held.filter(|held| claims.iter().any(|claim| claim.overlaps(held))).collect();
@@ -145,7 +163,7 @@ impl<'a> Judge<'a> {
             hash: digest::intent_hash(&intent),
             intent,
         };
-        Ok(Contender { forward, entry, keeps: false, unchanged, claims, held, grants })
+        Ok(Candidate { forward, entry, keeps: false, unchanged, claims, held, grants })
     }
 
     /// A target that only who sees the whole cluster can refuse.
@@ -166,11 +184,11 @@ impl<'a> Judge<'a> {
     }
 }
 
-fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Vec<(&str, &SliceForward)>> {
-    let mut held: BTreeMap<&str, Vec<(&str, &SliceForward)>> = BTreeMap::new();
+fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Vec<Held<'_>>> {
+    let mut held: BTreeMap<&str, Vec<Held<'_>>> = BTreeMap::new();
     for slice in slices.values() {
-        for forward in &slice.forwards {
-            held.entry(&forward.uid).or_default().push((&slice.pool, forward));
+        for entry in &slice.forwards {
+            held.entry(&entry.uid).or_default().push(Held { pool: &slice.pool, entry });
         }
     }
     held

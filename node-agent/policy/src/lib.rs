@@ -9,6 +9,7 @@
 //! process, no random source: every function here can be called a million times in a test.
 
 mod arbitrate;
+mod candidate;
 pub mod claim;
 pub mod decide;
 pub mod digest;
@@ -18,6 +19,7 @@ pub mod intersection;
 mod judge;
 pub mod kept;
 pub mod limits;
+pub mod observed;
 pub mod pool;
 pub mod recheck;
 pub mod slice;

@@ -49,14 +49,30 @@ pub struct Grant {
     /// Its name in the pool.
     pub name: String,
     namespaces: Selector,
-    ports: Vec<(Protocol, u16, u16)>,
+    ports: Vec<GrantedPorts>,
     targets: Vec<IpNet>,
     sources: Vec<IpNet>,
     modes: BTreeSet<SourceNatMode>,
     /// Forwards a namespace may hold through this grant; unlimited if absent.
     pub max_forwards: Option<usize>,
-    /// Seconds that a forward may last, and the same as its author wrote it; unlimited if absent.
-    max_lifetime: Option<(i64, String)>,
+    /// How long a forward may last; unlimited if absent.
+    max_lifetime: Option<MaxLifetime>,
+}
+
+/// Ports that a grant allows to listen on.
+#[derive(Clone, Copy, Debug)]
+struct GrantedPorts {
+    protocol: Protocol,
+    first: u16,
+    last: u16,
+}
+
+/// How long a grant lets a forward last.
+#[derive(Clone, Debug)]
+struct MaxLifetime {
+    seconds: i64,
+    /// The same as its author wrote it.
+    text: String,
 }
 
 /// How long the grants that cover a forward let it last.
@@ -217,7 +233,7 @@ impl Pool {
     #[must_use]
     pub fn lifetime(&self, covering: &[usize], created: i64, asked: Option<i64>) -> Lifetime {
         let expiry = |index: &usize| {
-            let limit = self.grants[*index].max_lifetime.as_ref().map(|(seconds, _)| created.saturating_add(*seconds));
+            let limit = self.grants[*index].max_lifetime.as_ref().map(|max| created.saturating_add(max.seconds));
             limit.into_iter().chain(asked).min()
         };
         // A grant for no forward at all lets none last.
@@ -230,8 +246,8 @@ impl Pool {
         let expires_at = grants.first().and_then(expiry);
         let limit = grants.first().filter(|_| expires_at != asked).and_then(|index| {
             let grant = &self.grants[*index];
-            let (_, text) = grant.max_lifetime.as_ref()?;
-            Some(format!("grant {} allows maxLifetime {text}", grant.name))
+            let max = grant.max_lifetime.as_ref()?;
+            Some(format!("grant {} allows maxLifetime {}", grant.name, max.text))
         });
         Lifetime { grants, expires_at, limit }
     }
@@ -241,13 +257,13 @@ impl Grant {
     /// The first clause that does not cover `intent`, in words that say what would be allowed.
     fn refuses(&self, intent: &Intent) -> Option<String> {
         let port = intent.ports.iter().find(|port| {
-            !self.ports.iter().any(|(protocol, first, last)| {
-                *protocol == port.protocol && *first <= port.port && port.end_port <= *last
+            !self.ports.iter().any(|granted| {
+                granted.protocol == port.protocol && granted.first <= port.port && port.end_port <= granted.last
             })
         });
         if let Some(port) = port {
             let allowed =
-                self.ports.iter().map(|(protocol, first, last)| format!("{}/{protocol}", range(*first, *last)));
+                self.ports.iter().map(|granted| format!("{}/{}", range(granted.first, granted.last), granted.protocol));
             let asked = range(port.port, port.end_port);
             return Some(format!("allows ports [{}], not {asked}/{}", join(allowed), port.protocol));
         }
@@ -300,7 +316,7 @@ fn grant(problems: &mut Problems, at: &str, written: &sallyport_api::gateway_poo
         .enumerate()
         .filter_map(|(index, port)| {
             let (first, last) = ports(problems, &format!("{at}.ports[{index}]"), port.port, port.end_port)?;
-            Some((port.protocol, first, last))
+            Some(GrantedPorts { protocol: port.protocol, first, last })
         })
         .collect();
     let mut cidrs = |list: &str, written: &[String]| -> Vec<IpNet> {
@@ -329,7 +345,7 @@ fn grant(problems: &mut Problems, at: &str, written: &sallyport_api::gateway_poo
             );
             problems.add(format!("{at}.maxLifetime"), Reason::UnsupportedValue, message);
         }
-        typed.map(|seconds| (seconds, text.clone()))
+        typed.map(|seconds| MaxLifetime { seconds, text: text.clone() })
     });
     let modes = written.source_nat_modes.iter().copied().collect();
     let namespaces = namespaces.filter(|_| problems.0.len() == before)?;

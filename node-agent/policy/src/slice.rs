@@ -17,14 +17,14 @@ pub fn cut(
     mut planned: BTreeMap<String, Vec<SliceForward>>,
     existing: &BTreeMap<String, ForwardSliceSpec>,
 ) -> BTreeMap<String, ForwardSliceSpec> {
-    let homes: BTreeMap<(&str, &str), (&str, &SliceForward)> = existing
+    let homes: BTreeMap<(&str, &str), Home<'_>> = existing
         .iter()
         .flat_map(|(name, slice)| {
-            slice.forwards.iter().map(move |f| ((slice.pool.as_str(), f.uid.as_str()), (name.as_str(), f)))
+            slice.forwards.iter().map(move |f| ((slice.pool.as_str(), f.uid.as_str()), Home { slice: name, entry: f }))
         })
         .collect();
     let unchanged = |pool: &str, forward: &SliceForward| {
-        homes.get(&(pool, forward.uid.as_str())).is_some_and(|(_, before)| *before == forward)
+        homes.get(&(pool, forward.uid.as_str())).is_some_and(|home| home.entry == forward)
     };
     let plans: BTreeMap<(&str, &str), &str> = existing
         .iter()
@@ -42,7 +42,7 @@ pub fn cut(
         let mut homeless = Vec::new();
         for forward in forwards {
             match homes.get(&(pool.as_str(), forward.uid.as_str())) {
-                Some((home, _)) => homeless.extend(open.entry((*home).to_owned()).or_default().add(forward)),
+                Some(home) => homeless.extend(open.entry(home.slice.to_owned()).or_default().add(forward)),
                 None => homeless.push(forward),
             }
         }
@@ -72,6 +72,13 @@ pub fn cut(
         }
     }
     slices
+}
+
+/// Where a forward lives.
+struct Home<'a> {
+    /// Name of the slice.
+    slice: &'a str,
+    entry: &'a SliceForward,
 }
 
 /// Bytes of a slice beside its forwards: pool, hash and punctuation.

@@ -5,7 +5,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use sallyport_api::Reason;
-use sallyport_policy::decide::{Decision, Forward, Verdict};
+use sallyport_policy::decide::{Decision, Verdict};
+use sallyport_policy::observed::Forward;
 use serde_json::{Value, json};
 
 #[path = "support/scene.rs"]

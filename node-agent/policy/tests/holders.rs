@@ -3,7 +3,8 @@
 
 use sallyport_api::Reason;
 use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source};
-use sallyport_policy::decide::{Decision, Forward, Leaving, Verdict};
+use sallyport_policy::decide::{Decision, Verdict};
+use sallyport_policy::observed::{Forward, Leaving};
 
 #[path = "support/scene.rs"]
 mod scene;

@@ -13,8 +13,9 @@ use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
 use sallyport_api::port_forward::{Mode, OnTargetRemoved, PortForwardSpec, Protocol, SourceNatMode};
-use sallyport_policy::decide::{Decision, Forward, Leaving, Verdict};
+use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::digest::intent_hash;
+use sallyport_policy::observed::{Forward, Leaving};
 use sallyport_policy::slice::cut;
 use sallyport_policy::validate::{Problem, validate};
 

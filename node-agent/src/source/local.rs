@@ -13,7 +13,8 @@ use sallyport_api::gateway_pool::{
 };
 use sallyport_api::names::DEFAULT_POOL;
 use sallyport_api::{Mode, Protocol, SourceNatMode};
-use sallyport_policy::decide::{Forward, Node, Observed, PoolObject, Verdict, decide};
+use sallyport_policy::decide::{Verdict, decide};
+use sallyport_policy::observed::{Forward, Node, Observed, PoolObject};
 
 use crate::intents::Intents;
 use crate::manifest::{Identity, Object};

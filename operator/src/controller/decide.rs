@@ -11,8 +11,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::{GatewayPool, Intent, Mode};
-use sallyport_policy::decide::{self as policy, Forward, Observed, PoolObject, Verdict};
+use sallyport_policy::decide::{self as policy, Verdict};
 use sallyport_policy::kept::spec_of;
+use sallyport_policy::observed::{Forward, Observed, PoolObject};
 use sallyport_policy::validate::Problem;
 
 use crate::controller::cache;

@@ -10,8 +10,8 @@ use sallyport_api::forward_slice::{ForwardSlice, ForwardSliceSpec, SliceForward}
 use sallyport_api::gateway_node::{GatewayNodeStatus, ObservedSlice, SliceState};
 use sallyport_api::intent::Intent;
 use sallyport_api::names::UID_PREFIX;
-use sallyport_policy::decide::Leaving;
 use sallyport_policy::digest::slice_hash;
+use sallyport_policy::observed::Leaving;
 
 /// Revisions of one slice that are remembered; a node that is further behind counts as unknown.
 const MAX_REVISIONS: usize = 64;

@@ -8,7 +8,7 @@ use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::port_forward::{
     ForwardPort, Lifecycle, Mode, PortForwardSpec, Protocol, Source, SourceNat, SourceNatMode, Sources, Target,
 };
-use sallyport_policy::decide::Forward;
+use sallyport_policy::observed::Forward;
 
 use crate::scene::Scene;
 
