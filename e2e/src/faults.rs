@@ -176,11 +176,10 @@ mod tests {
             assert_eq!(row.number, number);
             assert!(!row.tests.is_empty(), "nothing tests row {number}");
             for test in row.tests {
-                let there = match test.target {
-                    Some(target) => {
-                        let [file, folder] =
-                            [".rs", "/main.rs"].map(|end| root.join(format!("e2e/tests/{target}{end}")));
-                        fs::read_to_string(file).or_else(|_| fs::read_to_string(folder)).unwrap()
+                let there = match test.module {
+                    Some(module) => {
+                        let file = format!("e2e/tests/{}/{module}.rs", test.tier.program());
+                        fs::read_to_string(root.join(file)).unwrap()
                     }
                     None => sources.clone(),
                 };
