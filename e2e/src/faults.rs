@@ -197,6 +197,15 @@ mod tests {
     }
 
     #[test]
+    fn the_docs_name_the_tests_of_every_row() {
+        let docs = fs::read_to_string(repository().unwrap().join("docs/reliability.md")).unwrap();
+        let names = |row: &Row| row.tests.iter().map(|test| format!("`{}`", test.name)).collect::<Vec<_>>().join(", ");
+        let made_by: String = ROWS.iter().map(|row| format!("| {} | {} |\n", row.number, names(row))).collect();
+        let section = format!("| # | made by |\n|---|---|\n{made_by}\n");
+        assert!(docs.contains(&section), "docs/reliability.md lacks this:\n{section}");
+    }
+
+    #[test]
     fn a_row_says_what_was_seen_and_what_could_not_be() {
         let mut seen = Seen { row: &ROWS[0], figures: vec![], kept: 0, broken: vec![], unseen: vec!["cluster"] };
         assert!(seen.to_string().ends_with("| – | not run |"), "{seen}");
