@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use sallyport_e2e::program;
 use serde_json::{Map, Value, json};
 
-use crate::helm;
+use super::helm;
 
 /// A pool with every field that a pool may have.
 pub fn full_pool() -> Value {

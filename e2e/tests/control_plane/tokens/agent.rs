@@ -6,7 +6,7 @@ use sallyport_e2e::control_plane::Api;
 use sallyport_e2e::control_plane::scene::{KINDS, SYSTEM, node_path};
 use serde_json::{Value, json};
 
-use crate::request::Request;
+use super::request::Request;
 
 fn leases() -> String {
     format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases")

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use sallyport_e2e::program;
 use serde_json::{Value, json};
 
-use crate::helm::{self, NAMESPACE, object};
-use crate::values::full_pool;
+use super::helm::{self, NAMESPACE, object};
+use super::values::full_pool;
 
 /// Arguments of the first container of an object's pods.
 fn arguments(workload: &Value) -> Vec<&str> {

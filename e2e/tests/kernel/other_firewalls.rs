@@ -16,10 +16,10 @@ use sallyport_e2e::wait;
 use sallyport_e2e::watch::Watch;
 
 /// Docker's rules as the daemon of Debian 12 writes them, for machines without it.
-const DOCKER: &str = include_str!("../../node-agent/ruleset/tests/firewalls/docker-20.10.save");
-const UFW: &str = include_str!("../../node-agent/ruleset/tests/firewalls/ufw-0.36.save");
-const KUBE_PROXY: &str = include_str!("../../node-agent/ruleset/tests/firewalls/kube-proxy.save");
-const CALICO: &str = include_str!("../../node-agent/ruleset/tests/firewalls/calico.save");
+const DOCKER: &str = include_str!("../../../node-agent/ruleset/tests/firewalls/docker-20.10.save");
+const UFW: &str = include_str!("../../../node-agent/ruleset/tests/firewalls/ufw-0.36.save");
+const KUBE_PROXY: &str = include_str!("../../../node-agent/ruleset/tests/firewalls/kube-proxy.save");
+const CALICO: &str = include_str!("../../../node-agent/ruleset/tests/firewalls/calico.save");
 
 const NFT: Variant = Variant::Nft;
 

@@ -5,7 +5,7 @@ use http::Method;
 use sallyport_e2e::control_plane::scene::{AGENT, KINDS, PAYMENTS, SYSTEM, Scene, forward_path, node_path, spec};
 use serde_json::{Value, json};
 
-use crate::request::Request;
+use super::request::Request;
 
 const NODE: &str = "/api/v1/nodes/gw1";
 const NODES: &str = "/api/v1/nodes";

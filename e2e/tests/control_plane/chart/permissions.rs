@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use sallyport_e2e::permissions::{PERMISSIONS, USER_ROLES, account};
 use serde_json::{Value, json};
 
-use crate::helm::{self, NAMESPACE};
+use super::helm::{self, NAMESPACE};
 
 type Table = BTreeMap<(String, String, String), BTreeSet<String>>;
 
