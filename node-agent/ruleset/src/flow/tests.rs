@@ -5,7 +5,7 @@ use sallyport_api::intent::IntentTarget;
 use sallyport_api::names::MARK_MASQUERADE;
 
 use super::*;
-use crate::table::bindings;
+use crate::binding::bindings;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
