@@ -13,7 +13,7 @@ use crate::intents::Intents;
 
 /// The last pass, kept up to date with what is found out between two.
 #[derive(Debug)]
-pub struct PassReport {
+pub(crate) struct PassReport {
     /// Why it was made, for the log.
     pub cause: &'static str,
     /// What the kernel should hold.
@@ -41,14 +41,14 @@ pub struct PassReport {
 impl PassReport {
     /// What the pass has put back, where that is news.
     #[must_use]
-    pub fn repair(&self) -> Option<String> {
+    pub(crate) fn repair(&self) -> Option<String> {
         let news = !self.repaired.is_empty() && !self.fought;
         news.then(|| told(&self.repaired)).filter(|what| !what.is_empty())
     }
 
     /// What the pass could not do.
     #[must_use]
-    pub fn failure(&self) -> Option<String> {
+    pub(crate) fn failure(&self) -> Option<String> {
         match &self.outcome {
             Ok(report) => Some(report.unreadable.join("; ")).filter(|why| !why.is_empty()),
             Err(error) => Some(chain_of(error)),
@@ -57,7 +57,7 @@ impl PassReport {
 
     /// What somebody else does to our rules, after a pass that was good.
     #[must_use]
-    pub fn drift(&self) -> Option<String> {
+    pub(crate) fn drift(&self) -> Option<String> {
         let pending = self.pending.as_ref();
         pending
             .map(|what| format!("somebody has changed this and it is not put back yet: {what}"))
@@ -66,7 +66,7 @@ impl PassReport {
 }
 
 /// Takes in what becomes of passes.
-pub trait ReportSink {
+pub(crate) trait ReportSink {
     /// A pass has ended.
     fn passed(&mut self, report: &PassReport);
 
