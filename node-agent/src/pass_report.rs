@@ -93,3 +93,44 @@ impl PassReport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sallyport_ruleset::family::Family::V4;
+
+    use super::*;
+    use crate::converge::fake::intents;
+
+    fn report(outcome: Result<Report, Error>) -> PassReport {
+        PassReport::of(&Rc::new(intents("")), outcome)
+    }
+
+    #[test]
+    fn what_could_not_be_done_is_an_error_or_a_table_that_cannot_be_read() {
+        assert_eq!(report(Ok(Report::default())).failure(), None);
+        assert_eq!(report(Err(Error::Addresses)).failure().unwrap(), "cannot read this host's addresses");
+        let unreadable = vec!["IPv4: nat".to_owned(), "IPv6: nat".to_owned()];
+        let partly = report(Ok(Report { unreadable, ..Report::default() }));
+        assert_eq!(partly.failure().unwrap(), "IPv4: nat; IPv6: nat");
+    }
+
+    #[test]
+    fn a_repair_is_news_unless_it_is_one_of_many() {
+        let mut pass = report(Ok(Report::default()));
+        assert_eq!(pass.repair(), None);
+        pass.repaired = vec![Difference::forwarding(V4)];
+        assert_eq!(pass.repair().unwrap(), "forwarding of IPv4 packets is off");
+        pass.fought = true;
+        assert_eq!(pass.repair(), None);
+    }
+
+    #[test]
+    fn what_is_not_put_back_yet_comes_before_what_somebody_keeps_doing() {
+        let mut pass = report(Ok(Report::default()));
+        assert_eq!(pass.drift(), None);
+        pass.persistent_drift = Some("they keep at it".to_owned());
+        assert_eq!(pass.drift().unwrap(), "they keep at it");
+        pass.pending = Some("the jump is missing".to_owned());
+        assert!(pass.drift().unwrap().ends_with("it is not put back yet: the jump is missing"));
+    }
+}

@@ -130,6 +130,11 @@ impl Knowledge {
     }
 
     /// What the node shall do; none until that is known completely.
+    ///
+    /// # Guarantees
+    /// - Each forward is in one slice, also while it is on its way from one to another.
+    /// - What vanished without having been emptied, or is not understood, is there as it was last good.
+    /// - A node that is retired shall do nothing, whatever slices there are.
     #[must_use]
     pub(crate) fn intents(&self) -> Option<Intents> {
         let node = self.node.as_ref().filter(|_| self.is_complete())?;
