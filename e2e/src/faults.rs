@@ -176,11 +176,10 @@ mod tests {
             assert_eq!(row.number, number);
             assert!(!row.tests.is_empty(), "nothing tests row {number}");
             for test in row.tests {
-                let there = match test.target {
-                    Some(target) => {
-                        let [file, folder] =
-                            [".rs", "/main.rs"].map(|end| root.join(format!("e2e/tests/{target}{end}")));
-                        fs::read_to_string(file).or_else(|_| fs::read_to_string(folder)).unwrap()
+                let there = match test.module {
+                    Some(module) => {
+                        let file = format!("e2e/tests/{}/{module}.rs", test.tier.program());
+                        fs::read_to_string(root.join(file)).unwrap()
                     }
                     None => sources.clone(),
                 };
@@ -195,6 +194,15 @@ mod tests {
         for row in ROWS {
             assert!(docs.contains(&row.to_string()), "docs/reliability.md lacks a row that begins with {row}");
         }
+    }
+
+    #[test]
+    fn the_docs_name_the_tests_of_every_row() {
+        let docs = fs::read_to_string(repository().unwrap().join("docs/reliability.md")).unwrap();
+        let names = |row: &Row| row.tests.iter().map(|test| format!("`{}`", test.name)).collect::<Vec<_>>().join(", ");
+        let made_by: String = ROWS.iter().map(|row| format!("| {} | {} |\n", row.number, names(row))).collect();
+        let section = format!("| # | made by |\n|---|---|\n{made_by}\n");
+        assert!(docs.contains(&section), "docs/reliability.md lacks this:\n{section}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod targets;
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::sync::{Mutex, PoisonError};
 use std::{fmt, io, panic, thread};
@@ -99,7 +100,7 @@ impl Tier {
         Ok(tiers)
     }
 
-    /// The feature that marks its test targets.
+    /// The feature that its test programs require.
     pub(crate) fn feature(self) -> Option<&'static str> {
         match self {
             Self::Pure => None,
@@ -107,6 +108,11 @@ impl Tier {
             Self::ControlPlane => Some("control-plane-tests"),
             Self::Cluster => Some("cluster-tests"),
         }
+    }
+
+    /// The one of its test programs that is in `e2e/tests`.
+    pub(crate) fn program(self) -> String {
+        self.name().replace('-', "_")
     }
 
     /// Why this machine cannot run the tier.
@@ -121,8 +127,8 @@ impl Tier {
 
     fn run(self) -> Result<Totals> {
         let _down = self.stage()?;
-        let names = targets::names(program::repository()?, self.feature())?;
-        if self == Self::Pure { pure(&names) } else { targets(&names, self.abreast()) }
+        let programs = targets::programs(program::repository()?, self.feature())?;
+        if self == Self::Pure { pure(&programs) } else { parts(programs, self.abreast()) }
     }
 
     /// Whether its tests mostly wait, so that others may run beside them.
@@ -130,8 +136,8 @@ impl Tier {
         matches!(self, Self::Kernel | Self::ControlPlane)
     }
 
-    /// How many of its test targets run at a time. More would bend their timings; there is one cluster, and a test has it
-    /// for itself.
+    /// How many parts of its test programs run at a time. More would bend their timings; there is one cluster, and a test
+    /// has it for itself.
     fn abreast(self) -> usize {
         if self.waits() { 2 } else { 1 }
     }
@@ -208,8 +214,8 @@ fn docker_obstacle() -> Option<String> {
     cluster::script::run("docker.sh", &[]).err().map(|error| format!("{error:#}"))
 }
 
-/// Formatting, lints, unit tests, the examples in docs, and the named test targets.
-fn pure(names: &[String]) -> Result<Totals> {
+/// Formatting, lints, unit tests, the examples in docs, and the named test programs.
+fn pure(programs: &[String]) -> Result<Totals> {
     let mut totals = Totals::default();
     totals.add(check(&["fmt", "--all", "--check"])?);
     totals.add(check(&[
@@ -223,31 +229,35 @@ fn pure(names: &[String]) -> Result<Totals> {
         "warnings",
     ])?);
     for args in
-        [cargo_test(names, &["--no-fail-fast", "--lib", "--bins"]), cargo_test(&[], &["--no-fail-fast", "--doc"])]
+        [cargo_test(programs, &["--no-fail-fast", "--lib", "--bins"]), cargo_test(&[], &["--no-fail-fast", "--doc"])]
     {
         totals.add(tests(&args, |line| println!("{line}"))?);
     }
     Ok(totals)
 }
 
-/// The named test targets, `abreast` of them at a time, and before them the programs that they start.
-fn targets(names: &[String], abreast: usize) -> Result<Totals> {
+/// Every part of the named test programs, `abreast` of them at a time, and before them the programs that they start.
+fn parts(programs: Vec<String>, abreast: usize) -> Result<Totals> {
     let mut totals = build()?;
     if totals.failed > 0 {
         return Ok(totals);
     }
-    let waiting = Mutex::new(names.chunks(1));
+    let programs: Vec<_> =
+        programs.into_iter().map(|program| Ok((program.clone(), list(program)?))).collect::<Result<_>>()?;
+    let waiting = Mutex::new(targets::parts(programs).into_iter());
     let work = || {
         let mut totals = Totals::default();
         loop {
             let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some(name) = next else {
+            let Some(part) = next else {
                 return Ok(totals);
             };
             // What several print at a time would be mixed.
             let mut lines = String::new();
-            let mut args = cargo_test(name, &[]);
-            args.extend(["--", "--test-threads=2"]);
+            let program = [part.program];
+            let mut args = cargo_test(&program, &[]);
+            args.extend(["--", "--test-threads=2", "--exact"]);
+            args.extend(part.tests.iter().map(String::as_str));
             let ran = tests(&args, |line| lines.extend([line, "\n"]));
             print!("{lines}");
             totals.add(ran?);
@@ -263,12 +273,25 @@ fn targets(names: &[String], abreast: usize) -> Result<Totals> {
     })
 }
 
-/// The arguments that make cargo run the named test targets and no others.
+/// The names of the tests of a program.
+fn list(program: String) -> Result<Vec<String>> {
+    let (program, mut names, mut printed) = ([program], Vec::new(), String::new());
+    let mut args = cargo_test(&program, &[]);
+    args.extend(["--", "--list", "--format=terse"]);
+    let success = cargo(&args, &[], |line| {
+        names.extend(line.strip_suffix(": test").map(str::to_owned));
+        printed.extend([line, "\n"]);
+    })?;
+    ensure!(success && !names.is_empty(), "no tests are listed by cargo {}:\n{printed}", args.join(" "));
+    Ok(names)
+}
+
+/// The arguments that make cargo run the named test programs and no others.
 ///
 /// Always the workspace as a whole, with all features: else cargo would build most dependencies once more with others.
-fn cargo_test<'a>(targets: &'a [String], options: &[&'a str]) -> Vec<&'a str> {
-    let targets = targets.iter().flat_map(|target| ["--test", target]);
-    ["test", "--workspace", "--all-features"].into_iter().chain(options.iter().copied()).chain(targets).collect()
+fn cargo_test<'a>(programs: &'a [String], options: &[&'a str]) -> Vec<&'a str> {
+    let programs = programs.iter().flat_map(|program| ["--test", program]);
+    ["test", "--workspace", "--all-features"].into_iter().chain(options.iter().copied()).chain(programs).collect()
 }
 
 /// Builds all tests and the programs that they start, and takes away what tests that were killed have left.
@@ -303,7 +326,11 @@ fn tests(args: &[&str], mut print: impl FnMut(&str)) -> Result<Totals> {
 }
 
 /// Runs cargo with variables in its environment, gives each line of its output as it comes, and says whether it succeeded.
-pub(crate) fn cargo(args: &[&str], variables: &[(&str, &str)], mut each_line: impl FnMut(&str)) -> Result<bool> {
+pub(crate) fn cargo(
+    args: &[impl AsRef<OsStr>],
+    variables: &[(&str, &str)],
+    mut each_line: impl FnMut(&str),
+) -> Result<bool> {
     ensure!(!running::interrupted(), "interrupted");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let (reader, writer) = io::pipe().context("make a pipe")?;

@@ -8,7 +8,9 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::converge::chain_of;
+use sallyport_runtime::once::Once;
+
+use crate::error_chain::chain_of;
 use crate::state::StateDir;
 
 /// The highest time on disk is never older than this while any forward will end.
@@ -17,7 +19,7 @@ const KEEP: i64 = 60;
 const BEHIND: Duration = Duration::from_secs(5);
 
 /// A clock, and when the next forward ends by it.
-pub struct Clock {
+pub(crate) struct Clock {
     /// Time since 1970 as the host has it.
     pub(crate) wall: Box<dyn Fn() -> Duration>,
     /// The highest time so far, and when it was.
@@ -27,16 +29,16 @@ pub struct Clock {
     kept: i64,
     /// When the next forward ends.
     next: Option<i64>,
-    /// Whether it was told that the host's clock is behind.
-    told: bool,
-    /// Why the time could not be kept; told when it changes.
-    unkept: Option<String>,
+    /// Whether the host's clock is behind.
+    behind: bool,
+    /// Why the time could not be kept.
+    unkept: Once,
 }
 
 impl Clock {
     /// Goes on from the highest time in the state directory.
     #[must_use]
-    pub fn new(state: Rc<StateDir>) -> Self {
+    pub(crate) fn new(state: Rc<StateDir>) -> Self {
         let kept = state.highest_time().unwrap_or_else(|error| {
             let error = chain_of(&error);
             tracing::error!(
@@ -47,29 +49,37 @@ impl Clock {
         });
         let highest = Duration::from_secs(u64::try_from(kept).unwrap_or_default());
         let wall = Box::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
-        Self { wall, highest: (highest, Instant::now()), state, kept, next: None, told: false, unkept: None }
+        Self {
+            wall,
+            highest: (highest, Instant::now()),
+            state,
+            kept,
+            next: None,
+            behind: false,
+            unkept: Once::default(),
+        }
     }
 
     /// Seconds since 1970.
-    pub fn now(&mut self) -> i64 {
+    pub(crate) fn now(&mut self) -> i64 {
         // The host's clock first: read after the other, a pause between the two would push the time ahead for good.
         let (wall, instant) = ((self.wall)(), Instant::now());
         let (highest, then) = self.highest;
         let counted = highest.saturating_add(instant.duration_since(then));
         let behind = counted.saturating_sub(wall);
-        if behind > BEHIND && !self.told {
+        if behind > BEHIND && !self.behind {
             tracing::warn!(
                 seconds = behind.as_secs(),
                 "this host's clock is behind the highest time that was seen here; forwards end by the latter"
             );
         }
-        self.told = behind > BEHIND;
+        self.behind = behind > BEHIND;
         self.highest = (wall.max(counted), instant);
         i64::try_from(self.highest.0.as_secs()).unwrap_or(i64::MAX)
     }
 
     /// Forwards end at these times, and those that ended until `now` are about to be closed.
-    pub fn expect(&mut self, ends: impl Iterator<Item = i64>, now: i64) {
+    pub(crate) fn expect(&mut self, ends: impl Iterator<Item = i64>, now: i64) {
         let mut ended = None;
         self.next = None;
         for end in ends {
@@ -85,7 +95,7 @@ impl Clock {
     }
 
     /// Whether a forward has ended since it was expected to. Called twice a second; at rest it costs nothing.
-    pub fn is_due(&mut self) -> bool {
+    pub(crate) fn is_due(&mut self) -> bool {
         let Some(next) = self.next else { return false };
         let now = self.now();
         if now - self.kept >= KEEP {
@@ -96,22 +106,21 @@ impl Clock {
 
     /// A state directory that cannot be written must not keep anything open that has to be closed.
     fn keep(&mut self, now: i64) {
-        self.unkept = match self.state.keep_highest_time(now) {
+        match self.state.keep_highest_time(now) {
             Ok(()) => {
                 self.kept = now;
-                None
+                self.unkept.clear();
             }
             Err(error) => {
                 let error = chain_of(&error);
-                if self.unkept.as_ref() != Some(&error) {
+                if self.unkept.is_news(&error) {
                     tracing::warn!(
                         error,
                         "cannot keep the time; after a reboot with a wrong clock, what has ended may open again"
                     );
                 }
-                Some(error)
             }
-        };
+        }
     }
 }
 

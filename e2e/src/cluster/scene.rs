@@ -2,6 +2,7 @@
 //! answer on db1 beside its database.
 
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -16,8 +17,12 @@ use crate::wait;
 /// The port of the forward that [`scene`] makes; a server answers on it at db1.
 pub const PORT: u16 = 3307;
 
+/// There is one cluster: a test has it for itself.
+static CLUSTER: Mutex<()> = Mutex::new(());
+
 /// Runs `body` where nothing of ours is installed. The images are those that were loaded last. On failure it prints what explains it.
 pub fn bare(body: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+    let _alone = CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
     let cluster = Cluster::up()?;
     ensure!(cluster.has_images()?, "the cluster has no image of ours: run `e2e/cluster/images.sh load`");
     cluster.reset()?;

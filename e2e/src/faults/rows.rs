@@ -22,22 +22,21 @@ pub struct Row {
 pub struct Test {
     /// The tier that it needs.
     pub tier: Tier,
-    /// Its file in `e2e/tests`; none for a test of the pure tier, which may be anywhere.
-    pub target: Option<&'static str>,
+    /// Its module in the test program of its tier; none for a test of the pure tier, which may be anywhere.
+    pub module: Option<&'static str>,
     /// The name of the function.
     pub name: &'static str,
 }
 
 impl Test {
     /// The arguments that make cargo run this test alone.
-    pub fn cargo_arguments(&self) -> Vec<&'static str> {
-        let mut arguments = vec!["test", "--quiet", "--workspace", "--all-features"];
-        match self.target {
-            Some(target) => arguments.extend(["--test", target, "--", "--exact"]),
-            None => arguments.extend(["--tests", "--"]),
-        }
-        arguments.extend([self.name, "--nocapture"]);
-        arguments
+    pub fn cargo_arguments(&self) -> Vec<String> {
+        let chosen = match self.module {
+            Some(module) => format!("--test {} -- --exact {module}::{}", self.tier.program(), self.name),
+            None => format!("--tests -- {}", self.name),
+        };
+        let all = format!("test --quiet --workspace --all-features {chosen} --nocapture");
+        all.split(' ').map(str::to_owned).collect()
     }
 }
 
@@ -49,19 +48,19 @@ impl fmt::Display for Row {
 }
 
 const fn pure(name: &'static str) -> Test {
-    Test { tier: Tier::Pure, target: None, name }
+    Test { tier: Tier::Pure, module: None, name }
 }
 
-const fn kernel(target: &'static str, name: &'static str) -> Test {
-    Test { tier: Tier::Kernel, target: Some(target), name }
+const fn kernel(module: &'static str, name: &'static str) -> Test {
+    Test { tier: Tier::Kernel, module: Some(module), name }
 }
 
-const fn control_plane(target: &'static str, name: &'static str) -> Test {
-    Test { tier: Tier::ControlPlane, target: Some(target), name }
+const fn control_plane(module: &'static str, name: &'static str) -> Test {
+    Test { tier: Tier::ControlPlane, module: Some(module), name }
 }
 
-const fn cluster(target: &'static str, name: &'static str) -> Test {
-    Test { tier: Tier::Cluster, target: Some(target), name }
+const fn cluster(module: &'static str, name: &'static str) -> Test {
+    Test { tier: Tier::Cluster, module: Some(module), name }
 }
 
 /// All rows.

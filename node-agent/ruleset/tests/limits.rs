@@ -10,9 +10,10 @@ use sallyport_api::{ForwardRef, GatewayNodeSpec, PortForwardSpec, Protocol, Slic
 use sallyport_policy::digest::intent_hash;
 use sallyport_policy::limits::refused_target;
 use sallyport_policy::validate::validate;
-use sallyport_ruleset::compile::compile;
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
+use sallyport_ruleset::layout::lower;
 use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::table::ForwardingTable;
 use serde_json::json;
 
 /// Reason and words with which the operator and the agent refuse a forward of these ports to this target, the agent in
@@ -42,9 +43,9 @@ fn refusals(protocol: Protocol, ports: (u16, u16), target: IpAddr) -> [(Reason, 
     let node: GatewayNodeSpec =
         serde_json::from_value(json!({ "pool": "default", "state": "Active", "addresses": [gateway] })).unwrap();
     let own = LocalAddress { ip: gateway.parse().unwrap(), prefix_len: 24, global: true };
-    let mut compiled = compile(&node, &[&forged], &[own], 0);
-    assert_eq!(compiled.ruleset, Ruleset::default(), "{target} {ports:?}/{protocol}");
-    let agent = compiled.failures.remove(0);
+    let mut table = ForwardingTable::new(&node, &[&forged], &NodeFacts::of(&[own], 0));
+    assert_eq!(lower(&table), Ruleset::default(), "{target} {ports:?}/{protocol}");
+    let agent = table.failures.remove(0);
     [(operator.reason, operator.message), (agent.reason, agent.message)]
 }
 

@@ -1,4 +1,4 @@
-//! What `compile` promises, held against random objects.
+//! What the forwarding table and its rules promise, held against random objects.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use proptest::collection::vec;
@@ -7,7 +7,7 @@ use proptest::sample::Index;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::port_forward::PortForwardSpec;
 use sallyport_policy::expiry::moment;
-use sallyport_ruleset::compile::compile;
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::rule::{Rules, Ruleset};
 
 #[path = "support/compiled.rs"]
@@ -17,6 +17,7 @@ mod scene;
 #[path = "../../policy/tests/support/specs.rs"]
 mod specs;
 
+use compiled::compile;
 use scene::Scene;
 use specs::{LISTEN, scene, spec};
 
@@ -42,7 +43,7 @@ proptest! {
         if order % 2 == 0 {
             forwards.reverse();
         }
-        prop_assert_eq!(compile(node, &forwards, &scene.nodes[0].local_addresses(), 0), compiled);
+        prop_assert_eq!(compile(node, &forwards, &NodeFacts::of(&scene.nodes[0].local_addresses(), 0)), compiled);
     }
 
     #[test]
@@ -113,9 +114,9 @@ proptest! {
         let lasting: Vec<&SliceForward> =
             all.iter().copied().filter(|forward| forward.intent.expires_at.is_none_or(|expiry| expiry > now)).collect();
         // An agent that hears nothing any more.
-        let compiled = compile(node, &all, &local, now);
-        let without = compile(node, &lasting, &local, now);
+        let compiled = compile(node, &all, &NodeFacts::of(&local, now));
+        let without = compile(node, &lasting, &NodeFacts::of(&local, now));
         prop_assert_eq!(&compiled.ruleset, &without.ruleset);
-        prop_assert_eq!(compiled.failures.len() - without.failures.len(), all.len() - lasting.len());
+        prop_assert_eq!(compiled.table.failures.len() - without.table.failures.len(), all.len() - lasting.len());
     }
 }

@@ -16,9 +16,9 @@ use sallyport_api::{Mode, Protocol, SourceNatMode};
 use sallyport_policy::decide::{Verdict, decide};
 use sallyport_policy::observed::{Forward, Node, Observed, PoolObject};
 
+use crate::intents::Intents;
 use crate::manifest::{Identity, Object};
 use crate::source::directory::FileProblem;
-use crate::state::Intents;
 
 /// What was decided.
 #[derive(Debug, PartialEq)]

@@ -1,14 +1,30 @@
-//! What is decided upon a scene, compiled for its nodes.
+//! What is decided upon a scene, as a forwarding table and as the rules of its nodes.
 #![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::net::IpAddr;
 
+use sallyport_api::GatewayNodeSpec;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_policy::decide::Decision;
-use sallyport_ruleset::compile::{Compiled, compile};
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
+use sallyport_ruleset::layout::lower;
+use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::table::ForwardingTable;
 
 use crate::scene::{NodeFile, Scene};
+
+/// A table and what becomes of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled<'a> {
+    pub table: ForwardingTable<'a>,
+    pub ruleset: Ruleset,
+}
+
+/// What a node that has `facts` makes of `forwards`.
+pub fn compile<'a>(node: &GatewayNodeSpec, forwards: &[&'a SliceForward], facts: &NodeFacts<'_>) -> Compiled<'a> {
+    let table = ForwardingTable::new(node, forwards, facts);
+    Compiled { ruleset: lower(&table), table }
+}
 
 impl NodeFile {
     pub fn local_addresses(&self) -> Vec<LocalAddress> {
@@ -23,12 +39,12 @@ impl NodeFile {
 
 impl Scene {
     /// Compiles `decision` for `node`, before anything expires; `None` where no pool selects it.
-    pub fn compile(decision: &Decision, node: &NodeFile) -> Option<Compiled> {
+    pub fn compile<'a>(decision: &'a Decision, node: &NodeFile) -> Option<Compiled<'a>> {
         Self::compile_at(decision, node, 0)
     }
 
     /// The same at `now`.
-    pub fn compile_at(decision: &Decision, node: &NodeFile, now: i64) -> Option<Compiled> {
+    pub fn compile_at<'a>(decision: &'a Decision, node: &NodeFile, now: i64) -> Option<Compiled<'a>> {
         let spec = decision.nodes.get(&node.name)?;
         let forwards: Vec<&SliceForward> = decision
             .slices
@@ -36,6 +52,6 @@ impl Scene {
             .filter(|slice| slice.pool == spec.pool)
             .flat_map(|slice| &slice.forwards)
             .collect();
-        Some(compile(spec, &forwards, &node.local_addresses(), now))
+        Some(compile(spec, &forwards, &NodeFacts::of(&node.local_addresses(), now)))
     }
 }

@@ -10,46 +10,50 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::{Api, Client};
 use sallyport_api::names::{AGENT_LEASE_PREFIX, AGENT_LEASE_SECONDS, AGENT_NAME};
+use sallyport_runtime::once::Once;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
-use crate::source::cluster::{REQUEST, plainly};
+use crate::source::cluster::request::{RequestError, within};
 
 /// Four renewals fit into what the lease lasts.
 const EVERY: Duration = Duration::from_secs(10);
 /// Time until the next try after a failed one.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Renews the lease of `node` for ever, and tells `restored` when it is not as it was last written.
-pub async fn renew(client: Client, namespace: String, node: String, restored: watch::Sender<()>) {
+/// Renews the lease of `node` for ever, and signals `restored` when it is not as it was last written.
+pub(crate) async fn renew(client: Client, namespace: String, node: String, restored: watch::Sender<()>) {
     let leases: Api<Lease> = Api::namespaced(client, &namespace);
-    let mut told = None;
+    let mut failure: Once = Once::default();
     let mut written = None;
     loop {
         let mut lease = lease(&node, jiff::Timestamp::now());
         lease.metadata.resource_version.clone_from(&written);
         let name = lease.metadata.name.clone().unwrap_or_default();
         let params = PatchParams::apply(AGENT_NAME).force();
-        let failed = match timeout(REQUEST, leases.patch(&name, &params, &Patch::Apply(&lease))).await {
-            Ok(Ok(lease)) => {
+        let failed = match within(leases.patch(&name, &params, &Patch::Apply(&lease))).await {
+            Ok(lease) => {
                 written = lease.metadata.resource_version;
                 None
             }
             // Gone, or at another version than was written.
-            Ok(Err(kube::Error::Api(status))) if written.is_some() && matches!(status.code, 400 | 404 | 409 | 422) => {
+            Err(RequestError::Failed(kube::Error::Api(status)))
+                if written.is_some() && matches!(status.code, 400 | 404 | 409 | 422) =>
+            {
                 tracing::warn!(lease = name, "the lease is not as it was written; listing everything anew");
                 written = None;
                 restored.send_replace(());
                 continue;
             }
-            Ok(Err(error)) => Some(plainly(&error)),
-            Err(_) => Some(format!("no answer within {} s", REQUEST.as_secs())),
+            Err(error) => Some(error.to_string()),
         };
-        if failed.is_some() && failed != told {
-            tracing::warn!(error = failed, lease = name, "cannot renew the lease");
+        match &failed {
+            Some(error) if failure.is_news(error) => {
+                tracing::warn!(error, lease = name, "cannot renew the lease");
+            }
+            Some(_) => {}
+            None => _ = failure.clear(),
         }
         tokio::time::sleep(if failed.is_some() { RETRY } else { EVERY }).await;
-        told = failed;
     }
 }
 
@@ -82,7 +86,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_is_not_as_it_was_written_is_told_and_written_anew() {
         let (service, mut requests) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-        let (restored, mut hears) = watch::channel(());
+        let (restored, mut receiver) = watch::channel(());
         tokio::spawn(renew(Client::new(service, "default"), "sallyport-system".into(), "gw1".into(), restored));
         let lease = |version: &str| {
             json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
@@ -90,7 +94,7 @@ mod tests {
         };
         let conflict =
             json!({ "kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "" });
-        // What each write is based on, what it is answered, and whether that is told.
+        // What each write is based on, what it is answered, and whether that is signalled.
         let exchanges = [
             (Value::Null, 200, lease("907"), false),
             (json!("907"), 200, lease("908"), false),
@@ -98,17 +102,17 @@ mod tests {
             (Value::Null, 200, lease("12"), false),
             (json!("12"), 200, lease("13"), false),
         ];
-        for (expected, code, answer, told) in exchanges {
+        for (expected, code, answer, signalled) in exchanges {
             let (request, send) = requests.next_request().await.unwrap();
             let body = request.into_body().collect_bytes().await.unwrap();
             let body: Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(body["metadata"]["resourceVersion"], expected);
             let body = Body::from(answer.to_string().into_bytes());
             send.send_response(Response::builder().status(code).body(body).unwrap());
-            if told {
-                hears.changed().await.unwrap();
+            if signalled {
+                receiver.changed().await.unwrap();
             } else {
-                assert!(!hears.has_changed().unwrap());
+                assert!(!receiver.has_changed().unwrap());
             }
         }
     }

@@ -8,19 +8,21 @@ use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
 use sallyport_api::names::AGENT_NAME;
+use sallyport_runtime::backoff::Backoff;
+use sallyport_runtime::once::Once;
 use sallyport_runtime::tasks::Tasks;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::source::cluster::within;
+use crate::source::cluster::request::within;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// What the watch last showed of the object.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Whether it is there.
     pub there: bool,
     /// How often it was listed: a list is newer than whatever was written before it.
@@ -34,7 +36,7 @@ pub struct Seen {
 impl Seen {
     /// Reads it off an object.
     #[must_use]
-    pub fn of(object: &DynamicObject, listing: u64) -> Self {
+    pub(crate) fn of(object: &DynamicObject, listing: u64) -> Self {
         Self { there: true, listing, version: version(object), status: status(&object.data) }
     }
 }
@@ -50,7 +52,7 @@ struct Written {
 
 /// Where the loop leaves what shall be written, and what was seen.
 #[derive(Debug)]
-pub struct StatusWriter {
+pub(crate) struct StatusWriter {
     wanted: watch::Sender<Option<GatewayNodeStatus>>,
     seen: watch::Sender<Seen>,
 }
@@ -58,7 +60,7 @@ pub struct StatusWriter {
 impl StatusWriter {
     /// Starts the task that writes the status of the `GatewayNode` called `name`.
     #[must_use]
-    pub fn start(tasks: &mut Tasks, nodes: Api<DynamicObject>, name: String) -> Self {
+    pub(crate) fn start(tasks: &mut Tasks, nodes: Api<DynamicObject>, name: String) -> Self {
         let (wanted, wanted_by) = watch::channel(None);
         let (seen, seen_by) = watch::channel(Seen::default());
         tasks.spawn("status", write(nodes, name, wanted_by, seen_by));
@@ -66,7 +68,7 @@ impl StatusWriter {
     }
 
     /// The object shall have this status.
-    pub fn want(&self, status: GatewayNodeStatus) {
+    pub(crate) fn want(&self, status: GatewayNodeStatus) {
         self.wanted.send_if_modified(|wanted| {
             let new = wanted.as_ref() != Some(&status);
             *wanted = Some(status);
@@ -75,13 +77,13 @@ impl StatusWriter {
     }
 
     /// The watch showed this.
-    pub fn saw(&self, seen: Seen) {
+    pub(crate) fn saw(&self, seen: Seen) {
         self.seen.send_replace(seen);
     }
 
     /// What the watch last showed.
     #[must_use]
-    pub fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> Seen {
         self.seen.borrow().clone()
     }
 }
@@ -93,8 +95,8 @@ async fn write(
     mut seen: watch::Receiver<Seen>,
 ) {
     let mut written: Option<Written> = None;
-    let mut wait = FIRST_RETRY;
-    let mut told = None;
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+    let mut failure: Once = Once::default();
     loop {
         let now = seen.borrow_and_update().clone();
         let status = wanted.borrow_and_update().clone().filter(|status| is_due(status, &now, written.as_ref()));
@@ -113,16 +115,16 @@ async fn write(
             Ok(answer) => {
                 let (version, answer) = (version(&answer), self::status(&answer.data));
                 written = Some(Written { wanted: status, answer, listing: now.listing, version });
-                (wait, told) = (FIRST_RETRY, None);
+                backoff.reset();
+                failure.clear();
             }
             Err(error) => {
-                if told.as_ref() != Some(&error) {
+                let error = error.to_string();
+                if failure.is_news(&error) {
                     tracing::warn!(error, "cannot write the status of GatewayNode {name}; trying again");
-                    told = Some(error);
                 }
                 // A sign of life from the API server is reason enough to try at once.
-                let _ = tokio::time::timeout(wait, seen.changed()).await;
-                wait = (wait * 2).min(LONGEST_RETRY);
+                let _ = tokio::time::timeout(backoff.failed(), seen.changed()).await;
             }
         }
     }
