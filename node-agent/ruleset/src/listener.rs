@@ -61,9 +61,7 @@ fn number(protocol: Protocol) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use sallyport_api::SourceNatMode;
-    use sallyport_api::intent::{IntentPort, IntentTarget};
-    use sallyport_api::port_forward::OnTargetRemoved;
+    use sallyport_api::testing::Forward;
 
     use super::*;
 
@@ -73,16 +71,7 @@ mod tests {
 
     /// TCP 3306 to 3310 on every listen address, for IPv4.
     fn intent() -> Intent {
-        Intent {
-            addresses: Vec::new(),
-            ports: vec![IntentPort { protocol: Protocol::Tcp, port: 3306, end_port: 3310, target_port: 3306 }],
-            allow: vec!["10.30.1.80/32".parse().unwrap()],
-            deny: Vec::new(),
-            targets: vec![IntentTarget { ip: "10.30.1.79".parse().unwrap(), weight: 1 }],
-            source_nat: SourceNatMode::Masquerade,
-            on_target_removed: OnTargetRemoved::Drain,
-            expires_at: None,
-        }
+        Forward::tcp("payments/mysql", 3306).through(3310).intent()
     }
 
     #[test]

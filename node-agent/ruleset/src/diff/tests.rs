@@ -1,4 +1,4 @@
-//! Tests.
+//! The diff that people read of a plan, for each kind of change.
 
 use super::*;
 
