@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::forward_slice::{ForwardRef, SliceForward};
 use crate::intent::{Intent, IntentPort, IntentTarget};
@@ -88,7 +88,10 @@ impl Forward {
 
     /// The whole object, with nothing that a cluster adds.
     pub fn object(&self) -> Value {
-        serde_saphyr::from_str(&self.manifest()).unwrap()
+        let mut object: Value = serde_saphyr::from_str(&self.manifest()).unwrap();
+        // YAML takes some names for truth values.
+        object["metadata"] = json!({ "namespace": self.key.namespace, "name": self.key.name });
+        object
     }
 
     /// The object as a document, after which lines with more fields of the spec may follow.
