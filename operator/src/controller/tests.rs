@@ -1,4 +1,4 @@
-//! Tests.
+//! Whole passes of the loop: the time that forwards expire by, and what an uninstallation waits for.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Tests.
+//! Which agents are silent and which nodes are dead, by no clock but our own.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
