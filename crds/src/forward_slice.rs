@@ -1,6 +1,6 @@
 //! `ForwardSlice`: a part of a pool's accepted forwards, on its way from the operator to the agents.
 //!
-//! Typed values only, never rule text. How forwards are cut into slices is not here: `sallyport-ruleset` does that.
+//! Typed values only, never rule text. How forwards are cut into slices is not here: `sallyport-policy` does that.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! `GatewayPool`: which nodes are gateways together, and what each namespace may ask of them.
 //!
 //! Only the shape, the defaults and the rules that one object can be held to by itself. What a grant covers is not
-//! decided here: `sallyport-ruleset` does.
+//! decided here: `sallyport-policy` does.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::core::cel::MergeStrategy;

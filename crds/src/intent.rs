@@ -2,7 +2,7 @@
 //!
 //! Values only, no user text: addresses, ports and enums. Lists are sorted and free of duplicates, host bits are
 //! masked, and a field equal to its default is left out when serialised, so that a new optional field changes no
-//! existing hash. How a `PortForward` becomes an `Intent` is not here: `sallyport-ruleset` decides that.
+//! existing hash. How a `PortForward` becomes an `Intent` is not here: `sallyport-policy` decides that.
 
 use std::net::IpAddr;
 

@@ -4,7 +4,7 @@
 //! [`Intent`]s, carries them in [`ForwardSlice`]s and gives each gateway node its [`GatewayNode`]. The YAML beside
 //! this crate is [`manifest`]'s output, and a test keeps the two equal. Every string or number that two programs
 //! agree on is in [`names`]. What an object means, whether it is accepted and which rules it becomes are not here:
-//! `sallyport-ruleset` decides that.
+//! `sallyport-policy` and `sallyport-ruleset` decide that.
 
 #![allow(
     clippy::duplicated_attributes,

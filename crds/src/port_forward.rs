@@ -1,7 +1,7 @@
 //! `PortForward`: what a user asks for.
 //!
 //! Only the shape, the defaults and the rules that one object can be held to by itself. Rules that need another
-//! object (grants, claims, reserved ports) are not here: `sallyport-ruleset` decides them.
+//! object (grants, claims, reserved ports) are not here: `sallyport-policy` decides them.
 
 use std::fmt;
 use std::net::IpAddr;

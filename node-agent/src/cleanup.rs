@@ -8,12 +8,13 @@ use sallyport_engine::Engine as _;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
 use sallyport_ruleset::installed::InstalledRuleset;
-use sallyport_ruleset::plan::{jumps_to_unhook, plan};
+use sallyport_ruleset::plan::plan;
+use sallyport_ruleset::rivals::Packets;
 use sallyport_ruleset::rule::Ruleset;
 
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
 use crate::state::StateDir;
-use crate::sysctl::Sysctl;
+use sallyport_engine::sysctl::Sysctl;
 
 /// Times that rules are taken away before it is given up: somebody else may put theirs back meanwhile.
 const TRIES: usize = 3;
@@ -71,19 +72,15 @@ pub async fn remove_rules(iptables: &mut Iptables) -> Result<bool, Error> {
     let mut removed = false;
     for _ in 0..TRIES {
         let installed = iptables.observe().await?;
-        let hooks = jumps_to_unhook(&Ruleset::default(), &installed);
-        for (family, table, ours) in &hooks {
-            iptables.unhook(*family, *table, ours).await?;
-        }
-        let batch = plan(&Ruleset::default(), &installed, false);
-        if batch.is_empty() && hooks.is_empty() {
+        let ops = plan(&Ruleset::default(), &Packets::default(), &installed);
+        if ops.is_empty() {
             if removed {
                 tell_removed(iptables.name(), &installed);
             }
             return Ok(removed);
         }
         removed = true;
-        iptables.apply(&batch).await?;
+        iptables.apply(&ops).await?;
     }
     let left = iptables.observe().await?;
     let why: Vec<&str> = left.unreadable().collect();

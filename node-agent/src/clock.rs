@@ -8,7 +8,9 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::converge::chain_of;
+use sallyport_runtime::once::Once;
+
+use crate::error_chain::chain_of;
 use crate::state::StateDir;
 
 /// The highest time on disk is never older than this while any forward will end.
@@ -27,10 +29,10 @@ pub struct Clock {
     kept: i64,
     /// When the next forward ends.
     next: Option<i64>,
-    /// Whether it was told that the host's clock is behind.
-    told: bool,
-    /// Why the time could not be kept; told when it changes.
-    unkept: Option<String>,
+    /// Whether the host's clock is behind.
+    behind: bool,
+    /// Why the time could not be kept.
+    unkept: Once,
 }
 
 impl Clock {
@@ -47,7 +49,15 @@ impl Clock {
         });
         let highest = Duration::from_secs(u64::try_from(kept).unwrap_or_default());
         let wall = Box::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
-        Self { wall, highest: (highest, Instant::now()), state, kept, next: None, told: false, unkept: None }
+        Self {
+            wall,
+            highest: (highest, Instant::now()),
+            state,
+            kept,
+            next: None,
+            behind: false,
+            unkept: Once::default(),
+        }
     }
 
     /// Seconds since 1970.
@@ -57,13 +67,13 @@ impl Clock {
         let (highest, then) = self.highest;
         let counted = highest.saturating_add(instant.duration_since(then));
         let behind = counted.saturating_sub(wall);
-        if behind > BEHIND && !self.told {
+        if behind > BEHIND && !self.behind {
             tracing::warn!(
                 seconds = behind.as_secs(),
                 "this host's clock is behind the highest time that was seen here; forwards end by the latter"
             );
         }
-        self.told = behind > BEHIND;
+        self.behind = behind > BEHIND;
         self.highest = (wall.max(counted), instant);
         i64::try_from(self.highest.0.as_secs()).unwrap_or(i64::MAX)
     }
@@ -96,22 +106,21 @@ impl Clock {
 
     /// A state directory that cannot be written must not keep anything open that has to be closed.
     fn keep(&mut self, now: i64) {
-        self.unkept = match self.state.keep_highest_time(now) {
+        match self.state.keep_highest_time(now) {
             Ok(()) => {
                 self.kept = now;
-                None
+                self.unkept.clear();
             }
             Err(error) => {
                 let error = chain_of(&error);
-                if self.unkept.as_ref() != Some(&error) {
+                if self.unkept.is_news(&error) {
                     tracing::warn!(
                         error,
                         "cannot keep the time; after a reboot with a wrong clock, what has ended may open again"
                     );
                 }
-                Some(error)
             }
-        };
+        }
     }
 }
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::netlink;
-use sallyport_ruleset::compile::Failure;
 use sallyport_ruleset::flow::{Allowed, Flow};
+use sallyport_ruleset::table::Failure;
 
-use crate::state::Intents;
+use crate::intents::Intents;
 
 /// Time between two counts while connections drain.
 const RECOUNT: Duration = Duration::from_secs(5);

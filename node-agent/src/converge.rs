@@ -1,4 +1,4 @@
-//! One pass: compile → observe → plan → apply → verify → end what is no longer allowed.
+//! One pass: table → rules → observe → plan → apply → verify → end what is no longer allowed.
 //!
 //! The only place where the kernel is changed. Nothing here knows where the intents came from or when to look again.
 
@@ -7,32 +7,35 @@ mod rivalry;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error as StdError;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use sallyport_api::forward_slice::{ForwardRef, SliceForward};
+use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
-use sallyport_ruleset::compile::{Compiled, Failure, compile};
 use sallyport_ruleset::drift::{Difference, Kind, differences, told};
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, assess};
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::installed::InstalledRuleset;
-use sallyport_ruleset::plan::{Batch, plan};
+use sallyport_ruleset::layout::lower;
+use sallyport_ruleset::plan::{Op, plan};
+use sallyport_ruleset::rivals::Packets;
 use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::table::{Failure, ForwardingTable};
 
 use self::rivalry::Rivalry;
 use crate::cleanup;
 use crate::connections::{Connections, Draining};
-use crate::newcomers::Waiting;
-use crate::routes::Interfaces;
-use crate::state::{Host, Intents, StateDir};
-use crate::sysctl::{self, Sysctl};
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
+use crate::state::{Host, StateDir};
+use crate::waiting::Waiting;
+use sallyport_engine::route::routes::Interfaces;
+use sallyport_engine::sysctl::{self, Sysctl};
 
 /// Tries to reach equality before giving up for now: somebody else may be changing rules at the same time.
 const ATTEMPTS: usize = 3;
@@ -121,8 +124,8 @@ pub struct Converger<E> {
     /// Whether what was absent before us has been noted.
     remembered: bool,
     rivalry: Rivalry,
-    /// Forwards that are left out because somebody else listens on their ports.
-    pub waiting: Waiting,
+    /// What the last pass left out.
+    waiting: Waiting,
 }
 
 impl<E: Engine> Converger<E> {
@@ -152,92 +155,92 @@ impl<E: Engine> Converger<E> {
         self.held
     }
 
-    /// Makes the kernel equal to `intents` as of `now`, in seconds since 1970, and reads it back.
+    /// Makes the kernel of the host of `facts` equal to `intents` but for those that wait, and reads it back.
     pub async fn converge(
         &mut self,
         intents: &Rc<Intents>,
-        local: &[LocalAddress],
+        waiting: Waiting,
+        facts: &NodeFacts<'_>,
         state: &StateDir,
-        now: i64,
     ) -> Result<Report, Error> {
+        self.waiting = waiting;
         let forwards = self.waiting.others(intents);
-        let compiled = compile(&intents.node, &forwards, local, now);
-        let failures = self.waiting.failures.iter().chain(&compiled.failures).cloned().collect();
-        let mut report = Report { failures, listen: compiled.listen.clone(), ..Report::default() };
+        let table = ForwardingTable::new(&intents.node, &forwards, facts);
+        let (wanted, packets) = (lower(&table), Packets::of(&table));
+        let failures = self.waiting.failures.iter().chain(&table.failures).cloned().collect();
+        let mut report = Report { failures, listen: table.listen.clone(), ..Report::default() };
 
-        (self.held, self.at) = (false, now);
+        (self.held, self.at) = (false, facts.now);
         // What makes a table unreadable may go without a change of rules, as when a program is installed.
         self.known &= self.installed.as_ref().is_some_and(|installed| installed.unreadable().next().is_none());
-        let mut written = Vec::new();
         let mut reach = None;
         for attempt in 0.. {
             self.observe().await?;
-            reach = self.reach(&compiled, &forwards, &intents.node, local);
-            let ruleset = reach.as_ref().map_or(&compiled.ruleset, |reach| &reach.ruleset);
-            if self.unhook(ruleset).await? {
-                self.connections.unsettle();
-                self.observe().await?;
-            }
-            let batch = self.without_fighting(ruleset);
-            if batch.is_empty() {
+            reach = self.reach(&table, &wanted, &forwards, &intents.node, facts);
+            let ruleset = reach.as_ref().map_or(&wanted, |reach| &reach.ruleset);
+            let ops = self.without_fighting(ruleset, &packets);
+            if ops.is_empty() {
                 break;
             }
-            written.push(chains(&batch));
+            let change = summary(&ops);
             if attempt == ATTEMPTS {
-                return Err(Error::Different { difference: chains(&batch) });
+                return Err(Error::Different { difference: change });
             }
+            report.changed.get_or_insert(change);
             self.remember_absent(state)?;
             // Whatever comes of it, what was observed is no longer known to be true.
             self.known = false;
             self.connections.unsettle();
-            self.engine.apply(&batch).await?;
+            self.engine.apply(&ops).await?;
             self.carried.extend(reach.iter().flat_map(|reach| reach.carried(&intents.node)));
         }
         self.held = reach.is_none();
         self.carry(Some(intents));
         self.carried.extend(reach.iter().flat_map(|reach| reach.carried(&intents.node)));
         report.digest = self.installed.as_ref().map(InstalledRuleset::digest).unwrap_or_default();
-        report.changed = written.into_iter().next();
-        report.rival = self.rival(&compiled);
+        report.rival = self.rival(&wanted, &packets);
 
         // An intent may say something else about connections while its rules stay as they are.
         if !self.connections.is_settled(intents, &report.failures) {
-            let allowed = Allowed::new(&compiled, &forwards);
+            let allowed = Allowed::new(&table);
             let conntrack = self.engine.conntrack()?;
             report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &report.failures)?;
         }
         if let Some(reach) = &reach {
-            report.failures.extend(reach.failures(&compiled, &forwards));
+            report.failures.extend(reach.failures(&table, &forwards));
             report.unreadable.clone_from(&reach.why);
         }
         // Of those that cannot be seen whole it cannot be told either what others do to their packets.
         let failed: BTreeSet<&ForwardRef> = report.failures.iter().map(|failure| &failure.forward).collect();
-        let seen: Vec<&SliceForward> =
-            forwards.iter().copied().filter(|forward| !failed.contains(&forward.r#ref)).collect();
-        report.firewall = Box::new(if seen.is_empty() && reach.is_some() {
+        let seen = table.only(|forward| !failed.contains(&forward.r#ref));
+        report.firewall = Box::new(if seen.bindings.is_empty() && reach.is_some() {
             let unread = self.installed.as_ref().map(|installed| installed.firewall.unread.clone());
             Assessment { unread: unread.unwrap_or_default(), ..Assessment::default() }
         } else {
-            self.assess(&compiled, &seen, local)
+            self.assess(&seen, facts.addresses)
         });
         // They keep their rules, so that they work as soon as the other firewall lets them.
         report.failures.extend(report.firewall.blocked.iter().cloned());
         // Last, so that trouble with it keeps no rule and no connection alive that has to go.
-        let ruleset = reach.as_ref().map_or(&compiled.ruleset, |reach| &reach.ruleset);
+        let ruleset = reach.as_ref().map_or(&wanted, |reach| &reach.ruleset);
         report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, ruleset, state)?;
         Ok(report)
     }
 
-    /// What the other firewalls, as they were last read, do with the packets of `forwards`.
-    fn assess(&self, compiled: &Compiled, forwards: &[&SliceForward], local: &[LocalAddress]) -> Assessment {
+    /// What the other firewalls, as they were last read, do with the packets of the forwards in `table`.
+    fn assess(&self, table: &ForwardingTable<'_>, local: &[LocalAddress]) -> Assessment {
         let Some(installed) = &self.installed else { return Assessment::default() };
         let interfaces = Interfaces::of(local);
-        assess(&installed.firewall, compiled, forwards, &|net| interfaces.towards(net))
+        assess(&installed.firewall, table, &|net| interfaces.towards(net))
     }
 
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be
     /// now, which may be nothing. `None` when a pass would have nothing to do and nothing new to tell.
-    pub async fn drift(&mut self, intents: &Intents, local: &[LocalAddress]) -> Result<Option<Vec<Difference>>, Error> {
+    pub async fn drift(
+        &mut self,
+        intents: &Intents,
+        addresses: &[LocalAddress],
+    ) -> Result<Option<Vec<Difference>>, Error> {
         let mut due = self.rivalry.is_over(Instant::now());
         if self.engine.moved()? {
             let before = self.installed.take();
@@ -249,8 +252,9 @@ impl<E: Engine> Converger<E> {
         }
         let mut found = match &self.installed {
             Some(installed) if due && self.held => {
-                let compiled = compile(&intents.node, &self.waiting.others(intents), local, self.at);
-                differences(&compiled.ruleset, installed)
+                let facts = NodeFacts::of(addresses, self.at);
+                let table = ForwardingTable::new(&intents.node, &self.waiting.others(intents), &facts);
+                differences(&plan(&lower(&table), &Packets::of(&table), installed), installed)
             }
             _ => Vec::new(),
         };
@@ -291,23 +295,23 @@ impl<E: Engine> Converger<E> {
     }
 
     /// The change to `ruleset`, which leaves the first place in a chain to somebody who keeps taking it back.
-    fn without_fighting(&mut self, ruleset: &Ruleset) -> Batch {
-        let Some(installed) = &self.installed else { return Batch::default() };
-        let batch = plan(ruleset, installed, false);
-        let patient = if batch.is_empty() { Batch::default() } else { plan(ruleset, installed, true) };
-        if patient == batch {
+    fn without_fighting(&mut self, ruleset: &Ruleset, packets: &Packets) -> Vec<Op> {
+        let Some(installed) = &self.installed else { return Vec::new() };
+        let mut ops = plan(ruleset, packets, installed);
+        if !ops.iter().any(Op::is_move) {
             self.rivalry.is_settled();
-            return batch;
+        } else if !self.rivalry.may_move(Instant::now()) {
+            ops.retain(|op| !op.is_move());
         }
-        if self.rivalry.may_move(Instant::now()) { batch } else { patient }
+        ops
     }
 
     /// What stands before us where we have left it at that.
-    fn rival(&self, compiled: &Compiled) -> Option<String> {
+    fn rival(&self, ruleset: &Ruleset, packets: &Packets) -> Option<String> {
         let installed = self.installed.as_ref().filter(|_| self.rivalry.yields())?;
-        let mut found = differences(&compiled.ruleset, installed);
-        found.retain(|difference| difference.kind == Kind::Rival);
-        Some(told(&found))
+        let mut ops = plan(ruleset, packets, installed);
+        ops.retain(Op::is_move);
+        Some(told(&differences(&ops, installed)))
     }
 
     fn is_forwarded(&self, family: Family) -> Result<bool, Error> {
@@ -394,33 +398,11 @@ fn keep(state: &StateDir, host: &Host) {
     }
 }
 
-/// The chains that a batch writes, for people.
-fn chains(batch: &Batch) -> String {
-    let mut parts = Vec::new();
-    for family in Family::BOTH {
-        for line in batch.family(family).into_iter().flat_map(str::lines) {
-            if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
-                parts.push(format!("{family} {chain}"));
-            } else if line.starts_with("-I ") || line.starts_with("-D ") {
-                parts.push(format!("{family} {line}"));
-            }
-        }
-    }
-    let rest = parts.len().saturating_sub(8);
-    parts.truncate(8);
-    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-    parts.join(", ") + &more
-}
-
-/// Prints the chain of causes on one line.
-pub fn chain_of(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
+/// What a change writes, for people.
+fn summary(ops: &[Op]) -> String {
+    let more = ops.len().saturating_sub(8);
+    let first: Vec<String> = ops.iter().take(8).map(ToString::to_string).collect();
+    first.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
 #[cfg(test)]

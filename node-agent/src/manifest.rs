@@ -1,7 +1,7 @@
 //! The text of a manifest file → the objects in it, each document by itself.
 //!
 //! Stricter than an API server, which prunes what it does not know: here an unknown field or kind is an error, because
-//! nobody else would tell its author. What an object may ask is `sallyport-ruleset`'s to judge.
+//! nobody else would tell its author. What an object may ask is `sallyport-policy`'s to judge.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,8 +14,8 @@ use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_pool::{GatewayPool, GatewayPoolSpec};
 use sallyport_api::names::{GROUP, VERSION};
 use sallyport_api::port_forward::{PortForward, PortForwardSpec};
-use sallyport_ruleset::pool::validate_pool;
-use sallyport_ruleset::validate::{Problem, validate, validate_metadata};
+use sallyport_policy::pool::validate_pool;
+use sallyport_policy::validate::{Problem, validate, validate_metadata};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -12,13 +12,12 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use sallyport_ruleset::drift::{Difference, Kind};
+use sallyport_ruleset::drift::Kind;
 use sallyport_runtime::admin::{self, Serving};
 use sallyport_runtime::tasks::Tasks;
 use tokio::sync::watch;
 
-use crate::converge::{Error, Report, chain_of};
-use crate::state::Intents;
+use crate::pass_report::{PassReport, ReportSink};
 
 /// The agent's counters, and why it is not ready.
 #[derive(Clone, Debug, Default)]
@@ -47,37 +46,6 @@ impl Metrics {
     pub fn serve(&self, tasks: &mut Tasks, address: SocketAddr) -> watch::Receiver<Serving> {
         let metrics = self.clone();
         admin::start(tasks, address, self.registry(), move || metrics.ready())
-    }
-
-    /// Takes in what came of a pass, and which of somebody else's changes it put back.
-    pub fn passed(&self, intents: &Intents, repaired: &[Difference], outcome: &Result<Report, Error>) {
-        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let (result, not_ready) = match outcome {
-            Ok(report) if report.unreadable.is_empty() => {
-                let failures = report.failures.len();
-                self.forwards.set(count(intents.forwards().len().saturating_sub(failures)));
-                self.failures.set(count(failures));
-                self.verified.set(jiff::Timestamp::now().as_second());
-                ("verified", None)
-            }
-            Ok(report) => {
-                self.forwards.set(count(intents.forwards().len().saturating_sub(report.failures.len())));
-                self.failures.set(count(report.failures.len()));
-                ("unreadable", Some(report.unreadable.join("; ")))
-            }
-            Err(error) => ("failed", Some(chain_of(error))),
-        };
-        let kinds: BTreeSet<Kind> = repaired.iter().map(|difference| difference.kind).collect();
-        for kind in kinds {
-            self.drift_repaired.get_or_create(&Repaired { kind: kind.name() }).inc();
-        }
-        self.passes.get_or_create(&Passes { result }).inc();
-        *self.not_ready.lock().unwrap_or_else(PoisonError::into_inner) = not_ready;
-    }
-
-    /// Takes in how many connections are left to end by themselves.
-    pub fn draining(&self, connections: usize) {
-        self.draining.set(i64::try_from(connections).unwrap_or(i64::MAX));
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -113,27 +81,63 @@ impl Metrics {
     }
 }
 
+impl ReportSink for Metrics {
+    fn passed(&mut self, report: &PassReport) {
+        self.updated(report);
+        let result = match &report.outcome {
+            Ok(found) => {
+                self.forwards.set(count(report.intents.forwards().len().saturating_sub(found.failures.len())));
+                self.failures.set(count(found.failures.len()));
+                if found.unreadable.is_empty() { "verified" } else { "unreadable" }
+            }
+            Err(_) => "failed",
+        };
+        if result == "verified" {
+            self.verified.set(jiff::Timestamp::now().as_second());
+        }
+        let kinds: BTreeSet<Kind> = report.repaired.iter().map(|difference| difference.kind).collect();
+        for kind in kinds {
+            self.drift_repaired.get_or_create(&Repaired { kind: kind.name() }).inc();
+        }
+        self.passes.get_or_create(&Passes { result }).inc();
+        *self.not_ready.lock().unwrap_or_else(PoisonError::into_inner) = report.failure();
+    }
+
+    fn updated(&mut self, report: &PassReport) {
+        self.draining.set(count(report.draining.values().sum()));
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use sallyport_engine::command;
+    use sallyport_ruleset::drift::Difference;
     use sallyport_ruleset::family::Family::V4;
 
     use super::*;
     use crate::converge::fake::{forward, intents};
+    use crate::converge::{Error, Report};
 
     #[test]
     fn a_pass_is_counted_by_its_result_and_decides_whether_the_agent_is_ready() {
-        let metrics = Metrics::default();
+        let mut metrics = Metrics::default();
         assert_eq!(metrics.ready(), Ok(()), "nothing to do yet");
-        let wanted = intents(&forward("a", 8000));
+        let wanted = Rc::new(intents(&forward("a", 8000)));
         let missing = command::Error::NotInstalled { program: "iptables" };
-        metrics.passed(&wanted, &[], &Err(Error::Engine(missing.into())));
+        metrics.passed(&PassReport::of(&wanted, Err(Error::Engine(missing.into()))));
         assert!(metrics.ready().unwrap_err().contains("iptables is not installed"));
-        let repaired = [Difference::forwarding(V4), Difference::forwarding(V4)];
-        metrics.passed(&wanted, &repaired, &Ok(Report::default()));
+        let repaired = vec![Difference::forwarding(V4), Difference::forwarding(V4)];
+        metrics.passed(&PassReport { repaired, ..PassReport::of(&wanted, Ok(Report::default())) });
         assert_eq!(metrics.ready(), Ok(()));
 
-        metrics.draining(7);
+        let draining = [("a".to_owned(), 3), ("b".to_owned(), 4)].into();
+        metrics.updated(&PassReport { draining, ..PassReport::of(&wanted, Ok(Report::default())) });
 
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &metrics.registry()).unwrap();

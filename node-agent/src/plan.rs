@@ -10,31 +10,37 @@ use anyhow::Context as _;
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::{Iptables, Variant};
+use sallyport_ruleset::facts::NodeFacts;
 
 use crate::args::HostArgs;
 use crate::backend::{self, Backend};
 use crate::converge::Converger;
 use crate::converge::preview::{PlannedChange, Preview, would_turn_on};
-use crate::script::{write_batch, write_comment};
+use crate::host::ThisHost;
+use crate::intents::Intents;
+use crate::script::{write_change, write_comment};
 use crate::source::Source as _;
 use crate::source::manifests::Manifests;
-use crate::state::{Intents, StateDir};
-use crate::sysctl::Sysctl;
+use crate::state::StateDir;
+use sallyport_engine::sysctl::Sysctl;
 
 /// Prints the change as a shell script. Exit code 1 when an object has problems.
 pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode> {
     let state = Rc::new(StateDir::read_only(&args.state_dir));
+    let mut host = ThisHost::new(Rc::clone(&state));
     let mut source = Manifests::new(manifests, &args.node_name, state);
-    let intents = source.decide_once().await;
+    let intents = source.decide_once(&mut host).await;
     let mut lines: Vec<String> = source.problems.iter().map(ToString::to_string).collect();
     lines.extend(source.unreadable().map(str::to_owned));
     if let Some(intents) = &intents {
         let found = match backend::choose(args.backend, intents.node.backend).await? {
-            Backend::DryRun => preview(Converger::new(DryRun::default(), None), None, intents, &mut source).await?,
+            Backend::DryRun => {
+                preview(Converger::new(DryRun::default(), None), None, intents, &source, &mut host).await?
+            }
             Backend::Iptables(variant) => {
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
                 let converger = Converger::new(Iptables::new(variant), Some(sysctl));
-                preview(converger, Some(variant), intents, &mut source).await?
+                preview(converger, Some(variant), intents, &source, &mut host).await?
             }
         };
         lines.extend(found);
@@ -46,26 +52,27 @@ async fn preview<E: Engine>(
     mut converger: Converger<E>,
     variant: Option<Variant>,
     intents: &Intents,
-    source: &mut Manifests,
+    source: &Manifests,
+    host: &mut ThisHost,
 ) -> anyhow::Result<Vec<String>> {
-    let now = source.host().clock.now();
-    let local = source.local().to_vec();
-    source.host().newcomers.admit(&mut converger, intents, &local, now, Instant::now()).await;
-    converger.carry(source.host().state.intents()?.map(Rc::new).as_ref());
-    converger.carry_noted(source.host().state.carried()?);
-    let Preview { batch, families, ended, failures, unreadable } =
-        converger.preview(intents, source.local(), now).await?;
-    let plans = converger.plans(intents, source.local())?;
+    let now = host.clock.now();
+    let addresses = host.addresses.clone();
+    let facts = NodeFacts::of(&addresses, now);
+    let waiting = host.port_gate.admit(&mut converger, intents, &facts, Instant::now()).await;
+    converger.carry(host.state.intents()?.map(Rc::new).as_ref());
+    converger.carry_noted(host.state.carried()?);
+    let Preview { ops, families, ended, failures, unreadable } = converger.preview(intents, waiting, &facts).await?;
+    let plans = converger.plans(intents, &addresses)?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;
     let mut out = std::io::stdout().lock();
-    write_batch(&mut out, variant, &batch)?;
+    write_change(&mut out, variant, &ops)?;
     for family in families {
         write_comment(&mut out, &would_turn_on(family))?;
     }
     if ended > 0 {
         write_comment(&mut out, &format!("would end {ended} connections"))?;
     }
-    if batch.is_empty() {
+    if ops.is_empty() {
         write_comment(&mut out, "the rules are as they should be")?;
     }
     for note in source.notes() {

@@ -11,15 +11,16 @@ use sallyport_api::SourceNatMode;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_engine::iptables::Variant;
-use sallyport_ruleset::compile::{Compiled, compile};
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
+use sallyport_ruleset::layout::lower;
 use sallyport_ruleset::plan;
+use sallyport_ruleset::table::ForwardingTable;
 
 use crate::args::Audience;
 use crate::manifest::Identity;
 use crate::plan::report;
-use crate::script::{HEAD, write_batch, write_comment, write_restore};
+use crate::script::{HEAD, write_change, write_comment, write_restore};
 use crate::source::describe;
 use crate::source::directory::Directory;
 use crate::source::local::{Decided, decide_here};
@@ -47,14 +48,14 @@ pub fn render(manifests: &Path, addresses: &[IpAddr], audience: Audience) -> any
     let local: Vec<LocalAddress> =
         addresses.iter().map(|ip| LocalAddress { ip: *ip, prefix_len: Family::of(*ip).bits(), global: true }).collect();
     let forwards = intents.forwards();
-    let compiled = compile(&intents.node, &forwards, &local, now);
+    let table = ForwardingTable::new(&intents.node, &forwards, &NodeFacts::of(&local, now));
     let mut out = std::io::stdout().lock();
     match audience {
-        Audience::Gateway => write_batch(&mut out, variant(intents.node.backend), &plan::render(&compiled.ruleset))?,
-        Audience::Targets => print_targets(&mut out, &forwards, &compiled)?,
+        Audience::Gateway => write_change(&mut out, variant(intents.node.backend), &plan::render(&lower(&table)))?,
+        Audience::Targets => print_targets(&mut out, &forwards, &table)?,
     }
     let mut lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    lines.extend(compiled.failures.iter().map(|failure| {
+    lines.extend(table.failures.iter().map(|failure| {
         let file = directory.file_of(&Identity(format!("PortForward {}", failure.forward))).unwrap_or_default();
         format!("{file}: {}", describe(failure))
     }));
@@ -81,9 +82,9 @@ enum Verdict {
 fn print_targets(
     out: &mut impl std::io::Write,
     forwards: &[&SliceForward],
-    compiled: &Compiled,
+    table: &ForwardingTable<'_>,
 ) -> std::io::Result<()> {
-    let failed: BTreeSet<_> = compiled.failures.iter().map(|failure| &failure.forward).collect();
+    let failed: BTreeSet<_> = table.failures.iter().map(|failure| &failure.forward).collect();
     let mut rules: BTreeMap<IpAddr, BTreeSet<(Verdict, String)>> = BTreeMap::new();
     for forward in forwards.iter().filter(|forward| !failed.contains(&forward.r#ref)) {
         let intent = &forward.intent;
@@ -91,7 +92,7 @@ fn print_targets(
             let family = Family::of(target.ip);
             let sources: Vec<(Verdict, String)> = match intent.source_nat {
                 SourceNatMode::Masquerade => {
-                    let gateways = compiled.listen.iter().filter(|ip| Family::of(**ip) == family);
+                    let gateways = table.listen.iter().filter(|ip| Family::of(**ip) == family);
                     gateways.map(|ip| (Verdict::Accept, ip.to_string())).collect()
                 }
                 SourceNatMode::Preserve => {

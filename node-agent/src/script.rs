@@ -8,7 +8,8 @@ use std::io;
 
 use sallyport_engine::iptables::Variant;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::plan::Batch;
+use sallyport_ruleset::plan::Op;
+use sallyport_ruleset::restore::restore;
 
 /// What a script begins with: it ends at the first command that fails. No restore program takes it for a line of its own.
 pub const HEAD: &str = "set -e\n";
@@ -24,15 +25,15 @@ pub fn write_restore(
     write!(out, "{program} --noflush <<'EOF'\n{rules}EOF\n")
 }
 
-/// Writes a script that loads `batch`; nothing if there is nothing to load. Without a variant, the host's default is used.
-pub fn write_batch(out: &mut impl io::Write, variant: Option<Variant>, batch: &Batch) -> io::Result<()> {
-    if !batch.is_empty() {
+/// Writes a script that does `ops`; nothing if there is nothing to load. Without a variant, the host's default is used.
+pub fn write_change(out: &mut impl io::Write, variant: Option<Variant>, ops: &[Op]) -> io::Result<()> {
+    let texts: Vec<(Family, String)> =
+        Family::BOTH.into_iter().filter_map(|family| Some((family, restore(ops, family)?))).collect();
+    if !texts.is_empty() {
         out.write_all(HEAD.as_bytes())?;
     }
-    for family in Family::BOTH {
-        if let Some(rules) = batch.family(family) {
-            write_restore(out, variant, family, rules)?;
-        }
+    for (family, text) in texts {
+        write_restore(out, variant, family, &text)?;
     }
     Ok(())
 }
@@ -54,10 +55,14 @@ fn restore_program(variant: Option<Variant>, family: Family) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sallyport_ruleset::plan::Step;
+    use sallyport_ruleset::rule::Table;
+
     use super::*;
 
-    fn batch(v4: Option<&str>, v6: Option<&str>) -> Batch {
-        Batch { v4: v4.map(str::to_owned), v6: v6.map(str::to_owned) }
+    /// Flushes a chain of this family's table.
+    fn flush(family: Family, table: Table) -> Op {
+        Op { family, table, step: Step::Flush { chain: "SALLY-X".to_owned() } }
     }
 
     fn written(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
@@ -68,16 +73,19 @@ mod tests {
 
     #[test]
     fn each_family_is_a_command_of_its_variant_that_flushes_nothing() {
-        let batch = batch(Some("*nat\nCOMMIT\n"), Some("*filter\nCOMMIT\n"));
+        let ops = [flush(Family::V4, Table::Nat), flush(Family::V6, Table::Filter)];
         for (variant, v4, v6) in [
             (Some(Variant::Nft), "iptables-nft-restore", "ip6tables-nft-restore"),
             (Some(Variant::Legacy), "iptables-legacy-restore", "ip6tables-legacy-restore"),
             (None, "iptables-restore", "ip6tables-restore"),
         ] {
+            let body = |table| format!("*{table}\n:SALLY-X - [0:0]\nCOMMIT");
             assert_eq!(
-                written(|out| write_batch(out, variant, &batch)),
+                written(|out| write_change(out, variant, &ops)),
                 format!(
-                    "set -e\n{v4} --noflush <<'EOF'\n*nat\nCOMMIT\nEOF\n{v6} --noflush <<'EOF'\n*filter\nCOMMIT\nEOF\n"
+                    "set -e\n{v4} --noflush <<'EOF'\n{}\nEOF\n{v6} --noflush <<'EOF'\n{}\nEOF\n",
+                    body("nat"),
+                    body("filter")
                 )
             );
         }
@@ -85,9 +93,9 @@ mod tests {
 
     #[test]
     fn where_nothing_is_to_be_loaded_there_is_no_command() {
-        assert_eq!(written(|out| write_batch(out, None, &batch(None, None))), "");
-        let v6 = written(|out| write_batch(out, None, &batch(None, Some("*nat\nCOMMIT\n"))));
-        assert_eq!(v6, "set -e\nip6tables-restore --noflush <<'EOF'\n*nat\nCOMMIT\nEOF\n");
+        assert_eq!(written(|out| write_change(out, None, &[])), "");
+        let v6 = written(|out| write_change(out, None, &[flush(Family::V6, Table::Nat)]));
+        assert_eq!(v6, "set -e\nip6tables-restore --noflush <<'EOF'\n*nat\n:SALLY-X - [0:0]\nCOMMIT\nEOF\n");
     }
 
     #[test]

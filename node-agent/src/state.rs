@@ -4,7 +4,7 @@
 //! lock            held while an agent runs: two never run on one directory
 //! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
 //! carried.json    what the kernel holds rules of, where a table that cannot be read keeps it from following the intents
-//! newcomers.json  those of them that never were let in, if any: somebody else listens on their ports
+//! newcomers.json  those of them that never were admitted, if any: somebody else listens on their ports
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
 //! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
 //! first-seen.json since when each forward is there, for grants that limit lifetimes
@@ -21,59 +21,15 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
-use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_engine::iptables::Place;
-use sallyport_ruleset::family::Family;
 use sallyport_runtime::file;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
+use crate::intents::{Carried, Intents};
 use crate::manifest::Object;
-use crate::sysctl;
-
-/// Everything that this node shall do: its configuration and the slices of its pool.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Intents {
-    /// The node's configuration.
-    pub node: GatewayNodeSpec,
-    /// Slices by name.
-    pub slices: BTreeMap<String, ForwardSliceSpec>,
-}
-
-impl Intents {
-    /// The forwards of all slices.
-    #[must_use]
-    pub fn forwards(&self) -> Vec<&SliceForward> {
-        self.slices.values().flat_map(|slice| &slice.forwards).collect()
-    }
-
-    /// The forwards that are only planned, each as it would be.
-    pub fn planned(&self) -> impl Iterator<Item = &SliceForward> {
-        self.slices.values().flat_map(|slice| &slice.planned)
-    }
-}
-
-/// What the kernel holds rules of in families with a table that cannot be read, where that is not what the intents say.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Carried {
-    /// For IPv4.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub v4: Option<Intents>,
-    /// For IPv6.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub v6: Option<Intents>,
-}
-
-impl Carried {
-    /// Those that there are.
-    pub fn into_families(self) -> impl Iterator<Item = (Family, Intents)> {
-        [(Family::V4, self.v4), (Family::V6, self.v6)]
-            .into_iter()
-            .filter_map(|(family, intents)| Some((family, intents?)))
-    }
-}
+use sallyport_engine::sysctl;
 
 /// The host as it was before the agent changed it, since it was booted: a boot undoes what is not on disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -117,7 +73,7 @@ pub enum Error {
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// A program that an agent was just about to start when it was killed keeps the agent's lock until the kernel has loaded
 /// it: that is waited for, at most so long.
-const FORK: Duration = Duration::from_secs(1);
+const LOCK_INHERIT_GRACE: Duration = Duration::from_secs(1);
 
 /// A state directory; exclusive while it lives if it was opened by [`StateDir::lock`].
 #[derive(Debug)]
@@ -144,7 +100,9 @@ impl StateDir {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self { path: path.to_owned(), lock: Some(file) }),
-                Err(fs::TryLockError::WouldBlock) if begun.elapsed() < FORK => thread::sleep(FORK / 100),
+                Err(fs::TryLockError::WouldBlock) if begun.elapsed() < LOCK_INHERIT_GRACE => {
+                    thread::sleep(LOCK_INHERIT_GRACE / 100);
+                }
                 Err(fs::TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned() }),
                 Err(fs::TryLockError::Error(source)) => return Err(access(&lock_path, source)),
             }
@@ -167,18 +125,18 @@ impl StateDir {
         self.store("intents.json", intents, true)
     }
 
-    /// Forwards among the intents that never were let in, by uid, and whether they wait for a listener to go.
-    pub fn newcomers(&self) -> Result<BTreeMap<String, bool>, Error> {
+    /// Forwards among the intents that never were admitted, by uid, and whether they wait for a listener to go.
+    pub fn not_admitted(&self) -> Result<BTreeMap<String, bool>, Error> {
         Ok(self.load("newcomers.json")?.unwrap_or_default())
     }
 
-    /// Keeps them, or forgets all: forwards that count as let in by mistake take nothing from anybody.
-    pub fn keep_newcomers(&self, newcomers: &BTreeMap<String, bool>) -> Result<(), Error> {
+    /// Keeps them, or forgets all: forwards that count as admitted by mistake take nothing from anybody.
+    pub fn keep_not_admitted(&self, forwards: &BTreeMap<String, bool>) -> Result<(), Error> {
         let path = self.path.join("newcomers.json");
-        if newcomers.is_empty() {
+        if forwards.is_empty() {
             return remove(&path);
         }
-        self.store("newcomers.json", newcomers, true).inspect_err(|_| drop(remove(&path)))
+        self.store("newcomers.json", forwards, true).inspect_err(|_| drop(remove(&path)))
     }
 
     /// What is carried apart from the intents.

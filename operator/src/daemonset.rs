@@ -19,7 +19,7 @@ const TEMPLATE: &str = "sallyport.dev/template";
 const ADMIN: (&str, i32) = ("127.0.0.1", 9478);
 
 /// The one `DaemonSet`, in `namespace`.
-pub fn daemon_set(namespace: &str, args: &AgentArgs) -> DaemonSet {
+pub(crate) fn daemon_set(namespace: &str, args: &AgentArgs) -> DaemonSet {
     let labels = BTreeMap::from([
         ("app.kubernetes.io/name".to_owned(), AGENT_NAME.to_owned()),
         ("app.kubernetes.io/part-of".to_owned(), "sallyport".to_owned()),
@@ -47,7 +47,7 @@ pub fn daemon_set(namespace: &str, args: &AgentArgs) -> DaemonSet {
 }
 
 /// `existing` with the spec and the labels of `wanted`; all other metadata are those of others.
-pub fn replaced(existing: &DaemonSet, wanted: &DaemonSet) -> DaemonSet {
+pub(crate) fn replaced(existing: &DaemonSet, wanted: &DaemonSet) -> DaemonSet {
     let mut whole = DaemonSet { metadata: existing.metadata.clone(), ..wanted.clone() };
     whole.metadata.labels.get_or_insert_default().extend(wanted.metadata.labels.clone().unwrap_or_default());
     whole.metadata.annotations.get_or_insert_default().remove(TEMPLATE);
@@ -55,13 +55,13 @@ pub fn replaced(existing: &DaemonSet, wanted: &DaemonSet) -> DaemonSet {
 }
 
 /// Whether `existing` has the labels of `wanted`.
-pub fn has_labels(existing: &DaemonSet, wanted: &DaemonSet) -> bool {
+pub(crate) fn has_labels(existing: &DaemonSet, wanted: &DaemonSet) -> bool {
     let found = existing.metadata.labels.as_ref();
     wanted.metadata.labels.iter().flatten().all(|(key, value)| found.is_some_and(|found| found.get(key) == Some(value)))
 }
 
 /// Paths of the fields of the spec that are not the same, and `labels` for those of the `DaemonSet` itself.
-pub fn differing(one: &DaemonSet, other: &DaemonSet) -> Vec<String> {
+pub(crate) fn differing(one: &DaemonSet, other: &DaemonSet) -> Vec<String> {
     let mut paths = Vec::new();
     compare("spec", &json!(one.spec), &json!(other.spec), &mut paths);
     if one.metadata.labels != other.metadata.labels {
@@ -108,7 +108,7 @@ fn pod(args: &AgentArgs) -> Value {
         "containers": [{
             "name": "agent",
             "image": args.agent_image,
-            "imagePullPolicy": word(&args.agent_image_pull_policy),
+            "imagePullPolicy": argument(&args.agent_image_pull_policy),
             "args": [
                 "run",
                 "--node-name=$(NODE_NAME)",
@@ -120,7 +120,7 @@ fn pod(args: &AgentArgs) -> Value {
             "env": [
                 { "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } },
                 { "name": "POD_NAMESPACE", "valueFrom": { "fieldRef": { "fieldPath": "metadata.namespace" } } },
-                { "name": "SALLYPORT_LOG_FORMAT", "value": word(&args.agent_log_format) },
+                { "name": "SALLYPORT_LOG_FORMAT", "value": argument(&args.agent_log_format) },
             ],
             "securityContext": security(args.agent_privileged),
             // No liveness probe: whoever takes the address could have the agent killed. It ends by itself when it hangs.
@@ -141,7 +141,7 @@ fn pod(args: &AgentArgs) -> Value {
 }
 
 /// How a choice is written on the command line.
-fn word(choice: &impl ValueEnum) -> String {
+fn argument(choice: &impl ValueEnum) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 

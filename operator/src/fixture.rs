@@ -13,21 +13,25 @@ use sallyport_api::testing::Forward;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::controller::apply::{Write, writes};
+use crate::controller::apply::writes;
 use crate::controller::cache::Cache;
-use crate::controller::carried::{Carrier, History};
-use crate::controller::decide::{Desired, Purpose, decide};
+use crate::controller::decide::decide;
+use crate::controller::desired::Desired;
 use crate::controller::gateways::is_clean;
 use crate::controller::guard::DeserializeGuard;
-use crate::controller::observe::World;
+use crate::controller::retention::Retention;
+use crate::controller::rollout::{NodeReport, SliceRevisions};
+use crate::controller::store::Store;
+use crate::controller::uninstall;
+use crate::controller::write::Write;
 
 /// The uid of the forward called `name`, longer than the part of it that reports hold.
-pub fn uid(name: &str) -> String {
+pub(crate) fn uid(name: &str) -> String {
     format!("{name:x<13}-0001")
 }
 
 /// A forward of the namespace `apps`.
-pub fn forward(name: &str, port: u16) -> Value {
+pub(crate) fn forward(name: &str, port: u16) -> Value {
     let mut object = Forward::tcp(&format!("apps/{name}"), port).object();
     object["metadata"] = json!({
         "namespace": "apps", "name": name, "uid": uid(name), "generation": 1,
@@ -37,7 +41,7 @@ pub fn forward(name: &str, port: u16) -> Value {
 }
 
 /// A pool of the nodes with the label `gateway: <name>`, which grants everything to everybody.
-pub fn pool(name: &str) -> Value {
+pub(crate) fn pool(name: &str) -> Value {
     json!({
         "apiVersion": "sallyport.dev/v1alpha1", "kind": "GatewayPool",
         "metadata": { "name": name, "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z" },
@@ -52,7 +56,7 @@ pub fn pool(name: &str) -> Value {
 }
 
 /// A node that is ready and that `pool` selects.
-pub fn node(name: &str, pool: &str) -> Value {
+pub(crate) fn node(name: &str, pool: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": { "name": name, "uid": format!("uid-of-{name}"), "labels": { "gateway": pool } },
@@ -64,7 +68,7 @@ pub fn node(name: &str, pool: &str) -> Value {
 }
 
 /// The condition `Synced` of a report.
-pub fn synced(status: &str, reason: &str, message: &str, generation: i64) -> Value {
+pub(crate) fn synced(status: &str, reason: &str, message: &str, generation: i64) -> Value {
     json!({
         "type": "Synced", "status": status, "reason": reason, "message": message,
         "observedGeneration": generation, "lastTransitionTime": "2026-01-01T00:00:00Z",
@@ -72,26 +76,28 @@ pub fn synced(status: &str, reason: &str, message: &str, generation: i64) -> Val
 }
 
 /// An object as a watch delivers it.
-pub fn guard<K: DeserializeOwned + Resource>(object: Value) -> DeserializeGuard<K> {
+pub(crate) fn guard<K: DeserializeOwned + Resource>(object: Value) -> DeserializeGuard<K> {
     serde_json::from_value(object).unwrap()
 }
 
 /// A cluster.
 #[derive(Default)]
-pub struct Scene {
-    pub world: World,
-    pub history: History,
+pub(crate) struct Scene {
+    pub(crate) store: Store,
+    pub(crate) revisions: SliceRevisions,
     /// Nodes that nobody waits for.
-    pub dead: BTreeSet<String>,
-    pub purpose: Purpose,
+    pub(crate) gone: BTreeSet<String>,
+    pub(crate) retention: Retention,
+    /// Whether all this is to go.
+    pub(crate) uninstalling: bool,
     /// Seconds since 1970.
-    pub now: i64,
+    pub(crate) now: i64,
     revision: u64,
 }
 
 impl Scene {
     /// The pool `default` with these nodes, and no forward.
-    pub fn with_nodes(names: &[&str]) -> Self {
+    pub(crate) fn with_nodes(names: &[&str]) -> Self {
         let mut scene = Self::default();
         scene.see(pool("default"));
         for name in names {
@@ -101,7 +107,7 @@ impl Scene {
     }
 
     /// As above with these forwards, everything settled and read back.
-    pub fn settled(nodes: &[&str], forwards: &[(&str, u16)]) -> Self {
+    pub(crate) fn settled(nodes: &[&str], forwards: &[(&str, u16)]) -> Self {
         let mut scene = Self::with_nodes(nodes);
         for (name, port) in forwards {
             scene.see(forward(name, *port));
@@ -111,55 +117,55 @@ impl Scene {
     }
 
     /// An object was created or changed.
-    pub fn see(&mut self, mut object: Value) {
+    pub(crate) fn see(&mut self, mut object: Value) {
         fn put<K: Resource<DynamicType = ()> + Clone + DeserializeOwned>(cache: &mut Cache<K>, object: Value) {
             cache.feed(Event::Apply(guard(object)));
         }
         self.revision += 1;
         object["metadata"]["resourceVersion"] = self.revision.to_string().into();
-        let world = &mut self.world;
+        let store = &mut self.store;
         match object["kind"].as_str().unwrap() {
-            "PortForward" => put(&mut world.forwards, object),
-            "GatewayPool" => put(&mut world.pools, object),
-            "ForwardSlice" => put(&mut world.slices, object),
-            "GatewayNode" => put(&mut world.gateways, object),
-            "Node" => put(&mut world.nodes, object),
-            "Lease" => put(&mut world.leases, object),
-            "EndpointSlice" => put(&mut world.api_server, object),
-            "ServiceCIDR" => put(&mut world.service_ranges, object),
+            "PortForward" => put(&mut store.forwards, object),
+            "GatewayPool" => put(&mut store.pools, object),
+            "ForwardSlice" => put(&mut store.slices, object),
+            "GatewayNode" => put(&mut store.gateways, object),
+            "Node" => put(&mut store.nodes, object),
+            "Lease" => put(&mut store.leases, object),
+            "EndpointSlice" => put(&mut store.api_server, object),
+            "ServiceCIDR" => put(&mut store.service_ranges, object),
             other => panic!("no cache for {other}"),
         }
     }
 
     /// The forward as it is now.
-    pub fn forward(&self, name: &str) -> Value {
-        serde_json::to_value(self.world.forwards.entry("apps", name).unwrap().object().unwrap()).unwrap()
+    pub(crate) fn forward(&self, name: &str) -> Value {
+        serde_json::to_value(self.store.forwards.entry("apps", name).unwrap().object().unwrap()).unwrap()
     }
 
     /// A user deletes a forward.
-    pub fn delete_forward(&mut self, name: &str) {
+    pub(crate) fn delete_forward(&mut self, name: &str) {
         let mut object = self.forward(name);
         object["metadata"]["deletionTimestamp"] = "2026-01-02T00:00:00Z".into();
         self.see(object);
     }
 
     /// The configuration and report of a node as they are now.
-    pub fn gateway(&self, name: &str) -> GatewayNode {
-        GatewayNode::clone(self.world.gateways.get(name).unwrap())
+    pub(crate) fn gateway(&self, name: &str) -> GatewayNode {
+        GatewayNode::clone(self.store.gateways.get(name).unwrap())
     }
 
     /// The agent on a node reports this.
-    pub fn report(&mut self, name: &str, status: GatewayNodeStatus) {
+    pub(crate) fn report(&mut self, name: &str, status: GatewayNodeStatus) {
         let mut gateway = self.gateway(name);
         gateway.status = Some(status);
         self.see(serde_json::to_value(gateway).unwrap());
     }
 
     /// What the agent on a node reports when it has done all that it was told.
-    pub fn done(&self, name: &str) -> GatewayNodeStatus {
+    pub(crate) fn done(&self, name: &str) -> GatewayNodeStatus {
         let gateway = self.gateway(name);
         let active = gateway.spec.state == NodeState::Active;
-        let slices = self.world.slices.objects().filter(|slice| active && slice.spec.pool == gateway.spec.pool);
+        let slices = self.store.slices.objects().filter(|slice| active && slice.spec.pool == gateway.spec.pool);
         let slices: Vec<Value> = slices
             .map(|slice| json!({ "name": slice.metadata.name, "generation": slice.metadata.generation, "hash": slice.spec.hash, "state": "Programmed" }))
             .collect();
@@ -175,37 +181,40 @@ impl Scene {
     }
 
     /// The agent on a node does what it was told, and reports it.
-    pub fn obey(&mut self, name: &str) {
+    pub(crate) fn obey(&mut self, name: &str) {
         self.report(name, self.done(name));
     }
 
     /// What should be.
-    pub fn decide(&mut self) -> Desired {
+    pub(crate) fn decide(&mut self) -> Desired {
         let nothing = GatewayNodeStatus::default();
-        let gateways: Vec<GatewayNode> = self.world.gateways.objects().map(|gateway| (**gateway).clone()).collect();
-        let carriers: Vec<Carrier<'_>> = gateways
+        let gateways: Vec<GatewayNode> = self.store.gateways.objects().map(|gateway| (**gateway).clone()).collect();
+        let reports: Vec<NodeReport<'_>> = gateways
             .iter()
-            .map(|gateway| Carrier {
+            .map(|gateway| NodeReport {
                 pool: &gateway.spec.pool,
                 status: gateway.status.as_ref().unwrap_or(&nothing),
-                dead: is_clean(gateway) || self.dead.contains(gateway.metadata.name.as_deref().unwrap()),
+                gone: is_clean(gateway) || self.gone.contains(gateway.metadata.name.as_deref().unwrap()),
             })
             .collect();
-        self.history.update(self.world.slices.objects(), &carriers);
-        decide(&self.world, &self.history, &self.dead, self.purpose, self.now)
+        self.revisions.update(self.store.slices.objects(), &reports);
+        if self.uninstalling {
+            return uninstall::desired(&self.store, &self.revisions, &self.gone);
+        }
+        decide(&self.store, &self.revisions, &self.gone, self.retention, self.now)
     }
 
     /// One pass: decides, and the API server takes every write. Says which.
-    pub fn pass(&mut self) -> Vec<String> {
+    pub(crate) fn pass(&mut self) -> Vec<String> {
         let desired = self.decide();
-        writes(&self.world, &desired).into_iter().map(|write| self.serve(write)).collect()
+        writes(&self.store, &desired).into_iter().map(|write| self.serve(write)).collect()
     }
 
     /// Passes, and all agents obey, until nothing is written any more.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..20 {
             let names: Vec<String> =
-                self.world.gateways.objects().map(|gateway| gateway.metadata.name.clone().unwrap()).collect();
+                self.store.gateways.objects().map(|gateway| gateway.metadata.name.clone().unwrap()).collect();
             for name in names {
                 self.obey(&name);
             }
@@ -220,17 +229,17 @@ impl Scene {
         match write {
             Write::Slice(name, _, spec) => {
                 let names: Vec<String> = spec.forwards.iter().map(|forward| forward.r#ref.name.clone()).collect();
-                let old = self.world.slices.get(&name).and_then(|old| old.metadata.generation);
+                let old = self.store.slices.get(&name).and_then(|old| old.metadata.generation);
                 self.see(json!({ "kind": "ForwardSlice", "apiVersion": "sallyport.dev/v1alpha1",
                     "metadata": { "name": name, "generation": old.unwrap_or_default() + 1 }, "spec": spec }));
                 format!("slice {name} [{}]", names.join(" "))
             }
             Write::DeleteSlice(name) => {
-                self.world.slices.deleted(&name);
+                self.store.slices.deleted(&name);
                 format!("delete slice {name}")
             }
             Write::Gateway(name, _, spec) => {
-                let old = self.world.gateways.get(&name);
+                let old = self.store.gateways.get(&name);
                 let generation = old.and_then(|old| old.metadata.generation).unwrap_or_default() + 1;
                 let status = old.and_then(|old| old.status.clone());
                 let said = format!("gateway {name} {:?} {}", spec.state, spec.pool);
@@ -239,11 +248,11 @@ impl Scene {
                 said
             }
             Write::DeleteGateway(name) => {
-                self.world.gateways.deleted(&name);
+                self.store.gateways.deleted(&name);
                 format!("delete gateway {name}")
             }
             Write::Label(name, wanted) => {
-                let mut node = serde_json::to_value(self.world.nodes.get(&name).unwrap()).unwrap();
+                let mut node = serde_json::to_value(self.store.nodes.get(&name).unwrap()).unwrap();
                 let labels = node["metadata"]["labels"].as_object_mut().unwrap();
                 if wanted {
                     labels.insert(AGENT_LABEL.to_owned(), "".into());
@@ -269,16 +278,17 @@ impl Scene {
 }
 
 /// The requests that a client made with [`api_server`] sends, to be answered by hand.
-pub type Requests = tower_test::mock::Handle<http::Request<kube::client::Body>, http::Response<kube::client::Body>>;
+pub(crate) type Requests =
+    tower_test::mock::Handle<http::Request<kube::client::Body>, http::Response<kube::client::Body>>;
 
 /// A client, and where its requests arrive.
-pub fn api_server() -> (kube::Client, Requests) {
+pub(crate) fn api_server() -> (kube::Client, Requests) {
     let (service, requests) = tower_test::mock::pair();
     (kube::Client::new(service, "default"), requests)
 }
 
 /// Answers one request.
-pub fn respond(to: tower_test::mock::SendResponse<http::Response<kube::client::Body>>, code: u16, body: &Value) {
+pub(crate) fn respond(to: tower_test::mock::SendResponse<http::Response<kube::client::Body>>, code: u16, body: &Value) {
     let body = kube::client::Body::from(serde_json::to_vec(body).unwrap());
     to.send_response(http::Response::builder().status(code).body(body).unwrap());
 }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, PostParams};
+use sallyport_runtime::once::Once;
 use tokio::time::{Instant, timeout};
 
 /// How long a lease lasts that is not renewed.
@@ -23,7 +24,7 @@ const TRY: Duration = Duration::from_secs(4);
 
 /// A lease, whoever holds it.
 #[derive(Debug)]
-pub struct Leadership {
+pub(crate) struct Leadership {
     api: Api<Lease>,
     name: String,
     identity: String,
@@ -47,21 +48,20 @@ struct Seen {
 
 impl Leadership {
     /// Knows nothing of the lease yet.
-    pub fn new(api: Api<Lease>, name: &str, identity: &str) -> Self {
+    pub(crate) fn new(api: Api<Lease>, name: &str, identity: &str) -> Self {
         let (seen, renewed, written, clock) = Default::default();
         Self { api, name: name.to_owned(), identity: identity.to_owned(), seen, renewed, written, clock }
     }
 
     /// Returns when the lease is ours.
-    pub async fn acquire(&self) {
-        let mut told = None;
+    pub(crate) async fn acquire(&self) {
+        let mut logged = Once::default();
         loop {
             match self.round().await {
                 Ok(None) => return,
                 Ok(Some(holder)) => {
-                    if told.as_ref() != Some(&holder) {
+                    if logged.is_news(&holder) {
                         tracing::info!(holder, "waiting: another replica leads");
-                        told = Some(holder);
                     }
                 }
                 Err(error) => tracing::warn!(error, lease = self.name, "cannot take the lease; trying again"),
@@ -71,7 +71,7 @@ impl Leadership {
     }
 
     /// Renews the lease; returns when it is lost.
-    pub async fn keep(&self) {
+    pub(crate) async fn keep(&self) {
         while self.is_valid() {
             tokio::time::sleep(RETRY).await;
             match self.round().await {
@@ -86,20 +86,20 @@ impl Leadership {
     }
 
     /// Whether it is certain that nobody else leads.
-    pub fn is_valid(&self) -> bool {
+    pub(crate) fn is_valid(&self) -> bool {
         lock(&self.renewed).is_some_and(|at| at.elapsed() < DEADLINE)
     }
 
     /// The time by the API server's clock, as far as that is known: ours may be wrong, and what is read off the objects of
     /// the cluster was not written by it.
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         let clock = *lock(&self.clock);
-        let told = clock.and_then(|(time, at)| time.checked_add(at.elapsed()).ok());
-        told.unwrap_or_else(Timestamp::now)
+        let by_server = clock.and_then(|(time, at)| time.checked_add(at.elapsed()).ok());
+        by_server.unwrap_or_else(Timestamp::now)
     }
 
     /// Hands the lease back, so that another replica need not wait until it runs out.
-    pub async fn release(&self) {
+    pub(crate) async fn release(&self) {
         if lock(&self.renewed).take().is_none() {
             return;
         }

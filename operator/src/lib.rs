@@ -1,14 +1,15 @@
 //! The operator: decides which port-forwards of a cluster hold, and says in each status what the kernels really hold.
 
+#![warn(unreachable_pub)]
+
 pub mod args;
-pub mod controller;
-pub mod daemonset;
+mod controller;
+mod daemonset;
 #[cfg(test)]
 mod fixture;
-pub mod leader;
-pub mod metrics;
+mod leader;
+mod metrics;
 pub mod run;
-pub mod uninstall;
 
 /// The custom resource definitions of this version, as one YAML stream for `kubectl apply --server-side -f -`.
 pub fn crds() -> String {

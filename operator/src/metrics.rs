@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 /// Numbers for `/metrics`.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     writes: Family<Resource, Counter>,
     forwards: Family<State, Gauge>,
     leader: Gauge,
@@ -28,7 +28,7 @@ struct State {
 
 impl Metrics {
     /// Registers all of them.
-    pub fn new(registry: &mut Registry) -> Self {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             writes: Family::default(),
             forwards: Family::default(),
@@ -44,22 +44,22 @@ impl Metrics {
     }
 
     /// Counts a write.
-    pub fn wrote(&self, resource: &'static str) {
+    pub(crate) fn wrote(&self, resource: &'static str) {
         self.writes.get_or_create(&Resource { resource }).inc();
     }
 
     /// Notes how long a pass took.
-    pub fn passed(&self, took: std::time::Duration) {
+    pub(crate) fn passed(&self, took: std::time::Duration) {
         self.pass.observe(took.as_secs_f64());
     }
 
     /// Notes whether this replica leads.
-    pub fn leads(&self, leads: bool) {
+    pub(crate) fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
     }
 
     /// Notes how many forwards have each status of `Ready`.
-    pub fn forwards(&self, ready: &str, number: i64) {
+    pub(crate) fn forwards(&self, ready: &str, number: i64) {
         self.forwards.get_or_create(&State { ready: ready.to_owned() }).set(number);
     }
 }

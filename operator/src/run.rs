@@ -8,24 +8,26 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, Config, ResourceExt as _};
 use prometheus_client::registry::Registry;
 use sallyport_api::GatewayPool;
-use sallyport_api::names::OPERATOR_NAME;
+use sallyport_api::names::{AGENT_LEASE_PREFIX, OPERATOR_NAME};
 use sallyport_runtime::shutdown::Shutdown;
 use sallyport_runtime::tasks::Tasks;
 use sallyport_runtime::{admin, file};
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::args::{AgentArgs, ReplicaArgs};
 use crate::controller::events::Events;
 use crate::controller::observe::WATCH_SECONDS;
-use crate::controller::{Aim, Controller, Readiness, until};
+use crate::controller::{Controller, Readiness, until};
 use crate::daemonset::daemon_set;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
-use crate::uninstall::{delete_leases, stop_operator};
 
 /// A file with a pool that is larger is not read: the API server takes no larger object.
 const MAX_POOL_BYTES: u64 = 2 * 1024 * 1024;
@@ -38,7 +40,7 @@ pub async fn run(
     service_cidrs: Vec<IpNet>,
     admin: std::net::SocketAddr,
 ) -> anyhow::Result<ExitCode> {
-    let pool = default_pool.map(read_pool).transpose()?;
+    let default_pool = default_pool.map(read_pool).transpose()?;
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
     let readiness = Readiness::default();
@@ -48,12 +50,13 @@ pub async fn run(
     drop(admin::start(&mut tasks, admin, registry, move || {
         asked.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }));
-    let aim = Aim::Serve { agents: Box::new(daemon_set(&replica.namespace, agent)), service_cidrs };
-    Box::pin(lead(&mut tasks, replica, aim, pool, metrics, readiness, None)).await?;
+    let agents = daemon_set(&replica.namespace, agent);
+    let mode = Mode::Serve(Box::new(Configured { agents, service_cidrs, default_pool }));
+    Box::pin(lead(&mut tasks, replica, mode, metrics, readiness, None)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes everything of ours off the cluster, and returns when it is gone; with `force` it waits for no silent agent. After
+/// Stops the operator, takes its lease, and takes everything of ours off the cluster; returns when it is gone. With `force` it waits for no silent agent. After
 /// `patience` it gives up and says what it still waits for.
 pub async fn uninstall(replica: &ReplicaArgs, force: bool, patience: Option<Duration>) -> anyhow::Result<ExitCode> {
     let deadline = patience.map(|patience| Instant::now() + patience);
@@ -62,13 +65,34 @@ pub async fn uninstall(replica: &ReplicaArgs, force: bool, patience: Option<Dura
     let left = Readiness::new(Mutex::new(Some("another replica, which leads".to_owned())));
     let waits_for = Arc::clone(&left);
     let mut tasks = Tasks::default();
-    match Box::pin(lead(&mut tasks, replica, Aim::Uninstall { force }, None, metrics, left, deadline)).await? {
+    match Box::pin(lead(&mut tasks, replica, Mode::Uninstall { force }, metrics, left, deadline)).await? {
         Outcome::Finished => {}
         Outcome::Stopped => bail!("stopped before everything was taken off; run it again"),
         Outcome::Late => bail!(gave_up(patience.unwrap_or_default(), &waits_for)),
     }
     delete_leases(&client().await?, &replica.namespace).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a replica leads for.
+enum Mode {
+    /// Keep the gateways configured.
+    Serve(Box<Configured>),
+    /// Leave nothing but what users wrote.
+    Uninstall {
+        /// Whether agents that are silent or gone are not waited for.
+        force: bool,
+    },
+}
+
+/// What the operator that serves was started with.
+struct Configured {
+    /// Runs the agents.
+    agents: DaemonSet,
+    /// Ranges of Services that the cluster itself may not tell.
+    service_cidrs: Vec<IpNet>,
+    /// Is applied at the start.
+    default_pool: Option<GatewayPool>,
 }
 
 /// How leading ended.
@@ -96,8 +120,7 @@ fn gave_up(patience: Duration, left: &Readiness) -> String {
 async fn lead(
     tasks: &mut Tasks,
     replica: &ReplicaArgs,
-    aim: Aim,
-    pool: Option<GatewayPool>,
+    mode: Mode,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     deadline: Option<Instant>,
@@ -117,20 +140,18 @@ async fn lead(
     metrics.leads(true);
     let events = Events::start(tasks, client.clone(), &replica.identity);
     let leading = async {
-        if let Some(pool) = &pool {
+        if let Mode::Serve(configured) = &mode
+            && let Some(pool) = &configured.default_pool
+        {
             apply_pool(&client, pool).await;
         }
         // Watches begin here, so that their first lists hold all that the leader before wrote.
-        let mut controller = Controller::new(
-            client.clone(),
-            &replica.namespace,
-            aim,
-            Arc::clone(&leadership),
-            metrics,
-            readiness,
-            events,
-        );
-        controller.run().await;
+        let mut controller =
+            Controller::new(client.clone(), &replica.namespace, Arc::clone(&leadership), metrics, readiness, events);
+        match mode {
+            Mode::Serve(configured) => controller.serve(&configured.agents, configured.service_cidrs).await,
+            Mode::Uninstall { force } => controller.uninstall(force).await,
+        }
     };
     let outcome = tokio::select! {
         () = leading => {
@@ -147,6 +168,32 @@ async fn lead(
     };
     leadership.release().await;
     outcome
+}
+
+/// Stops every replica of the operator, if there is any.
+async fn stop_operator(client: &Client, namespace: &str) -> anyhow::Result<()> {
+    let api = Api::<Deployment>::namespaced(client.clone(), namespace);
+    let none = json!({ "spec": { "replicas": 0 } });
+    match api.patch_scale(OPERATOR_NAME, &PatchParams::default(), &Patch::Merge(&none)).await {
+        Ok(_) => tracing::info!("the operator is stopped"),
+        Err(kube::Error::Api(status)) if status.is_not_found() => tracing::info!("no operator is installed here"),
+        Err(error) => return Err(error).context("failed to stop the operator"),
+    }
+    Ok(())
+}
+
+/// Deletes the leases of the operator and of the agents, which nobody renews any more.
+async fn delete_leases(client: &Client, namespace: &str) -> anyhow::Result<()> {
+    let api = Api::<Lease>::namespaced(client.clone(), namespace);
+    let leases = api.list_metadata(&ListParams::default()).await.context("failed to list the leases")?;
+    let names = leases.items.into_iter().filter_map(|lease| lease.metadata.name);
+    for name in names.filter(|name| name == OPERATOR_NAME || name.starts_with(AGENT_LEASE_PREFIX)) {
+        match api.delete(&name, &DeleteParams::default()).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            deleted => drop(deleted.with_context(|| format!("failed to delete the lease {name}"))?),
+        }
+    }
+    Ok(())
 }
 
 async fn client() -> anyhow::Result<Client> {

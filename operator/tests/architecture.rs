@@ -54,10 +54,14 @@ fn packages_depend_on_each_other_only_as_drawn() {
     let allowed: &[(&str, &[&str])] = &[
         ("sallyport-api", &[]),
         ("sallyport-runtime", &[]),
-        ("sallyport-ruleset", &["sallyport-api"]),
+        ("sallyport-policy", &["sallyport-api"]),
+        ("sallyport-ruleset", &["sallyport-api", "sallyport-policy"]),
         ("sallyport-engine", &["sallyport-ruleset"]),
-        ("sallyport-node-agent", &["sallyport-api", "sallyport-engine", "sallyport-ruleset", "sallyport-runtime"]),
-        ("sallyport-operator", &["sallyport-api", "sallyport-ruleset", "sallyport-runtime"]),
+        (
+            "sallyport-node-agent",
+            &["sallyport-api", "sallyport-engine", "sallyport-policy", "sallyport-ruleset", "sallyport-runtime"],
+        ),
+        ("sallyport-operator", &["sallyport-api", "sallyport-policy", "sallyport-runtime"]),
         ("sallyport-e2e", &[]),
     ];
     let known: BTreeSet<&str> = allowed.iter().map(|(package, _)| *package).collect();
@@ -71,32 +75,55 @@ fn packages_depend_on_each_other_only_as_drawn() {
     }
 }
 
-#[test]
-fn the_ruleset_reaches_no_runtime_no_client_and_no_randomness() {
-    // By itself: beside the programs, cargo's one `kube` has their features too.
+/// The names of all packages that `package` links, itself included. By itself: beside the programs, cargo's one `kube` has
+/// their features too.
+fn linked(package: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--package=sallyport-ruleset", "--edges=normal", "--prefix=none", "--format={p}", "--locked"])
+        .args(["tree", "--package", package, "--edges=normal", "--prefix=none", "--format={p}", "--locked"])
         .current_dir(root())
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tree = String::from_utf8(output.stdout).unwrap();
-    let reached: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
-    for banned in [
-        "tokio",
-        "hyper",
-        "kube-client",
-        "kube-runtime",
-        "reqwest",
-        "rustls",
-        "rand",
-        "socket2",
-        "netlink-sys",
-        "tracing-subscriber",
-    ] {
-        assert!(!reached.contains(banned), "sallyport-ruleset reaches {banned}");
+    tree.lines().filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
+}
+
+#[test]
+fn what_is_pure_reaches_no_runtime_no_client_and_no_randomness() {
+    for pure in ["sallyport-policy", "sallyport-ruleset"] {
+        let reached = linked(pure);
+        for banned in [
+            "tokio",
+            "hyper",
+            "kube-client",
+            "kube-runtime",
+            "reqwest",
+            "rustls",
+            "rand",
+            "socket2",
+            "netlink-sys",
+            "tracing-subscriber",
+        ] {
+            assert!(!reached.contains(banned), "{pure} reaches {banned}");
+        }
+        assert!(reached.contains("sallyport-api"));
     }
-    assert!(reached.contains("sallyport-api"));
+}
+
+#[test]
+fn the_operator_links_nothing_that_makes_rules() {
+    let reached = linked("sallyport-operator");
+    for banned in ["sallyport-ruleset", "sallyport-engine"] {
+        assert!(!reached.contains(banned), "the operator reaches {banned}");
+    }
+    assert!(reached.contains("sallyport-policy"));
+}
+
+/// A package that does no I/O forbids it by its own `clippy.toml`, which is the same for all of them.
+#[test]
+fn what_is_pure_forbids_io_in_the_same_words() {
+    let lints = |package: &str| fs::read_to_string(root().join(package).join("clippy.toml")).unwrap();
+    assert_eq!(lints("node-agent/policy"), lints("node-agent/ruleset"));
 }
 
 #[test]

@@ -17,7 +17,8 @@ use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Holder, HostFirewall, xtables};
 use sallyport_ruleset::installed::{Installed, InstalledRuleset, InstalledTable};
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::plan::Batch;
+use sallyport_ruleset::plan::{Op, Step};
+use sallyport_ruleset::restore::restore;
 use sallyport_ruleset::rule::Table;
 
 pub use self::detect::{Detected, detect};
@@ -227,19 +228,8 @@ impl Iptables {
     }
 }
 
-/// Reads a batch, waits up to 10 s for the lock.
+/// Flushes nothing of others, waits up to 10 s for the lock.
 const RESTORE: &[&str] = &["--noflush", "-w", "10"];
-
-/// The chains that a batch deletes.
-fn deleted(batch: &str) -> impl Iterator<Item = (Table, &str)> {
-    let mut table = Table::Filter;
-    batch.lines().filter_map(move |line| {
-        if let Some(name) = line.strip_prefix('*') {
-            table = Table::BOTH.into_iter().find(|table| table.name() == name)?;
-        }
-        Some((table, line.strip_prefix("-X ")?))
-    })
-}
 
 impl Engine for Iptables {
     fn name(&self) -> &'static str {
@@ -276,27 +266,29 @@ impl Engine for Iptables {
         Ok(InstalledRuleset { v4, v6, firewall })
     }
 
-    async fn apply(&mut self, batch: &Batch) -> Result<(), Error> {
+    async fn apply(&mut self, ops: &[Op]) -> Result<(), Error> {
+        for op in ops {
+            if let Step::Unhook { chain } = op.step {
+                apart::unhook(self.variant, op.family, op.table, chain).await?;
+            }
+        }
         for family in Family::BOTH {
-            if let Some(text) = batch.family(family) {
-                let program = self.variant.restore_program(family);
-                match command::run(program, RESTORE, text).await {
-                    // A chain that cannot be deleted must keep no rule alive.
-                    Err(command::Error::Failed { stderr, .. }) if stderr.contains("CHAIN_DEL") => {
-                        let kept: String = text.split_inclusive('\n').filter(|line| !line.starts_with("-X ")).collect();
-                        command::run(program, RESTORE, &kept).await?;
-                        let chains = deleted(text).map(|(table, chain)| (family, table, chain.to_owned()));
-                        self.stuck.extend(chains);
-                    }
-                    outcome => drop(outcome?),
+            let Some(text) = restore(ops, family) else { continue };
+            let program = self.variant.restore_program(family);
+            match command::run(program, RESTORE, &text).await {
+                // A chain that cannot be deleted must keep no rule alive.
+                Err(command::Error::Failed { stderr, .. }) if stderr.contains("CHAIN_DEL") => {
+                    let flushed: Vec<Op> = ops.iter().map(Op::without_delete).collect();
+                    command::run(program, RESTORE, &restore(&flushed, family).unwrap_or_default()).await?;
+                    self.stuck.extend(ops.iter().filter(|op| op.family == family).filter_map(|op| match &op.step {
+                        Step::Delete { chain } => Some((family, op.table, chain.clone())),
+                        _ => None,
+                    }));
                 }
+                outcome => drop(outcome?),
             }
         }
         Ok(())
-    }
-
-    async fn unhook(&mut self, family: Family, table: Table, ours: &str) -> Result<(), Error> {
-        apart::unhook(self.variant, family, table, ours).await
     }
 
     fn moved(&mut self) -> Result<bool, Error> {

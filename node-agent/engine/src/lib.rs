@@ -1,7 +1,7 @@
 //! Makes the kernel equal to a rule set, and reads back what it really holds.
 //!
-//! The only package that touches netfilter. What the rules should be is `sallyport-ruleset`'s, when to look and what to
-//! report is the agent's.
+//! The only package that asks or changes the kernel's network: netfilter, addresses and routes, forwarding. What the rules
+//! should be is `sallyport-ruleset`'s, when to look and what to report is the agent's.
 
 pub mod command;
 pub mod conntrack;
@@ -10,12 +10,12 @@ pub mod generation;
 pub mod iptables;
 pub mod listeners;
 pub mod netlink;
+pub mod route;
+pub mod sysctl;
 
-use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::plan::Batch;
-use sallyport_ruleset::rule::Table;
+use sallyport_ruleset::plan::Op;
 
 use crate::conntrack::Conntrack;
 use crate::iptables::Place;
@@ -37,12 +37,6 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// Text that is no batch of ours.
-    #[error("cannot interpret {line:?} as a line of a batch")]
-    Batch {
-        /// The line.
-        line: String,
-    },
 }
 
 /// A way to put rules into a kernel.
@@ -54,12 +48,8 @@ pub trait Engine {
     /// Reads what the kernel holds now.
     async fn observe(&mut self) -> Result<InstalledRuleset, Error>;
 
-    /// Applies a batch: each table of each family changes in one step or not at all.
-    async fn apply(&mut self, batch: &Batch) -> Result<(), Error>;
-
-    /// Takes the jumps of built-in chains to `ours` out of a table of which [`Self::observe`] said that it is
-    /// [unreadable](sallyport_ruleset::installed::InstalledTable::unreadable): a batch cannot name them there.
-    async fn unhook(&mut self, family: Family, table: Table, ours: &str) -> Result<(), Error>;
+    /// Does `ops`: each table of each family changes in one step or not at all.
+    async fn apply(&mut self, ops: &[Op]) -> Result<(), Error>;
 
     /// Whether anything may have changed since [`Self::observe`] last began; costs microseconds when nothing did.
     fn moved(&mut self) -> Result<bool, Error>;

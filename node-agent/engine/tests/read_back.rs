@@ -14,7 +14,8 @@ use sallyport_engine::Engine;
 use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::Installed;
-use sallyport_ruleset::plan::{Batch, plan};
+use sallyport_ruleset::plan::plan;
+use sallyport_ruleset::rivals::Packets;
 use sallyport_ruleset::rule::{Rules, Ruleset};
 
 /// The cases of the rule set's own tests: folders with the text that each renders to.
@@ -37,8 +38,8 @@ fn expected(case: &Path) -> Ruleset {
 }
 
 async fn converge(engine: &mut Iptables, desired: &Ruleset) {
-    let batch = plan(desired, &engine.observe().await.unwrap(), false);
-    engine.apply(&batch).await.unwrap();
+    let ops = plan(desired, &Packets::default(), &engine.observe().await.unwrap());
+    engine.apply(&ops).await.unwrap();
 }
 
 async fn applies_and_reads_back(variant: Variant) {
@@ -49,7 +50,7 @@ async fn applies_and_reads_back(variant: Variant) {
         let installed = engine.observe().await.unwrap();
         assert_eq!(installed.ours(), desired, "{}", case.display());
         assert_eq!(installed.digest(), desired.digest());
-        assert_eq!(plan(&desired, &installed, false), Batch::default(), "{}", case.display());
+        assert_eq!(plan(&desired, &Packets::default(), &installed), [], "{}", case.display());
     }
     converge(&mut engine, &Ruleset::default()).await;
     let installed = engine.observe().await.unwrap();

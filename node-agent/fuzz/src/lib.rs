@@ -9,12 +9,15 @@ use std::sync::LazyLock;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_node_agent::manifest::{self, Object};
 use sallyport_node_agent::source::local::{Decided, decide_here};
-use sallyport_ruleset::compile::compile;
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::layout::lower;
 use sallyport_ruleset::plan::plan;
+use sallyport_ruleset::restore::restore;
+use sallyport_ruleset::rivals::Packets;
 use sallyport_ruleset::rule::{Ruleset, Table};
+use sallyport_ruleset::table::ForwardingTable;
 
 #[path = "../../ruleset/tests/support/grammar.rs"]
 mod grammar;
@@ -43,9 +46,9 @@ pub fn manifests(mut data: &[u8]) {
         }
     }
     let ruleset = ruleset(&objects.values().collect::<Vec<_>>());
-    grammar::batches_are_clean(&ruleset).unwrap();
+    grammar::changes_are_clean(&ruleset).unwrap();
     for rule in [&ruleset.v4, &ruleset.v6].into_iter().flat_map(|rules| rules.nat.values().flatten()) {
-        targets_another_host(rule);
+        targets_another_host(rule.as_str());
     }
 }
 
@@ -63,7 +66,7 @@ fn ruleset(objects: &[&Object]) -> Ruleset {
         is_one_line(&problem.message);
     }
     let forwards: Vec<&SliceForward> = intents.slices.values().flat_map(|slice| &slice.forwards).collect();
-    compile(&intents.node, &forwards, &local, NOW).ruleset
+    lower(&ForwardingTable::new(&intents.node, &forwards, &NodeFacts::of(&local, NOW)))
 }
 
 /// Written apart from the table of what is refused.
@@ -96,10 +99,10 @@ pub fn save(data: &[u8]) {
         InstalledRuleset { v4: Installed::parse(&text), v6: Installed::parse(&text), ..InstalledRuleset::default() };
     for desired in [&SOME, &Ruleset::default()] {
         for yield_place in [false, true] {
-            let batch = plan(desired, &installed, yield_place);
+            let mut ops = plan(desired, &Packets::default(), &installed);
+            ops.retain(|op| !(yield_place && op.is_move()));
             for family in Family::BOTH {
-                let text = batch.family(family).unwrap_or_default();
-                only_ours_is_changed(text, desired, &installed, family);
+                only_ours_is_changed(&restore(&ops, family).unwrap_or_default(), desired, &installed, family);
             }
             let equal = installed.ours() == *desired;
             assert_eq!(installed.digest() == desired.digest(), equal, "digests and rules disagree");
@@ -123,7 +126,7 @@ fn only_ours_is_changed(text: &str, desired: &Ruleset, installed: &InstalledRule
         } else if let Some(name) = line.strip_prefix("-X ") {
             known.iter().any(|known| *known == name)
         } else if let Some((name, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
-            wanted.get(name).is_some_and(|rules| rules.iter().any(|wanted| wanted == rule))
+            wanted.get(name).is_some_and(|rules| rules.iter().any(|wanted| wanted.as_str() == rule))
         } else {
             let jump = |(chain, to): &(&str, &str)| {
                 line == format!("-I {chain} 1 -j {to}") || line == format!("-D {chain} -j {to}")

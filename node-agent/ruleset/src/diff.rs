@@ -6,39 +6,33 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::family::Family;
-use crate::installed::{Installed, InstalledRuleset};
-use crate::plan::Batch;
+use crate::installed::{InstalledRuleset, InstalledTable};
+use crate::plan::{Op, Step};
+use crate::rule::Line;
 
-/// What `batch` does to `installed`, a line for each rule with `-` or `+` in front; empty if no rule comes or goes.
+/// What `ops` do to `installed`, a line for each rule with `-` or `+` in front; empty if no rule comes or goes.
 #[must_use]
-pub fn diff(batch: &Batch, installed: &InstalledRuleset) -> String {
+pub fn diff(ops: &[Op], installed: &InstalledRuleset) -> String {
     let mut text = String::new();
-    for family in Family::BOTH {
-        let Some(batch) = batch.family(family) else { continue };
-        for section in batch.split("COMMIT\n") {
-            let Some((table, body)) = section.strip_prefix('*').and_then(|section| section.split_once('\n')) else {
-                continue;
-            };
-            let lines = changes(body, installed.family(family), table);
-            if !lines.is_empty() {
-                write!(text, "# {family} {table}\n{lines}").expect("writing to a string cannot fail");
-            }
+    for ops in ops.chunk_by(|a, b| (a.family, a.table) == (b.family, b.table)) {
+        let (family, table) = (ops[0].family, ops[0].table);
+        let lines = changes(ops, installed.family(family).table(table));
+        if !lines.is_empty() {
+            write!(text, "# {family} {}\n{lines}", table.name()).expect("writing to a string cannot fail");
         }
     }
     text
 }
 
-fn changes(body: &str, installed: &Installed, table: &str) -> String {
-    let ours = installed.table_of(table).map(|table| &table.ours);
-    let (mut removed, mut added, mut text) = (Vec::new(), Vec::new(), String::new());
-    for line in body.lines() {
-        if let Some(declared) = line.strip_prefix(':') {
-            let chain = declared.split(' ').next().unwrap_or_default();
-            let rules = ours.and_then(|ours| ours.get(chain)).into_iter().flatten();
-            removed.extend(rules.map(|rule| (chain, rule.as_str())));
-        } else if let Some(rule) = line.strip_prefix("-A ").and_then(|line| line.split_once(' ')) {
-            added.push(rule);
+fn changes(ops: &[Op], there: &InstalledTable) -> String {
+    let (mut removed, mut added) = (Vec::new(), Vec::new());
+    for op in ops {
+        if let Step::Replace { chain, .. } | Step::Flush { chain } | Step::Delete { chain } = &op.step {
+            let rules = there.ours.get(chain).into_iter().flatten();
+            removed.extend(rules.map(|rule| (chain.as_str(), rule.as_str())));
+        }
+        if let Step::Replace { chain, rules } = &op.step {
+            added.extend(rules.iter().map(|rule: &Line| (chain.as_str(), rule.as_str())));
         }
     }
     let mut stay: BTreeMap<&str, usize> = BTreeMap::new();
@@ -52,6 +46,7 @@ fn changes(body: &str, installed: &Installed, table: &str) -> String {
             None => come.push((chain, rule)),
         }
     }
+    let mut text = String::new();
     let mut line = |parts: &[&str]| {
         text.extend(parts.iter().copied());
         text.push('\n');
@@ -66,11 +61,27 @@ fn changes(body: &str, installed: &Installed, table: &str) -> String {
     for (chain, rule) in come {
         line(&["+ -A ", chain, " ", rule]);
     }
-    for jump in body.lines() {
-        if let Some(jump) = jump.strip_prefix("-D ") {
-            line(&["- -A ", jump]);
-        } else if jump.starts_with("-I ") {
-            line(&["+ ", jump]);
+    for op in ops {
+        match &op.step {
+            Step::Jump { builtin, chain, present, .. } => {
+                for _ in 0..*present {
+                    line(&["- -A ", builtin, " -j ", chain]);
+                }
+                line(&["+ -I ", builtin, " 1 -j ", chain]);
+            }
+            Step::Unjump { builtin, chain, present } => {
+                for _ in 0..*present {
+                    line(&["- -A ", builtin, " -j ", chain]);
+                }
+            }
+            Step::Unhook { chain } => {
+                for (builtin, _) in op.table.hooks().iter().filter(|(_, ours)| ours == chain) {
+                    for _ in there.jumps(builtin, chain) {
+                        line(&["- -A ", builtin, " -j ", chain]);
+                    }
+                }
+            }
+            Step::Replace { .. } | Step::Flush { .. } | Step::Delete { .. } => {}
         }
     }
     text

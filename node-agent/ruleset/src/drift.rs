@@ -1,14 +1,14 @@
 //! How what is installed differs from what shall be, in words: what somebody else has done to our rules.
 //!
-//! Says what differs exactly where `plan` would change something; how it is put right is `plan`'s.
+//! Read off the change that puts it right, so that nothing is told without being repaired, and nothing repaired untold.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::family::Family;
 use crate::installed::{InstalledRuleset, InstalledTable};
-use crate::rivals;
-use crate::rule::{Chains, Rules, Ruleset, Table};
+use crate::plan::{Op, Step};
+use crate::rule::Line;
 
 /// Characters of a rule that are told.
 const RULE: usize = 160;
@@ -67,18 +67,36 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Everything in which `installed` differs from `desired`: empty exactly when the plan from one to the other is.
+/// What is wrong in `installed`, one for each of the `ops` that [put it right](crate::plan::plan), in their order.
 #[must_use]
-pub fn differences(desired: &Ruleset, installed: &InstalledRuleset) -> Vec<Difference> {
-    let mut found = Vec::new();
-    for family in Family::BOTH {
-        for table in Table::BOTH {
-            let here = Here { family, table, there: installed.family(family).table(table) };
-            here.chains(desired.family(family).table(table), &mut found);
-            here.jumps(desired.family(family), &mut found);
+pub fn differences(ops: &[Op], installed: &InstalledRuleset) -> Vec<Difference> {
+    ops.iter().map(|op| difference(op, installed.family(op.family).table(op.table))).collect()
+}
+
+fn difference(op: &Op, there: &InstalledTable) -> Difference {
+    let (kind, chain, how) = match &op.step {
+        Step::Replace { chain, rules } => {
+            let how = there.ours.get(chain).map(|now| changed(rules, now));
+            (Kind::Rules, chain.as_str(), how.unwrap_or_else(|| "the chain is missing".to_owned()))
         }
-    }
-    found
+        Step::Flush { chain } | Step::Delete { chain } => {
+            (Kind::Rules, chain.as_str(), "the chain should not be there".to_owned())
+        }
+        Step::Jump { builtin, shadowed_by: Some(rule), .. } => {
+            (Kind::Rival, *builtin, format!("a rule before ours would take our packets: {}", shortened(rule)))
+        }
+        Step::Jump { builtin, chain, present: 0, .. } => {
+            (Kind::Jump, *builtin, format!("the jump to {chain} is missing"))
+        }
+        Step::Jump { builtin, chain, present, .. } => {
+            (Kind::Jump, *builtin, format!("the jump to {chain} is there {present} times"))
+        }
+        Step::Unjump { builtin, chain, .. } => {
+            (Kind::Jump, *builtin, format!("the jump to {chain} should not be there"))
+        }
+        Step::Unhook { chain } => (Kind::Jump, *chain, "the jumps to it should not be there".to_owned()),
+    };
+    Difference { kind, text: format!("{} {} {chain}: {how}", op.family, op.table.name()) }
 }
 
 /// The first few of them on one line, and how many more there are.
@@ -89,63 +107,8 @@ pub fn told(differences: &[Difference]) -> String {
     first.join("; ") + &if more > 0 { format!("; and {more} more") } else { String::new() }
 }
 
-/// One table of one family.
-struct Here<'a> {
-    family: Family,
-    table: Table,
-    there: &'a InstalledTable,
-}
-
-impl Here<'_> {
-    fn say(&self, kind: Kind, chain: &str, how: &str) -> Difference {
-        Difference { kind, text: format!("{} {} {chain}: {how}", self.family, self.table.name()) }
-    }
-
-    fn chains(&self, desired: &Chains, found: &mut Vec<Difference>) {
-        for (name, wanted) in desired {
-            match self.there.ours.get(name) {
-                Some(rules) if rules == wanted => {}
-                Some(rules) => found.push(self.say(Kind::Rules, name, &changed(wanted, rules))),
-                None => found.push(self.say(Kind::Rules, name, "the chain is missing")),
-            }
-        }
-        for (name, rules) in self.there.ours.iter().filter(|(name, _)| !desired.contains_key(*name)) {
-            if !rules.is_empty() || !self.there.is_used_by_others(name) {
-                found.push(self.say(Kind::Rules, name, "the chain should not be there"));
-            }
-        }
-    }
-
-    fn jumps(&self, desired: &Rules, found: &mut Vec<Difference>) {
-        if self.there.unreadable.is_some() {
-            return;
-        }
-        for (builtin, ours) in self.table.hooks() {
-            let wanted = desired.table(self.table).contains_key(*ours);
-            let at = self.there.jumps(builtin, ours);
-            match (wanted, at.as_slice()) {
-                (false, []) => {}
-                (false, _) => {
-                    found.push(self.say(Kind::Jump, builtin, &format!("the jump to {ours} should not be there")));
-                }
-                (true, []) => found.push(self.say(Kind::Jump, builtin, &format!("the jump to {ours} is missing"))),
-                (true, [first]) => {
-                    if let Some(rule) = rivals::taker(desired, self.table, self.there, builtin, *first) {
-                        let how = format!("a rule before ours would take our packets: {}", shortened(rule));
-                        found.push(self.say(Kind::Rival, builtin, &how));
-                    }
-                }
-                (true, all) => {
-                    let how = format!("the jump to {ours} is there {} times", all.len());
-                    found.push(self.say(Kind::Jump, builtin, &how));
-                }
-            }
-        }
-    }
-}
-
 /// How the rules of a chain differ: how many are missing and how many are not ours, and the first of each.
-fn changed(wanted: &[String], there: &[String]) -> String {
+fn changed(wanted: &[Line], there: &[Line]) -> String {
     let (missing, added) = (without(wanted, there), without(there, wanted));
     let mut parts = Vec::new();
     for (rules, how) in [(&missing, "missing"), (&added, "added")] {
@@ -159,10 +122,10 @@ fn changed(wanted: &[String], there: &[String]) -> String {
 }
 
 /// Those of `rules` that are not in `others`, in their order; what is there twice counts twice.
-fn without<'a>(rules: &'a [String], others: &[String]) -> Vec<&'a str> {
+fn without<'a>(rules: &'a [Line], others: &[Line]) -> Vec<&'a str> {
     let mut left: BTreeMap<&str, usize> = BTreeMap::new();
     for other in others {
-        *left.entry(other).or_default() += 1;
+        *left.entry(other.as_str()).or_default() += 1;
     }
     let is_left = |rule: &&str| match left.get_mut(*rule) {
         Some(number) if *number > 0 => {
@@ -171,7 +134,7 @@ fn without<'a>(rules: &'a [String], others: &[String]) -> Vec<&'a str> {
         }
         _ => true,
     };
-    rules.iter().map(String::as_str).filter(is_left).collect()
+    rules.iter().map(Line::as_str).filter(is_left).collect()
 }
 
 /// As much of a rule as is told.

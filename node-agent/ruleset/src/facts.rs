@@ -6,6 +6,28 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::listener::Listener;
+
+/// Everything about the host that decides what becomes of its forwards, as of one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NodeFacts<'a> {
+    /// Every address on every interface, in any order.
+    pub addresses: &'a [LocalAddress],
+    /// The sockets that listen. Read only where a forward may have to wait for one of them, else empty; rules do not depend on
+    /// them.
+    pub listeners: &'a [Listener],
+    /// The time by which forwards expire, in seconds since 1970.
+    pub now: i64,
+}
+
+impl<'a> NodeFacts<'a> {
+    /// A host with these addresses at `now`, on which nothing is known to listen.
+    #[must_use]
+    pub fn of(addresses: &'a [LocalAddress], now: i64) -> Self {
+        Self { addresses, now, ..Self::default() }
+    }
+}
+
 /// An address on an interface of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LocalAddress {

@@ -3,7 +3,7 @@
 //! The rule that accepts our flows is constant, so a connection outlives the rule that let it in unless its conntrack
 //! entry goes too. Pure: reading and deleting entries is the engine's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use sallyport_api::forward_slice::SliceForward;
@@ -11,7 +11,7 @@ use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::MARK_OURS;
 use sallyport_api::{OnTargetRemoved, Protocol};
 
-use crate::compile::Compiled;
+use crate::table::{Binding, ForwardingTable};
 
 /// One direction of a tracked connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,23 +69,12 @@ pub struct Allowed<'a> {
 }
 
 impl<'a> Allowed<'a> {
-    /// What `compiled`, made from `forwards`, allows.
+    /// What `table` allows.
     #[must_use]
-    pub fn new(compiled: &Compiled, forwards: &[&'a SliceForward]) -> Self {
-        let failed: BTreeSet<_> = compiled.failures.iter().map(|failure| &failure.forward).collect();
+    pub fn new(table: &ForwardingTable<'a>) -> Self {
         let mut allowed = Self::default();
-        for forward in forwards.iter().filter(|forward| !failed.contains(&forward.r#ref)) {
-            let intent = &forward.intent;
-            for address in
-                compiled.listen.iter().filter(|ip| intent.addresses.is_empty() || intent.addresses.contains(ip))
-            {
-                if !intent.targets.iter().any(|target| target.ip.is_ipv4() == address.is_ipv4()) {
-                    continue;
-                }
-                for port in &intent.ports {
-                    allowed.claims.entry((*address, port.protocol)).or_default().insert(port.port, (*port, forward));
-                }
-            }
+        for Binding { forward, listen, port } in &table.bindings {
+            allowed.claims.entry((*listen, port.protocol)).or_default().insert(port.port, (*port, *forward));
         }
         allowed
     }

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::family::Family;
 use crate::firewall::HostFirewall;
-use crate::rule::{Chains, Rules, Ruleset, Table, digest_of, is_ours};
+use crate::plan::{Op, Step};
+use crate::rule::{Chains, Line, Rules, Ruleset, Table, digest_of, is_ours};
 
 /// What stands for the rules of a chain of ours that cannot be read: equal to no rule.
 pub const UNREADABLE: &str = "(cannot be read)";
@@ -61,6 +62,11 @@ impl InstalledRuleset {
         }
     }
 
+    /// Does what a kernel does with a step of a change.
+    pub fn apply(&mut self, op: &Op) {
+        self.family_mut(op.family).table_mut(op.table).apply(op.table, &op.step);
+    }
+
     /// The digest of our rules as they are in the kernel, equal to [`Ruleset::digest`] of the same rules.
     #[must_use]
     pub fn digest(&self) -> String {
@@ -70,7 +76,7 @@ impl InstalledRuleset {
     /// The rules by which forwards are delivered, in whatever chain.
     #[must_use]
     pub fn delivered(&self) -> Delivered<'_> {
-        let rules = |family| self.family(family).nat.ours.values().flatten().map(String::as_str).collect();
+        let rules = |family| self.family(family).nat.ours.values().flatten().map(Line::as_str).collect();
         Delivered { v4: rules(Family::V4), v6: rules(Family::V6) }
     }
 
@@ -78,8 +84,7 @@ impl InstalledRuleset {
     #[must_use]
     pub fn delivers(&self, alone: &Ruleset) -> bool {
         let delivered = self.delivered();
-        let families = Family::BOTH.into_iter().filter(|family| Delivered::own(alone, *family).next().is_some());
-        let mut families = families.peekable();
+        let mut families = Family::BOTH.into_iter().filter(|family| owned(alone, *family).next().is_some()).peekable();
         families.peek().is_some() && families.all(|family| delivered.holds(alone, family))
     }
 
@@ -112,15 +117,14 @@ impl Delivered<'_> {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
         };
-        let mut own = Self::own(alone, family).peekable();
+        let mut own = owned(alone, family).peekable();
         own.peek().is_some() && own.all(|rule| there.contains(rule.as_str()))
     }
+}
 
-    /// The rules that no other forward has.
-    fn own(alone: &Ruleset, family: Family) -> impl Iterator<Item = &String> {
-        let own = |rule: &&String| rule.contains("-j DNAT ") || rule.contains("-j SALLY-S-");
-        alone.family(family).nat.values().flatten().filter(own)
-    }
+/// The rules of one family that belong to a forward.
+fn owned(ruleset: &Ruleset, family: Family) -> impl Iterator<Item = &Line> {
+    ruleset.family(family).nat.values().flatten().filter(|rule| rule.owner().is_some())
 }
 
 impl Installed {
@@ -180,40 +184,62 @@ impl Installed {
     pub fn unreadable(&self) -> impl Iterator<Item = &str> {
         Table::BOTH.into_iter().filter_map(|table| self.table(table).unreadable.as_deref())
     }
-
-    /// The table that iptables calls `name`; `None` for one in which we have no rules.
-    #[must_use]
-    pub fn table_of(&self, name: &str) -> Option<&InstalledTable> {
-        Some(self.table(Table::BOTH.into_iter().find(|table| table.name() == name)?))
-    }
-
-    /// The same table, to change it.
-    pub fn table_named(&mut self, name: &str) -> Option<&mut InstalledTable> {
-        let table = Table::BOTH.into_iter().find(|table| table.name() == name)?;
-        Some(self.table_mut(table))
-    }
 }
 
 impl InstalledTable {
     /// Reads `:CHAIN POLICY [0:0]` or `-A CHAIN …`; anything else (comments, COMMIT) is no rule.
     fn read(&mut self, line: &str) {
         if let Some(declaration) = line.strip_prefix(':') {
-            let name = declaration.split(' ').next().unwrap_or_default();
-            self.chain(name);
+            self.declare(declaration.split(' ').next().unwrap_or_default());
         } else if let Some(rule) = line.strip_prefix("-A ")
             && let Some((name, rule)) = rule.split_once(' ')
         {
-            self.chain(name).push(rule.to_owned());
+            self.push(name, rule);
         }
     }
 
-    /// The rules of the chain `name`, which is made if it is not there.
-    pub fn chain(&mut self, name: &str) -> &mut Vec<String> {
-        let chains = if is_ours(name) { &mut self.ours } else { &mut self.foreign };
-        if !chains.contains_key(name) {
-            chains.insert(name.to_owned(), Vec::new());
+    /// Makes the chain `name`, if it is not there.
+    fn declare(&mut self, name: &str) {
+        if is_ours(name) {
+            self.ours.entry(name.to_owned()).or_default();
+        } else {
+            self.foreign.entry(name.to_owned()).or_default();
         }
-        chains.get_mut(name).expect("inserted above")
+    }
+
+    /// Adds a rule at the end of the chain `name`.
+    fn push(&mut self, name: &str, rule: &str) {
+        self.declare(name);
+        if let Some(rules) = self.ours.get_mut(name) {
+            rules.push(Line::read(rule));
+        } else if let Some(rules) = self.foreign.get_mut(name) {
+            rules.push(rule.to_owned());
+        }
+    }
+
+    /// Does to this table what a kernel does with `step`.
+    fn apply(&mut self, table: Table, step: &Step) {
+        let foreign = &mut self.foreign;
+        let mut remove = |builtin: &str, chain: &str| {
+            if let Some(rules) = foreign.get_mut(builtin) {
+                rules.retain(|rule| *rule != format!("-j {chain}"));
+            }
+        };
+        match step {
+            Step::Replace { chain, rules } => drop(self.ours.insert(chain.clone(), rules.clone())),
+            Step::Flush { chain } => drop(self.ours.insert(chain.clone(), Vec::new())),
+            Step::Delete { chain } => drop(self.ours.remove(chain)),
+            Step::Jump { builtin, chain, .. } => {
+                remove(builtin, chain);
+                self.foreign.entry((*builtin).to_owned()).or_default().insert(0, format!("-j {chain}"));
+            }
+            Step::Unjump { builtin, chain, .. } => remove(builtin, chain),
+            Step::Unhook { chain } => {
+                for (builtin, _) in table.hooks().iter().filter(|(_, ours)| ours == chain) {
+                    remove(builtin, chain);
+                }
+            }
+        }
     }
 
     /// Whether a rule that is not our own plain jump leads to `chain`, which is ours.

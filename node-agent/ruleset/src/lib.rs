@@ -1,33 +1,26 @@
-//! Pure: from what users ask to what a kernel shall hold, and back from what it holds.
+//! Pure: from the intents of a node to what its kernel shall hold, and back from what it holds.
 //!
 //! ```text
-//! PortForward ─ validate ─► Intent ─ decide ─► slices ─ compile ─► Ruleset ─ plan ─► restore text
-//!                                                                     ▲                   │ kernel
-//!                                                           installed └── iptables-save ◄─┘
+//! slices ─► ForwardingTable ─ lower ─► Ruleset ─ plan ─► Op ─ restore ─► iptables-restore
+//!                                         ▲                                 │ kernel
+//!                               installed └──────── iptables-save ◄─────────┘
 //! ```
+//! Which intents a node is given is not here: `sallyport-policy` decides that.
 //! No I/O, no clock, no process, no random source: every function here can be called a million times in a test.
 
-mod arbitrate;
-pub mod claim;
-pub mod compile;
-pub mod decide;
 pub mod diff;
-pub mod digest;
 pub mod drift;
-pub mod expiry;
 pub mod facts;
-pub mod family;
 pub mod firewall;
 pub mod flow;
+mod gate;
 pub mod installed;
-pub mod intersection;
-mod judge;
-pub mod kept;
-pub mod limits;
+pub mod layout;
 pub mod listener;
 pub mod plan;
-pub mod pool;
-mod rivals;
+pub mod restore;
+pub mod rivals;
 pub mod rule;
-pub mod slice;
-pub mod validate;
+pub mod table;
+
+pub use sallyport_policy::family;

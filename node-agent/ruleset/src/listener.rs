@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use sallyport_api::Protocol;
-use sallyport_api::intent::Intent;
 
 use crate::family::Family;
+use crate::table::Binding;
 
 /// A socket of this host that takes connections or datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,25 +31,16 @@ impl Listener {
     }
 }
 
-/// Those of `listeners` that listen where a forward would, if this host has the listen addresses `listen`.
+/// Those of `listeners` that listen where one of `bindings` would take their clients.
 #[must_use]
-pub fn in_the_way<'a>(intent: &Intent, listen: &[IpAddr], listeners: &'a [Listener]) -> Vec<&'a Listener> {
-    let served = |ip: &&IpAddr| {
-        let family = Family::of(**ip);
-        let chosen = intent.addresses.is_empty() || intent.addresses.contains(*ip);
-        chosen && intent.targets.iter().any(|target| Family::of(target.ip) == family)
+pub fn in_the_way<'a>(bindings: &[Binding<'_>], listeners: &'a [Listener]) -> Vec<&'a Listener> {
+    let meets = |listener: &Listener, Binding { listen, port, .. }: &Binding<'_>| {
+        let everywhere = listener.ip.is_unspecified() && Family::of(listener.ip) == Family::of(*listen);
+        number(port.protocol) == listener.protocol
+            && (port.port..=port.end_port).contains(&listener.port)
+            && (listener.ip == *listen || everywhere)
     };
-    let addresses: Vec<&IpAddr> = listen.iter().filter(served).collect();
-    let in_the_way = |listener: &&Listener| {
-        let port = |port: &sallyport_api::IntentPort| {
-            number(port.protocol) == listener.protocol && (port.port..=port.end_port).contains(&listener.port)
-        };
-        let address = |ip: &&IpAddr| {
-            listener.ip == **ip || (listener.ip.is_unspecified() && Family::of(listener.ip) == Family::of(**ip))
-        };
-        intent.ports.iter().any(port) && addresses.iter().any(address)
-    };
-    listeners.iter().filter(in_the_way).collect()
+    listeners.iter().filter(|listener| bindings.iter().any(|binding| meets(listener, binding))).collect()
 }
 
 fn number(protocol: Protocol) -> u8 {
@@ -61,24 +52,33 @@ fn number(protocol: Protocol) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use sallyport_api::forward_slice::SliceForward;
+    use sallyport_api::intent::Intent;
     use sallyport_api::testing::Forward;
 
     use super::*;
+    use crate::table::bindings;
 
     fn listener(protocol: Protocol, ip: &str, port: u16) -> Listener {
         Listener { protocol: number(protocol), ip: ip.parse().unwrap(), port, inode: 7 }
     }
 
     /// TCP 3306 to 3310 on every listen address, for IPv4.
-    fn intent() -> Intent {
-        Forward::tcp("payments/mysql", 3306).through(3310).intent()
+    fn forward() -> Forward {
+        Forward::tcp("payments/mysql", 3306).through(3310)
+    }
+
+    /// Whether one of `listeners` is in the way of `intent` on a host that listens on `listen`.
+    fn is_in_the_way(intent: Intent, listen: &[IpAddr], listeners: &[Listener]) -> bool {
+        let forward = SliceForward { intent, ..forward().slice_forward(|_| String::new()) };
+        !in_the_way(&bindings(&forward, listen).collect::<Vec<_>>(), listeners).is_empty()
     }
 
     #[test]
     fn whoever_would_lose_clients_is_in_the_way_and_nobody_else() {
         use Protocol::{Tcp, Udp};
         let listen: Vec<IpAddr> = ["10.30.1.77", "10.30.1.78", "fd00::78"].map(|ip| ip.parse().unwrap()).to_vec();
-        let limited = Intent { addresses: vec![listen[1]], ..intent() };
+        let limited = Intent { addresses: vec![listen[1]], ..forward().intent() };
         for (protocol, ip, port, everywhere, on_one) in [
             (Tcp, "0.0.0.0", 3306, true, true),
             (Tcp, "0.0.0.0", 3310, true, true),
@@ -93,12 +93,16 @@ mod tests {
             (Tcp, "fd00::78", 3306, false, false),
         ] {
             let there = [listener(protocol, ip, port)];
-            let found = |intent| !in_the_way(intent, &listen, &there).is_empty();
-            assert_eq!((found(&intent()), found(&limited)), (everywhere, on_one), "{protocol} {ip} {port}");
+            let found = |intent| is_in_the_way(intent, &listen, &there);
+            assert_eq!(
+                (found(forward().intent()), found(limited.clone())),
+                (everywhere, on_one),
+                "{protocol} {ip} {port}"
+            );
         }
-        let mut six = intent();
+        let mut six = forward().intent();
         six.targets[0].ip = "fd00::79".parse().unwrap();
-        assert!(!in_the_way(&six, &listen, &[listener(Tcp, "::", 3306)]).is_empty());
-        assert!(in_the_way(&intent(), &[], &[listener(Tcp, "0.0.0.0", 3306)]).is_empty(), "no address, no clients");
+        assert!(is_in_the_way(six, &listen, &[listener(Tcp, "::", 3306)]));
+        assert!(!is_in_the_way(forward().intent(), &[], &[listener(Tcp, "0.0.0.0", 3306)]), "no address, no clients");
     }
 }

@@ -1,138 +1,188 @@
-//! The smallest atomic change from what is installed to what shall be: `iptables-restore --noflush` text.
+//! The smallest change from what is installed to what shall be, as values.
 //!
 //! Only chains that differ are written, each flushed and filled within the transaction of its table; jumps are added
 //! and removed in the same transaction. Foreign rules are never named, so they cannot be changed or reordered.
 
-use std::fmt::Write as _;
+use std::fmt;
 
 use crate::family::Family;
 use crate::installed::{Installed, InstalledRuleset, InstalledTable};
-use crate::rivals;
-use crate::rule::{Chains, Rules, Ruleset, Table};
+use crate::rivals::{self, Packets};
+use crate::rule::{Chains, Line, Rules, Ruleset, Table};
 
-/// Text for each family's `iptables-restore --noflush`; `None` where nothing has to change.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// For `iptables-restore`.
-    pub v4: Option<String>,
-    /// For `ip6tables-restore`.
-    pub v6: Option<String>,
+/// One step of a change. Those of a table are one transaction: all of them happen, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Op {
+    /// In which family.
+    pub family: Family,
+    /// In which table.
+    pub table: Table,
+    /// What is done there.
+    pub step: Step,
 }
 
-impl Batch {
-    /// The text for `family`.
+/// What an [`Op`] does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A chain of ours holds these rules and no others; it is made if it is not there.
+    Replace {
+        /// Its name.
+        chain: String,
+        /// What it holds.
+        rules: Vec<Line>,
+    },
+    /// A chain of ours loses its rules and stays, because a rule of somebody else leads to it.
+    Flush {
+        /// Its name.
+        chain: String,
+    },
+    /// A chain of ours goes.
+    Delete {
+        /// Its name.
+        chain: String,
+    },
+    /// The jumps from a built-in chain to a chain of ours are replaced by one at the top.
+    Jump {
+        /// The built-in chain.
+        builtin: &'static str,
+        /// Ours.
+        chain: &'static str,
+        /// How many such jumps there are.
+        present: usize,
+        /// The rule before the only one that is there, if it would take packets of ours.
+        shadowed_by: Option<String>,
+    },
+    /// The jumps from a built-in chain to a chain of ours go.
+    Unjump {
+        /// The built-in chain.
+        builtin: &'static str,
+        /// Ours.
+        chain: &'static str,
+        /// How many there are.
+        present: usize,
+    },
+    /// Every jump from a built-in chain to a chain of ours goes, in a table that is
+    /// [unreadable](InstalledTable::unreadable): no restore text can name them there.
+    Unhook {
+        /// Ours.
+        chain: &'static str,
+    },
+}
+
+impl Op {
+    /// Whether it only moves a jump that is there before a rule of somebody else.
     #[must_use]
-    pub fn family(&self, family: Family) -> Option<&str> {
-        match family {
-            Family::V4 => self.v4.as_deref(),
-            Family::V6 => self.v6.as_deref(),
+    pub fn is_move(&self) -> bool {
+        matches!(self.step, Step::Jump { shadowed_by: Some(_), .. })
+    }
+
+    /// The same, but that a chain which would go is only flushed.
+    #[must_use]
+    pub fn without_delete(&self) -> Self {
+        let mut op = self.clone();
+        if let Step::Delete { chain } = op.step {
+            op.step = Step::Flush { chain };
+        }
+        op
+    }
+}
+
+/// What it writes, for people: a chain, or a jump.
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = self.family;
+        match &self.step {
+            Step::Replace { chain, .. } | Step::Flush { chain } | Step::Delete { chain } => {
+                write!(f, "{family} {chain}")
+            }
+            Step::Jump { builtin, chain, .. } => write!(f, "{family} -I {builtin} 1 -j {chain}"),
+            Step::Unjump { builtin, chain, .. } => write!(f, "{family} -D {builtin} -j {chain}"),
+            Step::Unhook { chain } => write!(f, "{family} jumps to {chain}"),
         }
     }
-
-    /// Whether nothing has to change.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.v4.is_none() && self.v6.is_none()
-    }
 }
 
-/// Plans the change from `installed` to `desired`.
+/// Plans the change from `installed` to `desired`, whose packets look like `packets`.
 ///
 /// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and no foreign rule before a jump
-/// would take our packets. In a table that is [unreadable](InstalledTable::unreadable) it names no jump. With `yield_place` the latter is left as it is: for when somebody keeps fighting for the
-/// first place.
+/// would take our packets. In a table that is [unreadable](InstalledTable::unreadable) no jump is added, and those that
+/// have to go are [unhooked](Step::Unhook).
 #[must_use]
-pub fn plan(desired: &Ruleset, installed: &InstalledRuleset, yield_place: bool) -> Batch {
-    let text = |family| plan_family(desired.family(family), installed.family(family), yield_place);
-    Batch { v4: text(Family::V4), v6: text(Family::V6) }
+pub fn plan(desired: &Ruleset, packets: &Packets, installed: &InstalledRuleset) -> Vec<Op> {
+    let of = |family| plan_family(family, desired.family(family), packets, installed.family(family));
+    Family::BOTH.into_iter().flat_map(of).collect()
 }
 
-fn plan_family(desired: &Rules, installed: &Installed, yield_place: bool) -> Option<String> {
-    let mut tables = Table::BOTH.map(|table| {
-        let (chains, there) = (desired.table(table), installed.table(table));
-        let taken = |builtin: &str, before: usize| {
-            !yield_place && rivals::taker(desired, table, there, builtin, before).is_some()
-        };
-        (table, plan_table(table, chains, there, taken))
-    });
+/// What brings `desired` to a host that has nothing of ours yet.
+#[must_use]
+pub fn render(desired: &Ruleset) -> Vec<Op> {
+    plan(desired, &Packets::default(), &InstalledRuleset::default())
+}
+
+fn plan_family(family: Family, desired: &Rules, packets: &Packets, installed: &Installed) -> Vec<Op> {
+    let mut tables = Table::BOTH;
     if desired.is_empty() {
         // Going away, translation stops before acceptance does: a flow is refused rather than dropped half-way.
         tables.reverse();
     }
-    let mut text = String::new();
-    for (table, body) in tables {
-        if !body.is_empty() {
-            write!(text, "*{}\n{body}COMMIT\n", table.name()).expect("writing to a string cannot fail");
-        }
-    }
-    (!text.is_empty()).then_some(text)
-}
-
-fn plan_table(table: Table, desired: &Chains, there: &InstalledTable, taken: impl Fn(&str, usize) -> bool) -> String {
-    // A chain to which somebody else's rule leads cannot be deleted; emptied, it does nothing.
-    let obsolete: Vec<&String> = there
-        .ours
-        .iter()
-        .filter(|(name, rules)| !(desired.contains_key(*name) || rules.is_empty() && there.is_used_by_others(name)))
-        .map(|(name, _)| name)
-        .collect();
-    let changed: Vec<(&String, &Vec<String>)> =
-        desired.iter().filter(|(name, rules)| there.ours.get(*name) != Some(*rules)).collect();
-    let mut text = String::new();
-    for name in changed.iter().map(|(name, _)| *name).chain(obsolete.iter().copied()) {
-        // Declares the chain, and flushes it if it exists.
-        line(&mut text, &[":", name, " - [0:0]"]);
-    }
-    for (name, rules) in &changed {
-        for rule in *rules {
-            line(&mut text, &["-A ", name, " ", rule]);
-        }
-    }
-    // Where a table cannot be read nobody knows who stands before us: a jump that is there stays, and none is added. What has
-    // to go goes by other means.
-    let hooks = if there.unreadable.is_none() { table.hooks() } else { &[] };
-    for (builtin, ours) in hooks {
-        let wanted = desired.contains_key(*ours);
-        let at = there.jumps(builtin, ours);
-        // Of two equal rules `-D` takes the first, so with two jumps none can be kept where it stands.
-        let stays = wanted && at.len() == 1 && !taken(builtin, at[0]);
-        for _ in at.iter().filter(|_| !stays) {
-            line(&mut text, &["-D ", builtin, " -j ", ours]);
-        }
-        if wanted && !stays {
-            line(&mut text, &["-I ", builtin, " 1 -j ", ours]);
-        }
-    }
-    for name in obsolete.into_iter().filter(|name| !there.is_used_by_others(name)) {
-        line(&mut text, &["-X ", name]);
-    }
-    text
-}
-
-/// The jumps to our entry chains that `desired` does not have, in tables that are unreadable: a plan cannot name them there.
-/// Translation goes before acceptance, so that a flow is refused rather than dropped half-way.
-#[must_use]
-pub fn jumps_to_unhook(desired: &Ruleset, installed: &InstalledRuleset) -> Vec<(Family, Table, &'static str)> {
-    let tables =
-        Family::BOTH.into_iter().flat_map(|family| Table::BOTH.into_iter().rev().map(move |table| (family, table)));
-    let gone = |(family, table)| {
-        let there = installed.family(family).table(table);
-        let hooked = if there.unreadable.is_some() { there.hooked(table) } else { Vec::new() };
-        let wanted = desired.family(family).table(table);
-        hooked.into_iter().filter(|ours| !wanted.contains_key(*ours)).map(move |ours| (family, table, ours)).collect()
+    let steps = |table| {
+        let there = installed.table(table);
+        let shadow = |builtin: &str, before: usize| rivals::taker(packets, family, table, there, builtin, before);
+        let steps = plan_table(table, desired.table(table), there, shadow);
+        steps.into_iter().map(move |step| Op { family, table, step })
     };
-    tables.flat_map(|place| -> Vec<_> { gone(place) }).collect()
+    // Before the chains that they lead to, and as above.
+    let unhooked = Table::BOTH.into_iter().rev().flat_map(|table| {
+        let chains = unhooked(table, desired.table(table), installed.table(table));
+        chains.into_iter().map(move |chain| Op { family, table, step: Step::Unhook { chain } })
+    });
+    unhooked.chain(tables.into_iter().flat_map(steps)).collect()
 }
 
-fn line(text: &mut String, parts: &[&str]) {
-    text.extend(parts.iter().copied());
-    text.push('\n');
+/// The chains of an unreadable table to which jumps lead that have to go.
+fn unhooked(table: Table, desired: &Chains, there: &InstalledTable) -> Vec<&'static str> {
+    let mut hooked = if there.unreadable.is_some() { there.hooked(table) } else { Vec::new() };
+    hooked.retain(|chain| !desired.contains_key(*chain));
+    hooked
 }
 
-/// The whole of `desired` as text for hosts that have nothing of ours yet.
-#[must_use]
-pub fn render(desired: &Ruleset) -> Batch {
-    plan(desired, &InstalledRuleset::default(), false)
+fn plan_table<'a>(
+    table: Table,
+    desired: &Chains,
+    there: &'a InstalledTable,
+    shadow: impl Fn(&str, usize) -> Option<&'a str>,
+) -> Vec<Step> {
+    let changed = desired.iter().filter(|(chain, rules)| there.ours.get(*chain) != Some(*rules));
+    let mut steps: Vec<Step> =
+        changed.map(|(chain, rules)| Step::Replace { chain: chain.clone(), rules: rules.clone() }).collect();
+    for (chain, rules) in there.ours.iter().filter(|(chain, _)| !desired.contains_key(*chain)) {
+        let chain = chain.clone();
+        // A chain to which somebody else's rule leads cannot be deleted; emptied, it does nothing.
+        match there.is_used_by_others(&chain) {
+            true if rules.is_empty() => {}
+            true => steps.push(Step::Flush { chain }),
+            false => steps.push(Step::Delete { chain }),
+        }
+    }
+    // Where a table cannot be read nobody knows who stands before us: a jump that is there stays, and none is added.
+    let hooks = if there.unreadable.is_none() { table.hooks() } else { &[] };
+    for &(builtin, chain) in hooks {
+        let at = there.jumps(builtin, chain);
+        let present = at.len();
+        match at.as_slice() {
+            [] if !desired.contains_key(chain) => {}
+            _ if !desired.contains_key(chain) => steps.push(Step::Unjump { builtin, chain, present }),
+            [first] => {
+                let shadowed_by = shadow(builtin, *first).map(str::to_owned);
+                if shadowed_by.is_some() {
+                    steps.push(Step::Jump { builtin, chain, present, shadowed_by });
+                }
+            }
+            // Of two equal rules `-D` takes the first, so with two jumps none can be kept where it stands.
+            _ => steps.push(Step::Jump { builtin, chain, present, shadowed_by: None }),
+        }
+    }
+    steps
 }
 
 #[cfg(test)]

@@ -9,72 +9,83 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::family::Family;
 use crate::installed::InstalledTable;
-use crate::rule::{Rules, Table};
+use crate::rule::{Table, protocol_name};
+use crate::table::ForwardingTable;
 
 /// Nested chains are followed this far; a rule deeper than that counts as taking.
 const DEPTH: usize = 16;
 
-/// The first rule among the first `before` of the built-in chain `builtin` that could take a packet of `ours`.
+/// The first rule among the first `before` of the built-in chain `builtin` that could take one of `packets`.
 pub(crate) fn taker<'a>(
-    ours: &Rules,
+    packets: &Packets,
+    family: Family,
     table: Table,
     there: &'a InstalledTable,
     builtin: &str,
     before: usize,
 ) -> Option<&'a str> {
     let rules = there.foreign.get(builtin).filter(|_| before > 0)?;
-    let packets = Packets::of(ours, builtin);
+    let seen = packets.at(family, builtin);
     let mut visited = BTreeSet::new();
-    let takes = |rule: &&String| packets.taken_by(rule, table, builtin, there, &mut visited, DEPTH);
+    let takes = |rule: &&String| seen.taken_by(rule, table, builtin, there, &mut visited, DEPTH);
     rules.iter().take(before).find(takes).map(String::as_str)
 }
 
-/// What our packets look like at one hook, each property by itself.
-struct Packets {
+/// What the packets of forwards look like, by family: as they come in, and behind the translation.
+#[derive(Clone, Debug, Default)]
+pub struct Packets {
+    v4: [Seen; 2],
+    v6: [Seen; 2],
+}
+
+/// What packets look like in one place, each property by itself.
+#[derive(Clone, Debug, Default)]
+struct Seen {
     /// Destination addresses of requests.
     to: BTreeSet<IpAddr>,
-    /// Ports of requests by protocol name, as disjoint ranges.
-    ports: BTreeMap<&'static str, Vec<(u16, u16)>>,
-    /// Whether answers pass here too, so that addresses and ports say nothing by themselves.
-    both_ways: bool,
+    /// Ports of requests by protocol name.
+    ports: BTreeMap<&'static str, BTreeSet<(u16, u16)>>,
 }
 
 impl Packets {
-    /// Reads them off our own rules: the listen addresses and ports, or behind the translation the targets.
-    fn of(ours: &Rules, builtin: &str) -> Self {
-        let before_dnat = matches!(builtin, "PREROUTING" | "OUTPUT");
-        let mut packets = Self { to: BTreeSet::new(), ports: BTreeMap::new(), both_ways: builtin == "FORWARD" };
-        for rule in ours.nat.values().flatten() {
-            let words: Vec<&str> = rule.split(' ').collect();
-            let after =
-                |flag: &str| words.iter().position(|word| *word == flag).and_then(|at| words.get(at + 1)).copied();
-            let target = after("--to-destination");
-            let listens = after("-d").is_some();
-            if before_dnat && let Some(address) = after("-d").and_then(network) {
-                packets.to.insert(address.addr());
-            }
-            if !before_dnat && let Some(target) = target {
-                packets.to.extend(target_address(target));
-            }
-            let protocol = match after("-p") {
-                Some("tcp") => "tcp",
-                Some("udp") => "udp",
-                _ => continue,
+    /// Those of the forwards in `table`.
+    #[must_use]
+    pub fn of(table: &ForwardingTable<'_>) -> Self {
+        let mut packets = Self::default();
+        for binding in &table.bindings {
+            let [requests, translated] = match binding.family() {
+                Family::V4 => &mut packets.v4,
+                Family::V6 => &mut packets.v6,
             };
-            // Bucket rules span ports that nobody asked for: only rules that name an address or a target count.
-            if (target.is_some() || listens)
-                && let Some((first, last)) = after("--dport").and_then(port_range)
-            {
-                let translated =
-                    target.filter(|_| !before_dnat).and_then(|target| target.parse::<std::net::SocketAddr>().ok());
-                let ports = translated.map_or((first, last), |target| (target.port(), target.port()));
-                packets.ports.entry(protocol).or_default().push(ports);
-            }
+            let (port, name) = (binding.port, protocol_name(binding.protocol()));
+            requests.to.insert(binding.listen);
+            requests.ports.entry(name).or_default().insert((port.port, port.end_port));
+            translated.to.extend(binding.targets().filter(|target| target.weight > 0).map(|target| target.ip));
+            let last = port.target_port + (port.end_port - port.port);
+            translated.ports.entry(name).or_default().insert((port.target_port, last));
         }
         packets
     }
 
+    /// Those that pass `builtin`. Where answers pass too, addresses and ports say nothing by themselves.
+    fn at(&self, family: Family, builtin: &str) -> Passing<'_> {
+        let [requests, translated] = match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        };
+        let seen = if matches!(builtin, "PREROUTING" | "OUTPUT") { requests } else { translated };
+        Passing { seen, both_ways: builtin == "FORWARD" }
+    }
+}
+
+struct Passing<'a> {
+    seen: &'a Seen,
+    both_ways: bool,
+}
+
+impl Passing<'_> {
     /// Whether `rule` could end the way of one of these packets before our jump.
     fn taken_by(
         &self,
@@ -130,21 +141,22 @@ impl Packets {
             Some("icmp" | "ipv6-icmp" | "icmpv6") if self.both_ways => None,
             Some(_) => return false,
         };
-        if protocol.is_some_and(|protocol| !self.ports.contains_key(protocol)) {
+        if protocol.is_some_and(|protocol| !self.seen.ports.contains_key(protocol)) {
             return false;
         }
         if self.both_ways {
             return true;
         }
         if let Some(net) = plain("-d").and_then(network)
-            && !self.to.iter().any(|ip| net.contains(ip))
+            && !self.seen.to.iter().any(|ip| net.contains(ip))
         {
             return false;
         }
         let listed = plain("--dport").or_else(|| plain("--dports"));
         let Some(listed) = listed else { return true };
         let ranges: Vec<(u16, u16)> = listed.split(',').filter_map(port_range).collect();
-        self.ports
+        self.seen
+            .ports
             .iter()
             .filter(|(name, _)| protocol.is_none_or(|protocol| protocol == **name))
             .flat_map(|(_, ports)| ports)
@@ -191,9 +203,5 @@ fn port_range(text: &str) -> Option<(u16, u16)> {
     Some((first.parse().ok()?, last.parse().ok()?))
 }
 
-fn target_address(text: &str) -> Option<IpAddr> {
-    text.parse().ok().or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|socket| socket.ip()))
-}
-
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,13 +3,16 @@
 //! Only typed values can get into a rule: addresses, ports, numbers and our own chain names. That the kernel gives the
 //! same lines back is what lets one comparison of text prove what runs (see the engine's kernel tests).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use sallyport_api::Protocol;
 use sallyport_api::names::{CHAIN_PREFIX, MARK_MASQUERADE, MARK_OURS};
+use sallyport_policy::digest::hash_of_lines;
 
 use crate::family::Family;
 
@@ -43,6 +46,60 @@ pub(crate) enum Action {
     Mark(u32),
     /// Deliver to this address; the port stays as it is if absent.
     Dnat(IpAddr, Option<u16>),
+}
+
+impl Rule {
+    /// The rule as one of those that belong to no forward.
+    pub(crate) fn line(&self) -> Line {
+        Line { text: self.to_string(), owner: None }
+    }
+
+    /// The rule as one of the forward with this uid.
+    pub(crate) fn of(&self, owner: &Arc<str>) -> Line {
+        Line { text: self.to_string(), owner: Some(Arc::clone(owner)) }
+    }
+}
+
+/// A rule of ours as `iptables-save` prints it, without the `-A CHAIN` in front, and whose it is. What was read from a
+/// kernel has no owner; equal are those that a kernel cannot tell apart.
+#[derive(Clone, Debug)]
+pub struct Line {
+    text: String,
+    owner: Option<Arc<str>>,
+}
+
+impl Line {
+    /// A rule as it was read.
+    #[must_use]
+    pub fn read(text: impl Into<String>) -> Self {
+        Self { text: text.into(), owner: None }
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The uid of the forward that it is for; `None` for what all share and for what was read.
+    #[must_use]
+    pub fn owner(&self) -> Option<&str> {
+        self.owner.as_deref()
+    }
+}
+
+impl PartialEq for Line {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Line {}
+
+impl Display for Line {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 impl Display for Rule {
@@ -141,8 +198,8 @@ pub fn is_ours(chain: &str) -> bool {
     chain.starts_with(CHAIN_PREFIX) && chain.len() <= LONGEST_NAME
 }
 
-/// Our chains of one table: name → rules as `iptables-save` prints them, without `-A CHAIN`.
-pub type Chains = BTreeMap<String, Vec<String>>;
+/// Our chains of one table, by name.
+pub type Chains = BTreeMap<String, Vec<Line>>;
 
 /// Our rules of one family. With no chain in a table there is no jump to it either.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -217,12 +274,12 @@ pub(crate) fn digest_of<'a>(chains: impl Fn(Family, Table) -> &'a Chains) -> Str
     let chains = &chains;
     let lines = Family::BOTH.into_iter().flat_map(|family| {
         Table::BOTH.into_iter().flat_map(move |table| {
-            std::iter::once(format!("{family} {}", table.name()).into()).chain(chains(family, table).iter().flat_map(
-                |(chain, rules)| {
-                    std::iter::once(format!(":{chain}").into()).chain(rules.iter().map(|rule| rule.as_str().into()))
-                },
-            ))
+            let table_line = std::iter::once(Cow::Owned(format!("{family} {}", table.name())));
+            table_line.chain(chains(family, table).iter().flat_map(|(chain, rules)| {
+                let chain_line = std::iter::once(Cow::Owned(format!(":{chain}")));
+                chain_line.chain(rules.iter().map(|rule| Cow::Borrowed(rule.as_str())))
+            }))
         })
     });
-    crate::digest::rules_digest(lines)
+    hash_of_lines(lines)
 }

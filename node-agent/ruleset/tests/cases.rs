@@ -9,11 +9,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use expect_test::expect_file;
-use sallyport_ruleset::decide::{Decision, Verdict};
+use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::plan::render;
+use sallyport_ruleset::restore::restore;
 
-#[path = "support/scene.rs"]
+#[path = "support/compiled.rs"]
+mod compiled;
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
 
 use scene::Scene;
@@ -52,9 +55,9 @@ fn verdicts(scene: &Scene, decision: &Decision) -> String {
             continue;
         };
         let pool = &decision.nodes[&node.name].pool;
-        let listen: Vec<String> = compiled.listen.iter().map(ToString::to_string).collect();
+        let listen: Vec<String> = compiled.table.listen.iter().map(ToString::to_string).collect();
         writeln!(text, "node {}: pool {pool}, listens on {}", node.name, listen.join(", ")).unwrap();
-        for failure in &compiled.failures {
+        for failure in &compiled.table.failures {
             writeln!(text, "  {} {}: {}", failure.reason, failure.forward, failure.message).unwrap();
         }
     }
@@ -63,8 +66,8 @@ fn verdicts(scene: &Scene, decision: &Decision) -> String {
 
 /// The rules of the first node, which is the one that the case is about.
 fn rules(scene: &Scene, decision: &Decision, family: Family) -> String {
-    let batch = Scene::compile(decision, &scene.nodes[0]).map(|compiled| render(&compiled.ruleset));
-    batch.and_then(|batch| batch.family(family).map(str::to_owned)).unwrap_or_default()
+    let compiled = Scene::compile(decision, &scene.nodes[0]);
+    compiled.and_then(|compiled| restore(&render(&compiled.ruleset), family)).unwrap_or_default()
 }
 
 #[test]

@@ -6,13 +6,13 @@
 
 use ipnet::IpNet;
 use sallyport_api::Reason;
-use sallyport_api::forward_slice::SliceForward;
-use sallyport_ruleset::compile::Compiled;
-use sallyport_ruleset::decide::Decision;
+use sallyport_policy::decide::Decision;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, FirewallTable, Holder, HostFirewall, assess, nft, xtables};
 
-#[path = "support/scene.rs"]
+#[path = "support/compiled.rs"]
+mod compiled;
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
 
 use scene::Scene;
@@ -47,13 +47,11 @@ const OUR_JUMP: &str = "-A FORWARD -j SALLY-FWD
 -A SALLY-FWD -m conntrack --ctstate DNAT -m connmark --mark 0x10000000/0x10000000 -j ACCEPT
 ";
 
-fn decided(manifests: &[&str]) -> (Decision, Compiled) {
+fn decided(manifests: &[&str]) -> (Scene, Decision) {
     let manifests = manifests.iter().chain([&POOL]).map(|text| format!("---{text}")).collect::<String>();
     let scene = Scene::parse(&manifests, NODE);
     let decision = scene.decide();
-    let compiled = Scene::compile(&decision, &scene.nodes[0]).unwrap();
-    assert_eq!(compiled.failures, []);
-    (decision, compiled)
+    (scene, decision)
 }
 
 /// Everything near is behind eth0, 10.40.0.0/16 behind eth1.
@@ -69,9 +67,14 @@ fn interface(net: IpNet) -> Option<String> {
 }
 
 fn assessed(manifests: &[&str], tables: Vec<FirewallTable>) -> Assessment {
-    let (decision, compiled) = decided(manifests);
-    let forwards: Vec<&SliceForward> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
-    assess(&HostFirewall { tables, unread: Vec::new() }, &compiled, &forwards, &interface)
+    assessed_in(manifests, &HostFirewall { tables, unread: Vec::new() }, &interface)
+}
+
+fn assessed_in(manifests: &[&str], firewall: &HostFirewall, interface: &dyn Fn(IpNet) -> Option<String>) -> Assessment {
+    let (scene, decision) = decided(manifests);
+    let table = Scene::compile(&decision, &scene.nodes[0]).unwrap().table;
+    assert_eq!(table.failures, []);
+    assess(firewall, &table, interface)
 }
 
 fn own(save: &str) -> Vec<FirewallTable> {
@@ -383,10 +386,8 @@ fn a_reload_of_firewalld_blackens_no_forward() {
 
 #[test]
 fn what_cannot_be_read_is_told_and_what_is_no_table_is_an_error() {
-    let (decision, compiled) = decided(&[FORWARD]);
-    let forwards: Vec<&SliceForward> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
     let unread = HostFirewall { tables: Vec::new(), unread: vec!["table inet x: nft is not installed".to_owned()] };
-    let found = assess(&unread, &compiled, &forwards, &|_| None);
+    let found = assessed_in(&[FORWARD], &unread, &|_| None);
     assert_eq!(found.reason(), Reason::HostFirewallUnclear);
     assert!(found.to_string().contains("nft is not installed"), "{found}");
     for json in ["", "{}", "[1]", r#"{"nftables":[{"table":{"family":"ip","name":"x"}}]}"#] {

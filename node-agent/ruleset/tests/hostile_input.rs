@@ -9,25 +9,28 @@ use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::port_forward::{Protocol, SourceNatMode};
 use sallyport_api::testing::Forward;
-use sallyport_ruleset::compile::{Compiled, compile};
-use sallyport_ruleset::decide::Verdict;
-use sallyport_ruleset::digest::{intent_hash, short_id};
+use sallyport_policy::decide::Verdict;
+use sallyport_policy::digest::{intent_hash, short_id};
+use sallyport_ruleset::facts::NodeFacts;
 
+#[path = "support/compiled.rs"]
+mod compiled;
 #[path = "support/grammar.rs"]
 mod grammar;
 #[path = "support/kernel.rs"]
 mod kernel;
-#[path = "support/scene.rs"]
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
-#[path = "support/specs.rs"]
+#[path = "../../policy/tests/support/specs.rs"]
 mod specs;
 
+use compiled::{Compiled, compile};
 use scene::Scene;
 use specs::{LISTEN, forward, minimal, scene, spec};
 
 /// Both the batch that installs and the batch that removes say nothing but what the grammar knows.
-fn batches_are_clean(compiled: &Compiled) -> Result<(), TestCaseError> {
-    grammar::batches_are_clean(&compiled.ruleset).map_err(TestCaseError::fail)
+fn changes_are_clean(compiled: &Compiled<'_>) -> Result<(), TestCaseError> {
+    grammar::changes_are_clean(&compiled.ruleset).map_err(TestCaseError::fail)
 }
 
 /// Strings that somebody might hope end up in a rule.
@@ -80,7 +83,7 @@ proptest! {
         scene.forwards[0].key = key;
         let decision = scene.decide();
         let compiled = Scene::compile(&decision, &scene.nodes[0]).unwrap();
-        batches_are_clean(&compiled)?;
+        changes_are_clean(&compiled)?;
         for problem in decision.forwards.values().filter_map(|v| if let Verdict::Refused(p) = v { Some(p) } else { None }).flatten() {
             if place < 7 {
                 prop_assert!(!problem.to_string().contains(['\n', '\0', '\r', '\u{1b}']), "{problem:?}");
@@ -116,9 +119,9 @@ proptest! {
         let scene = scene(&[], &LISTEN);
         let key = forward(0, &minimal()).key;
         let forged = SliceForward { uid, r#ref: key.clone(), generation: 1, hash, intent };
-        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &scene.nodes[0].local_addresses(), 0);
-        batches_are_clean(&compiled)?;
-        let programmed = compiled.failures.is_empty();
+        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &NodeFacts::of(&scene.nodes[0].local_addresses(), 0));
+        changes_are_clean(&compiled)?;
+        let programmed = compiled.table.failures.is_empty();
         prop_assert!(honest_hash || !programmed, "a hash that does not fit was taken");
         for (ip, _, near) in &targets {
             let loopback = !near && ip >> 24 == 127;

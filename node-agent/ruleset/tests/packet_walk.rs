@@ -9,23 +9,25 @@ use std::net::{IpAddr, SocketAddr};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
-use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_api::port_forward::{PortForwardSpec, Protocol, SourceNatMode};
-use sallyport_ruleset::decide::Verdict as Decided;
+use sallyport_policy::decide::Verdict as Decided;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::{Allowed, Flow, Tuple};
 use sallyport_ruleset::plan::render;
+use sallyport_ruleset::restore::restore;
 
+#[path = "support/compiled.rs"]
+mod compiled;
 #[path = "support/kernel.rs"]
 mod kernel;
 #[path = "walk/netfilter.rs"]
 mod netfilter;
 #[path = "walk/oracle.rs"]
 mod oracle;
-#[path = "support/scene.rs"]
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
-#[path = "support/specs.rs"]
+#[path = "../../policy/tests/support/specs.rs"]
 mod specs;
 
 use kernel::Kernel;
@@ -159,33 +161,37 @@ fn walk(specs: &[PortForwardSpec], listen: &[&str], drops: bool, chosen: &[bool]
     let decision = scene.decide();
     let node = &scene.nodes[0];
     let compiled = Scene::compile(&decision, node).unwrap();
-    let batch = render(&compiled.ruleset);
+    let ops = render(&compiled.ruleset);
     let declared: Vec<Declared<'_>> = scene
         .forwards
         .iter()
         .filter(|forward| matches!(decision.forwards[&forward.key], Decided::Accepted(_)))
-        .filter(|forward| compiled.failures.iter().all(|failure| failure.forward != forward.key))
-        .map(|forward| Declared { spec: &forward.spec, listen: &compiled.listen })
+        .filter(|forward| compiled.table.failures.iter().all(|failure| failure.forward != forward.key))
+        .map(|forward| Declared { spec: &forward.spec, listen: &compiled.table.listen })
         .collect();
-    let slices: Vec<&SliceForward> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
-    let allowed = Allowed::new(&compiled, &slices);
+    let allowed = Allowed::new(&compiled.table);
     let local: Vec<IpAddr> = node.local_addresses().iter().map(|own| own.ip).collect();
     let hosts = Family::BOTH.map(|family| {
         let without = foreign(family, drops, chosen);
         let mut with = without.clone();
-        with.restore(batch.family(family).unwrap_or_default()).unwrap();
+        with.restore(&restore(&ops, family).unwrap_or_default()).unwrap();
         (Host::new(&without, &local), Host::new(&with, &local))
     });
 
-    let mut seen =
-        Seen { split: usize::from(batch.v4.as_ref().is_some_and(|v4| v4.contains("-g SALLY-"))), ..Seen::default() };
+    let mut seen = Seen {
+        split: usize::from(restore(&ops, Family::V4).is_some_and(|v4| v4.contains("-g SALLY-"))),
+        ..Seen::default()
+    };
     for probe in probes {
         let (protocol, src, dst) = probe.packet(specs);
         let (without, with) = &hosts[usize::from(src.is_ipv6())];
         let outcomes = with.connect(probe.origin, protocol, src, dst);
         let shares = oracle::shares(&declared, protocol, src.ip(), dst);
-        let what =
-            format!("{protocol} from {src} to {dst} ({:?})\n{}", probe.origin, batch.v4.as_deref().unwrap_or_default());
+        let what = format!(
+            "{protocol} from {src} to {dst} ({:?})\n{}",
+            probe.origin,
+            restore(&ops, Family::V4).unwrap_or_default()
+        );
         if shares.is_empty() {
             seen.left_alone += 1;
             let [(_, untouched)] = without.connect(probe.origin, protocol, src, dst)[..] else {

@@ -10,17 +10,20 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use sallyport_api::port_forward::PortForwardSpec;
 use sallyport_api::testing::Forward;
-use sallyport_ruleset::drift::differences;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::{plan, render};
-use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::restore::restore;
+use sallyport_ruleset::rivals::Packets;
+use sallyport_ruleset::rule::{Line, Ruleset};
 
+#[path = "support/compiled.rs"]
+mod compiled;
 #[path = "support/kernel.rs"]
 mod kernel;
-#[path = "support/scene.rs"]
+#[path = "../../policy/tests/support/scene.rs"]
 mod scene;
-#[path = "support/specs.rs"]
+#[path = "../../policy/tests/support/specs.rs"]
 mod specs;
 
 use kernel::{Chain, Kernel, target};
@@ -158,9 +161,13 @@ fn strip(kernel: &Kernel) -> Kernel {
     stripped
 }
 
-fn ruleset(specs: &[PortForwardSpec]) -> Ruleset {
+/// The rules of these forwards, and what their packets look like.
+fn wanted(specs: &[PortForwardSpec]) -> (Ruleset, Packets) {
     let scene = scene(specs, &LISTEN);
-    Scene::compile(&scene.decide(), &scene.nodes[0]).unwrap().ruleset
+    let decision = scene.decide();
+    let compiled = Scene::compile(&decision, &scene.nodes[0]).unwrap();
+    let packets = Packets::of(&compiled.table);
+    (compiled.ruleset, packets)
 }
 
 /// Two kernels, one a family, with rules of others.
@@ -180,13 +187,23 @@ fn read(hosts: &[Kernel; 2]) -> InstalledRuleset {
 }
 
 /// Plans and applies, and checks all that a plan promises.
-fn change(hosts: &mut [Kernel; 2], desired: &Ruleset, yield_place: bool) -> Result<(), TestCaseError> {
+fn change(
+    hosts: &mut [Kernel; 2],
+    (desired, packets): &(Ruleset, Packets),
+    yield_place: bool,
+) -> Result<(), TestCaseError> {
+    let plan = |installed: &InstalledRuleset| {
+        let mut ops = plan(desired, packets, installed);
+        ops.retain(|op| !(yield_place && op.is_move()));
+        ops
+    };
     let installed = read(hosts);
-    let batch = plan(desired, &installed, yield_place);
-    let found = differences(desired, &installed);
-    prop_assert_eq!(found.is_empty(), plan(desired, &installed, false).is_empty(), "told and planned: {:?}", found);
+    let ops = plan(&installed);
+    let mut applied = installed.clone();
+    ops.iter().for_each(|op| applied.apply(op));
     for (family, host) in Family::BOTH.into_iter().zip(hosts.iter_mut()) {
-        let text = batch.family(family).unwrap_or_default();
+        let text = restore(&ops, family).unwrap_or_default();
+        let text = text.as_str();
         let others = strip(host);
         let differing: BTreeSet<(String, String)> = differing(host, desired, family);
         host.restore(text).map_err(|why| TestCaseError::fail(format!("{why}\n{text}")))?;
@@ -205,7 +222,8 @@ fn change(hosts: &mut [Kernel; 2], desired: &Ruleset, yield_place: bool) -> Resu
     }
     let now = read(hosts);
     prop_assert_eq!(&now.ours(), desired);
-    let again = plan(desired, &now, yield_place);
+    prop_assert_eq!(&applied, &now, "a change as values and as text differ");
+    let again = plan(&now);
     prop_assert!(again.is_empty(), "a second plan does more: {:?}", again);
     Ok(())
 }
@@ -216,7 +234,8 @@ fn differing(host: &Kernel, desired: &Ruleset, family: Family) -> BTreeSet<(Stri
     for (name, wanted) in [("filter", &desired.family(family).filter), ("nat", &desired.family(family).nat)] {
         let there = &host.tables[name].chains;
         for chain in there.keys().filter(|chain| ours(chain)).chain(wanted.keys()) {
-            if there.get(chain).map(|chain| &chain.rules) != wanted.get(chain) {
+            let text = |rules: &Vec<Line>| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
+            if there.get(chain).map(|chain| chain.rules.clone()) != wanted.get(chain).map(text) {
                 differing.insert((name.to_owned(), chain.clone()));
             }
         }
@@ -248,13 +267,13 @@ proptest! {
         yield_place in prop::bool::weighted(0.3),
     ) {
         let mut hosts = hosts();
-        change(&mut hosts, &ruleset(&before), false)?;
+        change(&mut hosts, &wanted(&before), false)?;
         for host in &mut hosts {
             tamper(host, &tampering);
         }
         let others = hosts.each_ref().map(strip);
-        change(&mut hosts, &ruleset(&after), yield_place)?;
-        change(&mut hosts, &Ruleset::default(), yield_place)?;
+        change(&mut hosts, &wanted(&after), yield_place)?;
+        change(&mut hosts, &Default::default(), yield_place)?;
         prop_assert_eq!(hosts, others, "cleaning up does not leave the host as it was");
     }
 
@@ -275,10 +294,11 @@ proptest! {
         };
         let mut specs: Vec<_> = (0..ports).map(|index| forward(index, "10.30.1.79")).collect();
         let mut hosts = hosts();
-        hosts[0].restore(&render(&ruleset(&specs)).v4.unwrap()).map_err(TestCaseError::fail)?;
+        hosts[0].restore(&restore(&render(&wanted(&specs).0), Family::V4).unwrap()).map_err(TestCaseError::fail)?;
         let at = changed.index(ports);
         specs[at] = forward(at, "10.30.1.81");
-        let batch = plan(&ruleset(&specs), &read(&hosts), false).v4.unwrap();
+        let (desired, packets) = wanted(&specs);
+        let batch = restore(&plan(&desired, &packets, &read(&hosts)), Family::V4).unwrap();
         prop_assert_eq!(batch.lines().filter(|line| line.starts_with(':')).count(), 1, "{}", batch);
         // At most the rules of one small bucket on two addresses, and the frame of the transaction.
         prop_assert!(batch.lines().count() <= 2 * 64 + 3, "{}", batch);

@@ -10,11 +10,12 @@ use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::Place;
 use sallyport_engine::{Error, command};
-use sallyport_ruleset::digest::slice_hash;
+use sallyport_policy::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
-use sallyport_ruleset::installed::UNREADABLE;
+use sallyport_ruleset::installed::{Installed, UNREADABLE};
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::rule::Table;
+use sallyport_ruleset::plan::Step;
+use sallyport_ruleset::rule::{Line, Table};
 
 use super::*;
 use crate::manifest;
@@ -29,11 +30,11 @@ pub(crate) struct Kernel {
     /// Times that the rules were read.
     pub(crate) observed: usize,
     /// What the agent applied.
-    pub(crate) applied: Vec<Batch>,
+    pub(crate) applied: Vec<Vec<Op>>,
     /// Whether the change counter moved.
     pub(crate) moved: bool,
-    /// Somebody's change after each of the agent's.
-    pub(crate) meddling: Option<Batch>,
+    /// Somebody's change after each of the agent's, as [`meddle`](Self::meddle) takes it.
+    pub(crate) meddling: Option<&'static str>,
     /// Called before each change.
     pub(crate) before_apply: Option<Box<dyn Fn()>>,
     /// Fails the next that many readings, and changes.
@@ -61,9 +62,9 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Somebody else changes IPv4 rules.
-    pub(crate) async fn meddle(&mut self, text: &str) {
-        self.rules.apply(&v4(text)).await.unwrap();
+    /// Somebody else changes IPv4 rules, as `iptables-restore --noflush` would.
+    pub(crate) fn meddle(&mut self, text: &str) {
+        restore(&mut self.rules.installed.v4, text);
         self.moved = true;
     }
 
@@ -73,9 +74,33 @@ impl Kernel {
     }
 }
 
-/// A batch for IPv4.
-pub(crate) fn v4(text: &str) -> Batch {
-    Batch { v4: Some(text.to_owned()), v6: None }
+/// Does to `installed` what a kernel does with the lines that tests write.
+fn restore(installed: &mut Installed, text: &str) {
+    let mut table = Table::Nat;
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = Table::BOTH.into_iter().find(|table| table.name() == name).expect(line);
+            continue;
+        }
+        let there = installed.table_mut(table);
+        if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
+            there.ours.insert(chain.to_owned(), Vec::new());
+        } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
+            match there.ours.get_mut(chain) {
+                Some(rules) => rules.push(Line::read(rule)),
+                None => there.foreign.entry(chain.to_owned()).or_default().push(rule.to_owned()),
+            }
+        } else if let Some((chain, rule)) = line.strip_prefix("-I ").and_then(|rest| rest.split_once(" 1 ")) {
+            there.foreign.entry(chain.to_owned()).or_default().insert(0, rule.to_owned());
+        } else if let Some((chain, rule)) = line.strip_prefix("-D ").and_then(|rest| rest.split_once(' ')) {
+            let rules = there.foreign.get_mut(chain).expect(line);
+            rules.remove(rules.iter().position(|there| there == rule).expect(line));
+        } else if let Some(chain) = line.strip_prefix("-X ") {
+            there.ours.remove(chain).expect(line);
+        } else {
+            assert_eq!(line, "COMMIT");
+        }
+    }
 }
 
 fn refuse(left: &mut usize) -> Result<(), Error> {
@@ -104,35 +129,34 @@ impl Engine for Kernel {
             }
             there.foreign.retain(|_, rules| !rules.is_empty());
             for (_, rules) in there.ours.iter_mut().filter(|(chain, _)| self.native_in.contains(*chain)) {
-                *rules = vec![UNREADABLE.to_owned()];
+                *rules = vec![Line::read(UNREADABLE)];
             }
         }
         Ok(read)
     }
 
-    async fn apply(&mut self, batch: &Batch) -> Result<(), Error> {
+    async fn apply(&mut self, ops: &[Op]) -> Result<(), Error> {
         if let Some(look) = &self.before_apply {
             look();
         }
         tokio::time::sleep(self.slow).await;
         refuse(&mut self.failures.1)?;
-        for (family, table) in &self.native {
-            let text = batch.family(*family).unwrap_or_default();
-            let part = text.split('*').find_map(|part| part.strip_prefix(table.name())).unwrap_or_default();
-            assert!(!part.lines().any(|line| line.starts_with("-I ") || line.starts_with("-D ")), "{part}");
-            self.native_in.retain(|chain| self.stays_native || !part.contains(&format!(":{chain} ")));
+        for op in ops {
+            let native = self.native.contains(&(op.family, op.table));
+            match &op.step {
+                Step::Jump { .. } | Step::Unjump { .. } => assert!(!native, "{op} where iptables cannot name it"),
+                Step::Unhook { .. } => assert!(native, "{op} where iptables can do that"),
+                Step::Replace { chain, .. } | Step::Flush { chain } | Step::Delete { chain } => {
+                    self.native_in.retain(|there| self.stays_native || !native || there != chain);
+                }
+            }
         }
-        self.rules.apply(batch).await?;
-        self.applied.push(batch.clone());
-        if let Some(meddling) = &self.meddling {
-            self.rules.apply(meddling).await?;
+        self.rules.apply(ops).await?;
+        self.applied.push(ops.to_vec());
+        if let Some(meddling) = self.meddling {
+            restore(&mut self.rules.installed.v4, meddling);
         }
         Ok(())
-    }
-
-    async fn unhook(&mut self, family: Family, table: Table, ours: &str) -> Result<(), Error> {
-        assert!(self.native.contains(&(family, table)), "a batch can do that");
-        self.rules.unhook(family, table, ours).await
     }
 
     fn moved(&mut self) -> Result<bool, Error> {
@@ -180,6 +204,11 @@ pub(crate) fn intents(text: &str) -> Intents {
     let Decided { intents, problems, .. } = decide_here(&named, "gw1", addresses, &held, None, &first_seen, 0);
     assert_eq!(problems, []);
     intents
+}
+
+/// The rules of the host of tests for `intents`.
+pub(crate) fn rules_of(intents: &Intents) -> Ruleset {
+    lower(&ForwardingTable::new(&intents.node, &intents.forwards(), &NodeFacts::of(&local(), 0)))
 }
 
 /// `carried`, with every forward in `text` beside it as planned.

@@ -3,21 +3,26 @@
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine;
-use sallyport_ruleset::compile::{Failure, compile};
 use sallyport_ruleset::diff::diff;
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::Allowed;
-use sallyport_ruleset::plan::{Batch, plan};
+use sallyport_ruleset::layout::lower;
+use sallyport_ruleset::plan::{Op, plan};
+use sallyport_ruleset::rivals::Packets;
+use sallyport_ruleset::table::{Failure, ForwardingTable};
 
-use crate::converge::{Converger, Error, chain_of, not_forwarded};
-use crate::state::Intents;
+use crate::converge::{Converger, Error, not_forwarded};
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
+use crate::sockets::refusal;
+use crate::waiting::Waiting;
 
 /// What a pass would do.
 #[derive(Clone, Debug)]
 pub struct Preview {
-    /// The rules that it would load.
-    pub batch: Batch,
+    /// What it would do to the rules.
+    pub ops: Vec<Op>,
     /// Families whose forwarding it would turn on.
     pub families: Vec<Family>,
     /// Connections that it would end.
@@ -41,58 +46,73 @@ pub struct PlannedChange {
 
 impl<E: Engine> Converger<E> {
     /// What a pass would do.
-    pub async fn preview(&mut self, intents: &Intents, local: &[LocalAddress], now: i64) -> Result<Preview, Error> {
+    pub async fn preview(
+        &mut self,
+        intents: &Intents,
+        waiting: Waiting,
+        facts: &NodeFacts<'_>,
+    ) -> Result<Preview, Error> {
+        self.waiting = waiting;
         let forwards = self.waiting.others(intents);
-        let compiled = compile(&intents.node, &forwards, local, now);
-        self.at = now;
+        let table = ForwardingTable::new(&intents.node, &forwards, facts);
+        let wanted = lower(&table);
+        self.at = facts.now;
         self.observe().await?;
-        let reach = self.reach(&compiled, &forwards, &intents.node, local);
-        let ruleset = reach.as_ref().map_or(&compiled.ruleset, |reach| &reach.ruleset);
-        let batch = self.installed.as_ref().map(|installed| plan(ruleset, installed, false)).unwrap_or_default();
+        let reach = self.reach(&table, &wanted, &forwards, &intents.node, facts);
+        let ruleset = reach.as_ref().map_or(&wanted, |reach| &reach.ruleset);
+        let ops = self.installed.as_ref().map(|installed| plan(ruleset, &Packets::of(&table), installed));
         let families = not_forwarded(&self.forwarded(ruleset)?, intents.node.ip_forward)?;
-        let allowed = Allowed::new(&compiled, &forwards);
+        let allowed = Allowed::new(&table);
         let ended = match self.engine.conntrack()? {
             Some(conntrack) => {
                 conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count()
             }
             None => 0,
         };
-        let mut failures: Vec<Failure> = self.waiting.failures.iter().chain(&compiled.failures).cloned().collect();
+        let mut failures: Vec<Failure> = self.waiting.failures.iter().chain(&table.failures).cloned().collect();
         let mut unreadable = Vec::new();
         if let Some(reach) = reach {
-            failures.extend(reach.failures(&compiled, &forwards));
+            failures.extend(reach.failures(&table, &forwards));
             unreadable = reach.why;
         }
-        Ok(Preview { batch, families, ended, failures, unreadable })
+        Ok(Preview { ops: ops.unwrap_or_default(), families, ended, failures, unreadable })
     }
 
     /// What would change if each forward that is only planned were applied, it alone, to what the last pass or preview
     /// found. `None` if somebody has changed something since: that is for a pass to see first.
-    pub fn plans(&mut self, intents: &Intents, local: &[LocalAddress]) -> Result<Option<Vec<PlannedChange>>, Error> {
+    pub fn plans(
+        &mut self,
+        intents: &Intents,
+        addresses: &[LocalAddress],
+    ) -> Result<Option<Vec<PlannedChange>>, Error> {
         if intents.planned().next().is_none() {
             return Ok(Some(Vec::new()));
         }
         let known = self.known && !self.engine.moved()?;
         let Some(installed) = self.installed.as_ref().filter(|_| known) else { return Ok(None) };
         let forwards = self.waiting.others(intents);
+        let facts = NodeFacts::of(addresses, self.at);
         let mut plans = Vec::new();
         for planned in intents.planned() {
             let others = forwards.iter().copied().filter(|forward| forward.uid != planned.uid);
             let mut with_it: Vec<&SliceForward> = others.chain([planned]).collect();
-            let mut compiled = compile(&intents.node, &with_it, local, self.at);
-            let mut failure = compiled.failures.iter().find(|failure| failure.forward == planned.r#ref).cloned();
+            let mut table = ForwardingTable::new(&intents.node, &with_it, &facts);
+            let mut failure = table.failures.iter().find(|failure| failure.forward == planned.r#ref).cloned();
             // One that is carried is no newcomer, whatever becomes of it.
             let is_new = forwards.iter().all(|forward| forward.uid != planned.uid);
             if failure.is_none()
                 && is_new
-                && let Some(refusal) = self.refusal(planned, intents, local)
+                && let Some(refusal) = refusal(&self.engine, planned, intents, &facts)
             {
                 with_it.pop();
-                compiled = compile(&intents.node, &with_it, local, self.at);
+                table = ForwardingTable::new(&intents.node, &with_it, &facts);
                 failure = Some(refusal);
             }
-            let mut change = diff(&plan(&compiled.ruleset, installed, self.rivalry.yields()), installed);
-            let forwarding = self.forwarded(&compiled.ruleset)?;
+            let ruleset = lower(&table);
+            let mut ops = plan(&ruleset, &Packets::of(&table), installed);
+            ops.retain(|op| !(op.is_move() && self.rivalry.yields()));
+            let mut change = diff(&ops, installed);
+            let forwarding = self.forwarded(&ruleset)?;
             match not_forwarded(&forwarding, intents.node.ip_forward) {
                 Ok(families) => change.extend(families.into_iter().map(would_turn_on)),
                 Err(error) => change.push_str(&format!("# {}\n", chain_of(&error))),

@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use sallyport_ruleset::rule::Chains;
+use sallyport_ruleset::plan::Step;
+use sallyport_ruleset::rule::{Chains, Line, Table};
 
-use super::fake::{Kernel, REQUIRE, forward, intents, local, planned, v4};
+use super::fake::{Kernel, REQUIRE, forward, intents, local, planned, rules_of};
 use super::preview::{PlannedChange, Preview};
 use super::*;
 
@@ -48,7 +49,7 @@ impl Scene {
 
     async fn pass(&mut self, intents: &Intents) -> Result<Report, Error> {
         self.wanted = Rc::new(intents.clone());
-        self.converger.converge(&self.wanted, &local(), &self.state, self.now).await
+        self.converger.converge(&self.wanted, Waiting::default(), &NodeFacts::of(&local(), self.now), &self.state).await
     }
 
     /// Whether connections were looked at with what was wanted last.
@@ -78,7 +79,7 @@ async fn what_is_wanted_is_applied_once_and_read_back() {
     assert!(report.changed.unwrap().contains("IPv4 SALLY-PRE"));
     let read = scene.kernel().rules().await.ours();
     assert_eq!(report.digest, read.digest());
-    assert_eq!(read, compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset);
+    assert_eq!(read, rules_of(&wanted));
 
     let again = scene.pass(&wanted).await.unwrap();
     assert_eq!((again.changed, again.digest), (None, report.digest));
@@ -126,12 +127,12 @@ async fn drift_is_seen_and_repaired() {
             "nat PREROUTING: a rule before ours would take our packets: -p tcp -m tcp --dport 8000 -j DNAT",
         ),
     ] {
-        scene.kernel().meddle(drift).await;
+        scene.kernel().meddle(drift);
         let found = scene.drift(&wanted).await.unwrap();
         assert!(found.starts_with(&format!("IPv4 {said}")), "{found}");
         let report = scene.pass(&wanted).await.unwrap();
         assert!(report.changed.is_some(), "{drift}");
-        assert_eq!(report.digest, compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset.digest());
+        assert_eq!(report.digest, rules_of(&wanted).digest());
         assert_eq!(scene.drift(&wanted).await, None, "{drift}");
     }
 }
@@ -145,7 +146,7 @@ async fn a_change_that_is_none_of_ours_is_no_drift() {
     scene.kernel().moved = true;
     assert_eq!(scene.drift(&wanted).await, None);
 
-    scene.kernel().meddle("*filter\n-A INPUT -j DROP\nCOMMIT\n").await;
+    scene.kernel().meddle("*filter\n-A INPUT -j DROP\nCOMMIT\n");
     assert_eq!(scene.drift(&wanted).await.as_deref(), Some(""), "a pass looks at it, and finds nothing of ours");
     scene.pass(&wanted).await.unwrap();
     assert_eq!(scene.kernel().applied.len(), 1);
@@ -154,7 +155,7 @@ async fn a_change_that_is_none_of_ours_is_no_drift() {
 #[tokio::test]
 async fn a_kernel_that_does_not_hold_what_is_applied_is_given_up_after_three_tries() {
     let mut scene = Scene::new();
-    scene.kernel().meddling = Some(v4("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n"));
+    scene.kernel().meddling = Some("*nat\n-D PREROUTING -j SALLY-PRE\nCOMMIT\n");
     let wanted = intents(&forward("a", 8000));
     let error = scene.pass(&wanted).await.unwrap_err();
     assert!(
@@ -187,7 +188,7 @@ async fn what_a_failed_pass_left_undone_is_nobodys_drift() {
     scene.kernel().failures.1 = 1;
     scene.pass(&new).await.unwrap_err();
     assert_eq!(scene.drift(&new).await, None);
-    scene.kernel().meddle("*filter\n-A INPUT -j DROP\nCOMMIT\n").await;
+    scene.kernel().meddle("*filter\n-A INPUT -j DROP\nCOMMIT\n");
     assert_eq!(scene.drift(&new).await.as_deref(), Some(""), "somebody changed something: worth a try");
 }
 
@@ -226,7 +227,8 @@ async fn a_forward_that_expires_loses_its_rules_and_connections_and_others_keep_
     let expiring =
         (forward("a", 8000) + "  expiresAt: 1970-01-01T00:01:40Z\n", idle + "  expiresAt: 1970-01-01T00:03:20Z\n");
     let wanted = intents(&(expiring.0 + &forward("b", 8001) + &expiring.1));
-    let ports = |nat: &Chains| ["8000", "8001"].map(|port| nat["SALLY-MT"].iter().any(|rule| rule.contains(port)));
+    let ports =
+        |nat: &Chains| ["8000", "8001"].map(|port| nat["SALLY-MT"].iter().any(|rule| rule.as_str().contains(port)));
     for (now, here, failed, looks) in [(99, [true, true], 0, 1), (100, [false, true], 1, 2), (200, [false, true], 2, 3)]
     {
         scene.now = now;
@@ -255,11 +257,11 @@ async fn the_first_place_is_left_to_whoever_keeps_taking_it() {
     scene.pass(&wanted).await.unwrap();
     let rival = "*nat\n-I PREROUTING 1 -p tcp -m tcp --dport 8000 -j DNAT --to-destination 10.9.9.9\nCOMMIT\n";
     for round in 1..=rivalry::MOVES {
-        scene.kernel().meddle(rival).await;
+        scene.kernel().meddle(rival);
         assert_eq!(scene.pass(&wanted).await.unwrap().rival, None);
         assert_eq!(scene.kernel().applied.len(), 1 + round);
     }
-    scene.kernel().meddle(rival).await;
+    scene.kernel().meddle(rival);
     let told = scene.pass(&wanted).await.unwrap().rival.unwrap();
     assert_eq!(scene.kernel().applied.len(), 1 + rivalry::MOVES, "still fighting");
     assert!(told.starts_with("IPv4 nat PREROUTING: a rule before ours would take our packets: -p tcp"), "{told}");
@@ -267,7 +269,7 @@ async fn the_first_place_is_left_to_whoever_keeps_taking_it() {
     assert_eq!(scene.drift(&wanted).await, None, "that they are there is known");
 
     // What is missing altogether is repaired all the same, without fighting for the place.
-    scene.kernel().meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n").await;
+    scene.kernel().meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n");
     let report = scene.pass(&wanted).await.unwrap();
     assert!(report.changed.is_some() && report.rival.is_some());
     let prerouting = scene.kernel().rules().await.v4.nat.foreign["PREROUTING"].clone();
@@ -278,7 +280,7 @@ async fn the_first_place_is_left_to_whoever_keeps_taking_it() {
         "*nat\n{}COMMIT\n",
         "-D PREROUTING -p tcp -m tcp --dport 8000 -j DNAT --to-destination 10.9.9.9\n".repeat(6)
     );
-    scene.kernel().meddle(&leave).await;
+    scene.kernel().meddle(&leave);
     assert_eq!(scene.drift(&wanted).await.as_deref(), Some(""));
     assert_eq!(scene.pass(&wanted).await.unwrap().rival, None);
 }
@@ -326,7 +328,7 @@ async fn a_pool_that_requires_forwarding_never_writes_it_but_says_that_it_is_off
 
     // Nothing is new about that, and rules are looked after meanwhile.
     assert_eq!(scene.drift(&wanted).await, None);
-    scene.kernel().meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n").await;
+    scene.kernel().meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n");
     assert!(scene.drift(&wanted).await.unwrap().contains("SALLY-PRE: 1 rule missing"));
     scene.pass(&wanted).await.unwrap_err();
     assert_eq!(scene.kernel().applied.len(), 2);
@@ -385,8 +387,8 @@ async fn a_forward_that_cannot_be_on_this_host_fails_alone() {
     assert_eq!(report.failures[0].forward.to_string(), "default/b");
     let nat = scene.kernel().rules().await.ours().v4.nat;
     assert!(
-        nat["SALLY-MT"].iter().any(|rule| rule.contains("8000"))
-            && !nat["SALLY-MT"].iter().any(|rule| rule.contains("8001"))
+        nat["SALLY-MT"].iter().any(|rule| rule.as_str().contains("8000"))
+            && !nat["SALLY-MT"].iter().any(|rule| rule.as_str().contains("8001"))
     );
 }
 
@@ -394,13 +396,15 @@ async fn a_forward_that_cannot_be_on_this_host_fails_alone() {
 async fn a_preview_says_what_a_pass_would_do_and_does_nothing() {
     let mut scene = Scene::with_switches();
     let wanted = intents(&forward("a", 8000));
-    let Preview { batch, families, ended, failures, unreadable: _ } =
-        scene.converger.preview(&wanted, &local(), 0).await.unwrap();
+    let Preview { ops, families, ended, failures, unreadable: _ } =
+        scene.converger.preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), 0)).await.unwrap();
     assert_eq!((families, ended, failures.len()), (vec![Family::V4], 0, 0));
     assert_eq!((scene.kernel().applied.len(), scene.switch().as_str()), (0, "0"));
     scene.pass(&wanted).await.unwrap();
-    assert_eq!(scene.kernel().applied, [batch]);
-    assert!(scene.converger.preview(&wanted, &local(), 0).await.unwrap().batch.is_empty());
+    assert_eq!(scene.kernel().applied, [ops]);
+    assert!(
+        scene.converger.preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), 0)).await.unwrap().ops.is_empty()
+    );
 }
 
 #[tokio::test]
@@ -424,7 +428,7 @@ async fn planned_forwards_change_nothing_and_what_they_would_change_is_what_appl
     assert_eq!(named, ["a", "b"]);
 
     scene.pass(&intents(&(forward("a", 8000) + &forward("b", 8001)))).await.unwrap();
-    assert_eq!(scene.kernel().rules().await.v4.nat.ours["SALLY-MT"], [old, new]);
+    assert_eq!(scene.kernel().rules().await.v4.nat.ours["SALLY-MT"], [Line::read(old), Line::read(new)]);
 }
 
 #[tokio::test]
@@ -449,8 +453,8 @@ async fn a_plan_says_what_else_would_happen() {
 
 #[test]
 fn a_long_change_is_told_in_short() {
-    let text: String = (0..20).map(|n| format!(":SALLY-{n} - [0:0]\n-A SALLY-{n} -j ACCEPT\n")).collect();
-    let told = chains(&v4(&format!("*nat\n{text}-I PREROUTING 1 -j SALLY-PRE\nCOMMIT\n")));
+    let flush = |n| Op { family: Family::V4, table: Table::Nat, step: Step::Flush { chain: format!("SALLY-{n}") } };
+    let told = summary(&(0..21).map(flush).collect::<Vec<_>>());
     assert!(told.starts_with("IPv4 SALLY-0, IPv4 SALLY-1, ") && told.ends_with(", IPv4 SALLY-7 and 13 more"), "{told}");
 }
 

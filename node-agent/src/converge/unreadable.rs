@@ -11,17 +11,17 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_engine::Engine;
-use sallyport_ruleset::compile::{Compiled, Failure, compile};
-use sallyport_ruleset::digest::intent_hash;
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_policy::digest::intent_hash;
+use sallyport_policy::intersection::intersection;
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
-use sallyport_ruleset::intersection::intersection;
-use sallyport_ruleset::plan::jumps_to_unhook;
+use sallyport_ruleset::layout::lower;
 use sallyport_ruleset::rule::{Rules, Ruleset};
+use sallyport_ruleset::table::{Failure, ForwardingTable, bindings};
 
-use crate::converge::{Converger, Error};
-use crate::state::{Carried, Intents};
+use crate::converge::Converger;
+use crate::intents::{Carried, Intents};
 
 /// What may be in the kernel while some of its tables cannot be read.
 #[derive(Debug)]
@@ -48,13 +48,13 @@ impl Reach {
 
     /// A failure for each of `forwards` that has rules, or would have, in what cannot be read. What is in the way there is
     /// somebody else's, so only whoever may look at the node is told.
-    pub(super) fn failures(&self, compiled: &Compiled, forwards: &[&SliceForward]) -> Vec<Failure> {
-        let failed: BTreeSet<&ForwardRef> = compiled.failures.iter().map(|failure| &failure.forward).collect();
+    pub(super) fn failures(&self, table: &ForwardingTable<'_>, forwards: &[&SliceForward]) -> Vec<Failure> {
+        let failed: BTreeSet<&ForwardRef> = table.failures.iter().map(|failure| &failure.forward).collect();
         let carried = self.carried.values().flatten().map(|forward| (forward.uid.as_str(), forward.hash.as_str()));
         let carried: BTreeMap<&str, &str> = carried.collect();
         let concerned = |forward: &&&SliceForward| {
             !failed.contains(&forward.r#ref)
-                && self.carried.keys().any(|family| has_rules(forward, *family, &compiled.listen))
+                && bindings(forward, &table.listen).any(|binding| self.carried.contains_key(&binding.family()))
         };
         let failure = |forward: &&SliceForward| {
             let state = match carried.get(forward.uid.as_str()) {
@@ -71,14 +71,6 @@ impl Reach {
         };
         forwards.iter().filter(concerned).map(failure).collect()
     }
-}
-
-/// Whether a forward has rules of `family` where these addresses are listened on.
-fn has_rules(forward: &SliceForward, family: Family, listen: &[IpAddr]) -> bool {
-    let intent = &forward.intent;
-    let own = |ip: &IpAddr| intent.addresses.is_empty() || intent.addresses.contains(ip);
-    intent.targets.iter().any(|target| Family::of(target.ip) == family)
-        && listen.iter().any(|ip| Family::of(*ip) == family && own(ip))
 }
 
 /// `node`, as if its pool listened on nothing but `addresses`.
@@ -119,23 +111,24 @@ impl<E: Engine> Converger<E> {
         Carried { v4: apart(Family::V4), v6: apart(Family::V6) }
     }
 
-    /// What may be programmed of `compiled`, made from `forwards`, now that the kernel was read; `None` if all of it.
+    /// What may be programmed of `ruleset`, what `table` becomes, now that the kernel was read; `None` if all of it.
     pub(super) fn reach(
         &self,
-        compiled: &Compiled,
+        table: &ForwardingTable<'_>,
+        ruleset: &Ruleset,
         forwards: &[&SliceForward],
         node: &GatewayNodeSpec,
-        local: &[LocalAddress],
+        facts: &NodeFacts<'_>,
     ) -> Option<Reach> {
         let installed = self.installed.as_ref()?;
+        let facts = NodeFacts { now: self.at, ..*facts };
         let unreadable = |family: &Family| installed.family(*family).unreadable().next().is_some();
         let families: Vec<Family> = Family::BOTH.into_iter().filter(unreadable).collect();
         if families.is_empty() {
             return None;
         }
         let delivered = installed.delivered();
-        let mut reach =
-            Reach { ruleset: compiled.ruleset.clone(), carried: BTreeMap::new(), hooked: true, why: Vec::new() };
+        let mut reach = Reach { ruleset: ruleset.clone(), carried: BTreeMap::new(), hooked: true, why: Vec::new() };
         for family in families {
             let why = installed.family(family).unreadable();
             reach.why.extend(why.map(|why| format!("{family}: {why}")));
@@ -149,10 +142,10 @@ impl<E: Engine> Converger<E> {
                 // What was noted may be lost, or older than what an agent before this one did.
                 for was in carried.get(is.uid.as_str()).into_iter().chain([is]) {
                     let is_carried = |ip: &IpAddr| {
-                        let alone = compile(&listening_on(node, vec![*ip]), &[was], local, self.at).ruleset;
-                        delivered.holds(&alone, family)
+                        let node = listening_on(node, vec![*ip]);
+                        delivered.holds(&lower(&ForwardingTable::new(&node, &[was], &facts)), family)
                     };
-                    let on: Vec<IpAddr> = compiled.listen.iter().copied().filter(is_carried).collect();
+                    let on: Vec<IpAddr> = table.listen.iter().copied().filter(is_carried).collect();
                     if !on.is_empty() {
                         addresses.extend(on);
                         still.extend(still_wanted(was, is));
@@ -162,7 +155,8 @@ impl<E: Engine> Converger<E> {
             }
             if !still.is_empty() {
                 let node = listening_on(node, addresses.into_iter().collect());
-                let mut kept = compile(&node, &still.iter().collect::<Vec<_>>(), local, self.at).ruleset;
+                let forwards: Vec<&SliceForward> = still.iter().collect();
+                let mut kept = lower(&ForwardingTable::new(&node, &forwards, &facts));
                 rules = std::mem::take(kept.family_mut(family));
             }
             reach.hooked &= still.is_empty() || installed.family(family).is_hooked();
@@ -170,17 +164,6 @@ impl<E: Engine> Converger<E> {
             reach.carried.insert(family, still);
         }
         Some(reach)
-    }
-
-    /// Takes the jumps to those of our entry chains that `ruleset` does not have out of tables that cannot be read; whether
-    /// there were any.
-    pub(super) async fn unhook(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
-        let hooks = self.installed.as_ref().map(|installed| jumps_to_unhook(ruleset, installed)).unwrap_or_default();
-        for (family, table, ours) in &hooks {
-            self.known = false;
-            self.engine.unhook(*family, *table, ours).await?;
-        }
-        Ok(!hooks.is_empty())
     }
 }
 

@@ -19,9 +19,9 @@ fn targets(specs: &[&str]) -> String {
         .map(|ip| LocalAddress { ip: *ip, prefix_len: Family::of(*ip).bits(), global: true })
         .collect();
     let forwards = intents.forwards();
-    let compiled = compile(&intents.node, &forwards, &local, 0);
+    let table = ForwardingTable::new(&intents.node, &forwards, &NodeFacts::of(&local, 0));
     let mut out = Vec::new();
-    print_targets(&mut out, &forwards, &compiled).unwrap();
+    print_targets(&mut out, &forwards, &table).unwrap();
     String::from_utf8(out).unwrap()
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use sallyport_runtime::file;
 
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
 use crate::manifest::{self, DocumentProblem, Identity, Object};
 use crate::state::StateDir;
 

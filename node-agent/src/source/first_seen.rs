@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::converge::chain_of;
+use crate::error_chain::chain_of;
 use crate::manifest::Object;
 use crate::state::StateDir;
 

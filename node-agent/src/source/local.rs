@@ -13,11 +13,12 @@ use sallyport_api::gateway_pool::{
 };
 use sallyport_api::names::DEFAULT_POOL;
 use sallyport_api::{Mode, Protocol, SourceNatMode};
-use sallyport_ruleset::decide::{Forward, Node, Observed, PoolObject, Verdict, decide};
+use sallyport_policy::decide::{Verdict, decide};
+use sallyport_policy::observed::{Forward, Node, Observed, PoolObject};
 
+use crate::intents::Intents;
 use crate::manifest::{Identity, Object};
 use crate::source::directory::FileProblem;
-use crate::state::Intents;
 
 /// What was decided.
 #[derive(Debug, PartialEq)]
@@ -112,7 +113,7 @@ pub fn decide_here(
         now,
     });
 
-    let mut report = |object: String, found: &[sallyport_ruleset::validate::Problem]| {
+    let mut report = |object: String, found: &[sallyport_policy::validate::Problem]| {
         let file = files.get(&Identity(object.clone())).map_or("", |file| *file);
         problems.extend(found.iter().map(|problem| FileProblem {
             file: file.to_owned(),

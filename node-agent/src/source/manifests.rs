@@ -5,19 +5,22 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use sallyport_ruleset::compile::Failure;
-use sallyport_ruleset::facts::LocalAddress;
+use sallyport_ruleset::table::Failure;
 
-use crate::converge::chain_of;
+use sallyport_runtime::once::Once;
+
 use crate::converge::preview::PlannedChange;
+use crate::error_chain::chain_of;
+use crate::host::ThisHost;
+use crate::intents::Intents;
 use crate::manifest::Identity;
+use crate::pass_report::{PassReport, ReportSink};
 use crate::source::directory::{Directory, FileProblem};
 use crate::source::first_seen::FirstSeen;
-use crate::source::host::ThisHost;
 use crate::source::local::{Decided, decide_here, unapplied};
 use crate::source::watch::{Change, Watch};
-use crate::source::{Source, describe};
-use crate::state::{Intents, StateDir};
+use crate::source::{News, Source, describe};
+use crate::state::StateDir;
 
 /// The manifests are listed this often even if no change was reported: a link may lead out of the directory.
 pub(crate) const LISTING: Duration = Duration::from_secs(30);
@@ -30,17 +33,17 @@ const STEP: Duration = Duration::from_millis(50);
 pub struct Manifests {
     path: PathBuf,
     node_name: String,
-    pub(crate) host: ThisHost,
     pub(crate) directory: Directory,
     first_seen: FirstSeen,
     intents: Option<Rc<Intents>>,
     /// What is wrong with the manifests, sorted.
     pub problems: Vec<FileProblem>,
     /// What is not applied, and stays as it is.
-    notes: Vec<String>,
-    /// What would change for planned forwards, as last told.
-    plans: Vec<PlannedChange>,
-    unreadable: Option<String>,
+    notes: Once<Vec<String>>,
+    /// What would change for planned forwards.
+    plans: Once<Vec<PlannedChange>>,
+    /// Why the directory cannot be read, while it cannot.
+    unreadable: Once,
     unsettled: bool,
     patience: Duration,
     pub(crate) listed: Option<Instant>,
@@ -58,14 +61,13 @@ impl Manifests {
         Self {
             path: path.to_owned(),
             node_name: node_name.to_owned(),
-            first_seen: FirstSeen::new(Rc::clone(&state)),
-            host: ThisHost::new(state),
+            first_seen: FirstSeen::new(state),
             directory: Directory::new(path),
             intents: None,
             problems: Vec::new(),
-            notes: Vec::new(),
-            plans: Vec::new(),
-            unreadable: None,
+            notes: Once::default(),
+            plans: Once::default(),
+            unreadable: Once::default(),
             unsettled: false,
             patience: FIRST_LOOK,
             listed: None,
@@ -75,26 +77,26 @@ impl Manifests {
         }
     }
 
-    /// The host's addresses as of the last look.
-    #[must_use]
-    pub fn local(&self) -> &[LocalAddress] {
-        &self.host.local
-    }
-
-    /// Looks at the host's addresses and, when due, at the directory; the intents, if either changed. The first look
-    /// waits a little for a file that is still being written.
+    /// Looks at the directory when that is due; the intents, if they may be others, also because the host's addresses have
+    /// `moved` or something has expired. The first look waits a little for a file that is still being written.
     ///
     /// `reported` says that something happened in the directory, and which files are complete.
-    pub async fn read(&mut self, reported: Option<&BTreeSet<String>>) -> Option<Rc<Intents>> {
-        self.undecided |= self.host.look() | self.host.clock.is_due();
+    pub async fn read(
+        &mut self,
+        host: &mut ThisHost,
+        moved: bool,
+        reported: Option<&BTreeSet<String>>,
+    ) -> Option<Rc<Intents>> {
+        self.undecided |= moved | host.clock.is_due();
         let mut waited = Duration::ZERO;
         let none = BTreeSet::new();
-        let due = self.unsettled || self.unreadable.is_some() || self.listed.is_none_or(|at| at.elapsed() >= LISTING);
+        let due =
+            self.unsettled || self.unreadable.last().is_some() || self.listed.is_none_or(|at| at.elapsed() >= LISTING);
         while due || reported.is_some() {
             self.listed = Some(Instant::now());
-            match self.directory.look(reported.unwrap_or(&none), &self.host.state) {
+            match self.directory.look(reported.unwrap_or(&none), &host.state) {
                 Ok(look) => {
-                    if self.unreadable.take().is_some() {
+                    if self.unreadable.clear() {
                         tracing::info!(directory = %self.path.display(), "manifests are readable again");
                     }
                     self.undecided |= look.changed;
@@ -102,9 +104,8 @@ impl Manifests {
                 }
                 Err(error) => {
                     let text = chain_of(&error);
-                    if self.unreadable.as_ref() != Some(&text) {
+                    if self.unreadable.is_news(&text) {
                         tracing::error!("{text}");
-                        self.unreadable = Some(text);
                     }
                     return None;
                 }
@@ -122,23 +123,21 @@ impl Manifests {
             return None;
         }
         let (objects, mut problems) = self.directory.objects();
-        let global = self.host.local.iter().filter(|own| own.global).map(|own| own.ip).collect();
+        let global = host.addresses.iter().filter(|own| own.global).map(|own| own.ip).collect();
         let nothing = BTreeMap::new();
         let held = self.intents.as_ref().map_or(&nothing, |intents| &intents.slices);
-        let now = self.host.clock.now();
+        let now = host.clock.now();
         let broken_pool = self.directory.broken_pool();
         let first_seen = self.first_seen.of(&objects, broken_pool.is_some(), now);
         let Decided { intents, problems: refused, expiries } =
             decide_here(&objects, &self.node_name, global, held, broken_pool, first_seen, now);
-        self.host.clock.expect(expiries.into_iter(), now);
+        host.clock.expect(expiries.into_iter(), now);
         problems.extend(refused);
         problems.sort();
         self.problems = problems;
-        let notes = unapplied(&objects, &intents);
-        for note in notes.iter().filter(|note| !self.notes.contains(note)) {
+        for note in self.notes.news_of(&unapplied(&objects, &intents)) {
             tracing::info!("{note}");
         }
-        self.notes = notes;
         self.intents = Some(Rc::new(intents));
         self.intents.clone()
     }
@@ -146,26 +145,25 @@ impl Manifests {
     /// What is not applied, and stays as it is.
     #[must_use]
     pub fn notes(&self) -> &[String] {
-        &self.notes
+        self.notes.last().map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Reads the held claims and the manifests once, for commands that change nothing.
-    pub async fn decide_once(&mut self) -> Option<Rc<Intents>> {
-        let last = self.last_good();
-        self.read(None).await.or(last)
+    pub async fn decide_once(&mut self, host: &mut ThisHost) -> Option<Rc<Intents>> {
+        let last = host.last_good();
+        if let Some(last) = &last {
+            self.restore(last);
+        }
+        let moved = host.refresh_addresses();
+        self.read(host, moved, None).await.or(last)
     }
 }
 
 impl Source for Manifests {
     const CAUSE: &'static str = "manifests";
 
-    fn host(&mut self) -> &mut ThisHost {
-        &mut self.host
-    }
-
-    fn last_good(&mut self) -> Option<Rc<Intents>> {
-        self.intents = self.host.last_good();
-        self.intents.clone()
+    fn restore(&mut self, last_good: &Rc<Intents>) {
+        self.intents = Some(Rc::clone(last_good));
     }
 
     async fn changed(&mut self) {
@@ -178,16 +176,16 @@ impl Source for Manifests {
         }
     }
 
-    fn beat(&mut self) {
+    fn tick(&mut self) {
         if self.watch.is_none() {
             self.reported = Some(BTreeSet::new());
             self.watch = Watch::new(&self.path).ok();
         }
     }
 
-    async fn look(&mut self) -> Option<Rc<Intents>> {
+    async fn decide(&mut self, host: &mut ThisHost, moved: bool) -> News {
         let reported = self.reported.take();
-        self.read(reported.as_ref()).await
+        self.read(host, moved, reported.as_ref()).await.map_or(News::None, News::Intents)
     }
 
     fn problems(&self) -> Vec<String> {
@@ -195,14 +193,7 @@ impl Source for Manifests {
     }
 
     fn unreadable(&self) -> Option<&str> {
-        self.unreadable.as_deref()
-    }
-
-    fn planned(&mut self, plans: Vec<PlannedChange>) {
-        for PlannedChange { forward, change, .. } in plans.iter().filter(|plan| !self.plans.contains(plan)) {
-            tracing::info!("PortForward {forward}: with mode Apply would change\n{change}");
-        }
-        self.plans = plans;
+        self.unreadable.last().map(String::as_str)
     }
 
     fn locate(&self, failure: &Failure) -> String {
@@ -210,6 +201,17 @@ impl Source for Manifests {
         match self.directory.file_of(&identity) {
             Some(file) => format!("{file}: {}", describe(failure)),
             None => describe(failure),
+        }
+    }
+}
+
+impl ReportSink for Manifests {
+    fn passed(&mut self, _report: &PassReport) {}
+
+    /// Logs what would change for planned forwards: a lone host has no status to say so.
+    fn updated(&mut self, report: &PassReport) {
+        for PlannedChange { forward, change, .. } in report.plans.iter().flat_map(|plans| self.plans.news_of(plans)) {
+            tracing::info!("PortForward {forward}: with mode Apply would change\n{change}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
 use rustix::fs::{CWD, Mode, mkfifoat};
-use sallyport_api::gateway_node::NodeState;
+use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::gateway_pool::{FirewallBackend, IpForward};
 
 use super::*;
@@ -240,7 +240,7 @@ fn whatever_is_where_a_file_should_be_is_named_at_once_and_costs_no_memory() {
     type Read = fn(&StateDir) -> Option<Error>;
     let rows: [(&str, Read); 6] = [
         ("intents.json", |state| state.intents().err()),
-        ("newcomers.json", |state| state.newcomers().err()),
+        ("newcomers.json", |state| state.not_admitted().err()),
         ("clock.json", |state| state.highest_time().err()),
         ("first-seen.json", |state| state.first_seen().err()),
         ("host.json", |state| state.host().err()),

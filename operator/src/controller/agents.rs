@@ -10,10 +10,12 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::{Api, PostParams};
 use kube::{Client, Resource as _};
 use sallyport_api::names::{AGENT_NAME, OPERATOR_NAME};
+use sallyport_runtime::backoff::Backoff;
+use sallyport_runtime::once::Once;
 use tokio::time::{Instant, timeout};
 
-use crate::controller::PATIENCE;
 use crate::controller::events::Events;
+use crate::controller::send::REQUEST_TIMEOUT;
 use crate::daemonset::{differing, has_labels, replaced};
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
@@ -26,11 +28,11 @@ const WINDOW: Duration = Duration::from_mins(1);
 const TRUCE: Duration = Duration::from_mins(5);
 /// Wait after the first failure; it doubles with each.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// Times that the wait doubles.
-const DOUBLINGS: u32 = 6;
+/// Longest wait after a failure.
+const LONGEST_WAIT: Duration = Duration::from_secs(32);
 
 /// Keeps the one `DaemonSet` as it shall be.
-pub struct Agents {
+pub(crate) struct Agents {
     api: Api<DaemonSet>,
     events: Events,
     leadership: Arc<Leadership>,
@@ -41,35 +43,43 @@ pub struct Agents {
     restored: Vec<Instant>,
     /// Left alone until then.
     truce: Option<Instant>,
-    /// Not tried again until then, after so many failures.
+    /// Not tried again until then, after a failure.
     retry: Option<Instant>,
-    failures: u32,
-    /// The last failure, told once.
-    trouble: String,
+    backoff: Backoff,
+    trouble: Once,
 }
 
 impl Agents {
     /// Knows nothing of it yet.
-    pub fn new(
+    pub(crate) fn new(
         client: Client,
         namespace: &str,
         events: Events,
         leadership: Arc<Leadership>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (settled, restored, truce, retry, failures, trouble) = Default::default();
-        let api = Api::namespaced(client, namespace);
-        Self { api, events, leadership, metrics, settled, restored, truce, retry, failures, trouble }
+        Self {
+            api: Api::namespaced(client, namespace),
+            events,
+            leadership,
+            metrics,
+            settled: None,
+            restored: Vec::new(),
+            truce: None,
+            retry: None,
+            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            trouble: Once::default(),
+        }
     }
 
     /// When to look again although nothing happens.
-    pub fn next_look(&self) -> Option<Instant> {
+    pub(crate) fn next_look(&self) -> Option<Instant> {
         [self.truce, self.retry].into_iter().flatten().min().filter(|_| self.leadership.is_valid())
     }
 
     /// Makes it as it shall be, if it is not known to be so already. What was written, if anything; a failure is told, and
     /// tried again later.
-    pub async fn settle(&mut self, existing: Option<&DaemonSet>, wanted: &DaemonSet) -> Option<DaemonSet> {
+    pub(crate) async fn settle(&mut self, existing: Option<&DaemonSet>, wanted: &DaemonSet) -> Option<DaemonSet> {
         for wait in [&mut self.truce, &mut self.retry] {
             *wait = wait.filter(|until| *until > Instant::now());
         }
@@ -78,9 +88,9 @@ impl Agents {
         if right || left_alone || self.retry.is_some() {
             return None;
         }
-        let error = match timeout(PATIENCE, self.write(existing, wanted)).await {
+        let error = match timeout(REQUEST_TIMEOUT, self.write(existing, wanted)).await {
             Ok(Ok(written)) => {
-                self.failures = 0;
+                self.backoff.reset();
                 self.trouble.clear();
                 return written;
             }
@@ -92,12 +102,10 @@ impl Agents {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the API server did not answer in time".to_owned(),
         };
-        if error != self.trouble {
+        if self.trouble.is_news(&error) {
             tracing::warn!(error, "cannot write the DaemonSet of the agents; trying again");
-            self.trouble = error;
         }
-        self.retry = Some(Instant::now() + FIRST_WAIT * 2_u32.pow(self.failures.min(DOUBLINGS)));
-        self.failures += 1;
+        self.retry = Some(Instant::now() + self.backoff.failed());
         None
     }
 
@@ -124,7 +132,7 @@ impl Agents {
         // At the start it is a template of another version that differs, as a rule.
         let by_somebody = self.settled.is_some();
         if by_somebody && !self.may_restore() {
-            self.tell(existing, "DaemonSetContested", format!(
+            self.warn(existing, "DaemonSetContested", format!(
                 "put back {TIMES} times within a minute, and somebody changed it again: {what}. It is left so for {} minutes",
                 TRUCE.as_secs() / 60
             ));
@@ -138,7 +146,7 @@ impl Agents {
         self.settled = form(&written);
         if by_somebody {
             self.restored.push(Instant::now());
-            self.tell(existing, "DaemonSetRestored", format!("somebody had changed {what}, which is put back"));
+            self.warn(existing, "DaemonSetRestored", format!("somebody had changed {what}, which is put back"));
         } else {
             tracing::info!(what, "the DaemonSet of the agents is brought up to date");
         }
@@ -152,7 +160,7 @@ impl Agents {
         self.truce.is_none()
     }
 
-    fn tell(&self, about: &DaemonSet, reason: &str, note: String) {
+    fn warn(&self, about: &DaemonSet, reason: &str, note: String) {
         tracing::warn!(reason, "the DaemonSet of the agents: {note}");
         self.events.warn(about.object_ref(&()), reason, note);
     }

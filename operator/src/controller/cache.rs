@@ -9,15 +9,17 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::watcher::Event;
+use sallyport_api::names::FINALIZER;
+use sallyport_runtime::once::Once;
 
 use crate::controller::guard::DeserializeGuard;
 
 /// Namespace (empty for a cluster-scoped object) and name.
-pub type Key = (String, String);
+pub(crate) type Key = (String, String);
 
 /// One object.
 #[derive(Clone, Debug)]
-pub enum Entry<K> {
+pub(crate) enum Entry<K> {
     /// As the API server has it.
     Good(Arc<K>),
     /// Its newest form does not decode: the metadata are new, the rest is the last good form.
@@ -28,7 +30,7 @@ pub enum Entry<K> {
 
 impl<K: Resource<DynamicType = ()>> Entry<K> {
     /// The newest metadata.
-    pub fn meta(&self) -> &ObjectMeta {
+    pub(crate) fn meta(&self) -> &ObjectMeta {
         match self {
             Self::Good(object) | Self::Stale(object, _) => object.meta(),
             Self::Unreadable(meta, _) => meta,
@@ -36,7 +38,7 @@ impl<K: Resource<DynamicType = ()>> Entry<K> {
     }
 
     /// The last good form.
-    pub fn object(&self) -> Option<&Arc<K>> {
+    pub(crate) fn object(&self) -> Option<&Arc<K>> {
         match self {
             Self::Good(object) | Self::Stale(object, _) => Some(object),
             Self::Unreadable(..) => None,
@@ -44,11 +46,21 @@ impl<K: Resource<DynamicType = ()>> Entry<K> {
     }
 
     /// Why the newest form does not decode.
-    pub fn problem(&self) -> Option<&str> {
+    pub(crate) fn problem(&self) -> Option<&str> {
         match self {
             Self::Good(_) => None,
             Self::Stale(_, problem) | Self::Unreadable(_, problem) => Some(problem),
         }
+    }
+
+    /// What keeps it from vanishing when it is deleted.
+    pub(crate) fn finalizers(&self) -> &[String] {
+        self.meta().finalizers.as_deref().unwrap_or_default()
+    }
+
+    /// Whether our finalizer is on it.
+    pub(crate) fn has_our_finalizer(&self) -> bool {
+        self.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
     }
 
     fn revision(&self) -> u64 {
@@ -58,58 +70,64 @@ impl<K: Resource<DynamicType = ()>> Entry<K> {
 
 /// All objects of one kind.
 #[derive(Debug)]
-pub struct Cache<K> {
+pub(crate) struct Cache<K> {
     objects: BTreeMap<Key, Entry<K>>,
     /// A list on its way in, while there is one.
     listing: Option<BTreeMap<Key, Entry<K>>>,
     /// What we wrote while the list was on its way: the list may be older.
     written: BTreeSet<Key>,
     complete: bool,
-    trouble: Option<String>,
+    trouble: Once,
 }
 
 impl<K> Default for Cache<K> {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), listing: None, written: BTreeSet::new(), complete: false, trouble: None }
+        Self {
+            objects: BTreeMap::new(),
+            listing: None,
+            written: BTreeSet::new(),
+            complete: false,
+            trouble: Once::default(),
+        }
     }
 }
 
 impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     /// Whether a whole list has come in.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
     /// Why the watch does not work at the moment.
-    pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.trouble.last().map(String::as_str)
     }
 
     /// All entries in the order of their keys.
-    pub fn entries(&self) -> impl Iterator<Item = (&Key, &Entry<K>)> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&Key, &Entry<K>)> {
         self.objects.iter()
     }
 
     /// All objects in a form that decodes.
-    pub fn objects(&self) -> impl Iterator<Item = &Arc<K>> {
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &Arc<K>> {
         self.objects.values().filter_map(Entry::object)
     }
 
     /// A cluster-scoped object.
-    pub fn get(&self, name: &str) -> Option<&Arc<K>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<K>> {
         self.entry("", name)?.object()
     }
 
     /// An object of a namespace.
-    pub fn entry(&self, namespace: &str, name: &str) -> Option<&Entry<K>> {
+    pub(crate) fn entry(&self, namespace: &str, name: &str) -> Option<&Entry<K>> {
         self.objects.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// Takes in what the watch says; whether anything is different now.
-    pub fn feed(&mut self, event: Event<DeserializeGuard<K>>) -> bool {
+    pub(crate) fn feed(&mut self, event: Event<DeserializeGuard<K>>) -> bool {
         // A list begins before anything has been heard.
         if !matches!(event, Event::Init) {
-            self.trouble = None;
+            self.trouble.clear();
         }
         match event {
             Event::Init => {
@@ -134,18 +152,18 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
         }
     }
 
-    /// Takes in that the watch failed.
-    pub fn failed(&mut self, trouble: String) {
-        self.trouble = Some(trouble);
+    /// Takes in that the watch failed; whether for another reason than it is known to fail for.
+    pub(crate) fn failed(&mut self, trouble: &str) -> bool {
+        self.trouble.is_news(trouble)
     }
 
     /// Takes in that this cluster has no such kind; whether that is new.
-    pub fn does_not_exist(&mut self) -> bool {
+    pub(crate) fn does_not_exist(&mut self) -> bool {
         !std::mem::replace(&mut self.complete, true)
     }
 
     /// Takes in the API server's answer to a write of ours.
-    pub fn wrote(&mut self, object: DeserializeGuard<K>) {
+    pub(crate) fn wrote(&mut self, object: DeserializeGuard<K>) {
         let (key, entry) = self.read(object);
         let meta = entry.meta();
         if meta.deletion_timestamp.is_some() && meta.finalizers.as_ref().is_none_or(Vec::is_empty) {
@@ -158,7 +176,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     }
 
     /// Takes in that a cluster-scoped object is gone by our own doing.
-    pub fn deleted(&mut self, name: &str) {
+    pub(crate) fn deleted(&mut self, name: &str) {
         self.objects.remove(&(String::new(), name.to_owned()));
     }
 

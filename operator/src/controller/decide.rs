@@ -1,155 +1,114 @@
 //! From what was observed to what should be: the verdicts, and the objects that carry them out.
 //!
-//! The decision itself is that of `sallyport-ruleset`, the same as on a lone host. Only what the life of an object in a
-//! cluster adds is here: finalizers, objects that are on their way out, and nodes that are cleaned before they leave.
+//! The decision itself is that of `sallyport-policy`, the same as on a lone host. Only what the life of an object in a
+//! cluster adds is here and beside it: `retention`, `finalizers`, `slices`, `gateways`. Each step returns its part.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
-use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
-use sallyport_api::names::FINALIZER;
-use sallyport_api::{Intent, Mode};
-use sallyport_ruleset::decide::{Forward, Node as RulesetNode, Observed, PoolObject, Verdict, decide as verdicts};
-use sallyport_ruleset::digest::slice_hash;
-use sallyport_ruleset::kept::spec_of;
-use sallyport_ruleset::validate::Problem;
+use sallyport_api::{GatewayPool, Intent, Mode};
+use sallyport_policy::decide::{self as policy, Verdict};
+use sallyport_policy::kept::spec_of;
+use sallyport_policy::observed::{Forward, Observed, PoolObject};
+use sallyport_policy::validate::Problem;
 
 use crate::controller::cache;
-use crate::controller::carried::History;
-use crate::controller::gateways::gateways;
-use crate::controller::observe::World;
+use crate::controller::desired::Desired;
+use crate::controller::finalizers::{hold_first, released};
+use crate::controller::gateways::{Gateways, gateways};
+use crate::controller::retention::{Retention, frozen, frozen_pool, unreadable};
+use crate::controller::rollout::SliceRevisions;
+use crate::controller::slices;
+use crate::controller::store::Store;
 
-/// What should be.
-#[derive(Debug, Default)]
-pub struct Desired {
-    /// The verdict on every forward that is not on its way out.
-    pub verdicts: BTreeMap<ForwardRef, Verdict>,
-    /// When forwards expire or did, in seconds since 1970.
-    pub expiries: BTreeMap<ForwardRef, i64>,
-    /// The problems of every pool.
-    pub pools: BTreeMap<String, Vec<Problem>>,
-    /// Every slice, and empty ones for those that should go.
-    pub slices: BTreeMap<String, ForwardSliceSpec>,
-    /// Slices that every node has emptied.
-    pub done_slices: BTreeSet<String>,
-    /// The configuration of every gateway, those included that are being cleaned.
-    pub gateways: BTreeMap<String, GatewayNodeSpec>,
-    /// Gateways that are clean, and can be forgotten.
-    pub done_gateways: BTreeSet<String>,
-    /// Nodes that an agent shall run on.
-    pub labelled: BTreeSet<String>,
-    /// Forwards that need our finalizer before they can be carried.
-    pub to_hold: BTreeSet<ForwardRef>,
-    /// Forwards on their way out that no live node carries any more.
-    pub to_release: BTreeSet<ForwardRef>,
-}
-
-/// What a decision is made for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Purpose {
-    /// Forwards that are on their way out stay as they are: nobody asked for that, their kind is deleted as a whole.
-    pub keep_deleted: bool,
-    /// Pools that are not there any more stay as they were, for the same reason.
-    pub keep_pools: bool,
-    /// No node shall carry anything, and nothing of ours shall be left but what users wrote.
-    pub uninstall: bool,
-}
-
-/// Decides at `now`, in seconds since 1970; `dead` are the nodes that nobody waits for.
-pub fn decide(world: &World, history: &History, dead: &BTreeSet<String>, purpose: Purpose, now: i64) -> Desired {
-    let held: BTreeMap<String, ForwardSliceSpec> =
-        history.slices().map(|(name, spec)| (name.to_owned(), spec.clone())).collect();
-    let mut desired = Desired::default();
-    let forwards = forwards(world, &held, purpose, &mut desired.verdicts);
-    let pools: Vec<PoolObject> = world
-        .pools
-        .objects()
-        .map(|pool| PoolObject {
-            name: pool.metadata.name.clone().unwrap_or_default(),
-            created: pool.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
-            spec: pool.spec.clone(),
-        })
-        .filter(|_| !purpose.uninstall)
-        .collect();
-    let namespaces = world
-        .namespaces
-        .objects()
-        .map(|object| {
-            let meta = &object.metadata;
-            (meta.name.clone().unwrap_or_default(), meta.labels.clone().unwrap_or_default())
-        })
-        .collect();
-    let nodes: Vec<RulesetNode> = world.nodes.objects().map(|node| node_of(node)).collect();
-    let decision = verdicts(&Observed {
+/// Decides at `now`, in seconds since 1970; `gone` are the nodes that nobody waits for.
+pub(crate) fn decide(
+    store: &Store,
+    revisions: &SliceRevisions,
+    gone: &BTreeSet<String>,
+    retention: Retention,
+    now: i64,
+) -> Desired {
+    let held = slices::held(revisions);
+    let (forwards, mut verdicts) = forwards(store, &held, retention);
+    let decision = policy::decide(&Observed {
         forwards: &forwards,
-        pools: &pools,
-        namespaces: &namespaces,
-        nodes: &nodes,
+        pools: &pools(store),
+        namespaces: &namespaces(store),
+        nodes: &store.nodes.objects().map(|node| node_of(node)).collect::<Vec<_>>(),
         slices: &held,
         // A successor waits for those too that leave by this very decision.
-        leaving: &history.carried(),
-        unknown: history.unknown(),
-        forbidden: &world.forbidden(),
+        leaving: &revisions.carried(),
+        unknown: revisions.unknown(),
+        forbidden: &store.forbidden(),
         now,
     });
-    desired.expiries = decision.expiries;
-    desired.verdicts.extend(decision.forwards);
-    desired.pools = decision.pools;
-    desired.slices = decision.slices;
-    for (name, slice) in &held {
-        if let Some(problem) = frozen_pool(world, &slice.pool, purpose) {
-            let expiries = slice.forwards.iter().filter_map(|f| Some((f.r#ref.clone(), f.intent.expires_at?)));
-            desired.expiries.extend(expiries);
-            desired.pools.insert(slice.pool.clone(), vec![problem]);
-            desired.slices.insert(name.clone(), slice.clone());
-        }
+    let (mut expiries, mut pools, mut slices) = (decision.expiries, decision.pools, decision.slices);
+    verdicts.extend(decision.forwards);
+
+    let frozen = frozen(store, &held, retention);
+    expiries.extend(frozen.expiries);
+    pools.extend(frozen.problems);
+    slices.extend(frozen.slices);
+
+    let (slices, to_hold) = hold_first(store, &held, slices);
+    let (slices, done_slices) = slices::with_empty(slices, &held, store, revisions, gone);
+    let leaving = |meta: &ObjectMeta| meta.deletion_timestamp.is_some() && !retention.keep_deleted;
+    let Gateways { specs, done, labelled } =
+        gateways(store, decision.nodes, |pool| frozen_pool(store, pool, retention).is_some());
+    Desired {
+        verdicts,
+        expiries,
+        pools,
+        slices,
+        done_slices,
+        gateways: specs,
+        done_gateways: done,
+        labelled,
+        to_hold,
+        to_release: released(store, revisions, leaving),
     }
-    hold_first(world, &held, &mut desired);
-    for (name, slice) in &held {
-        desired.slices.entry(name.clone()).or_insert_with(|| {
-            let hash = slice_hash(&[]);
-            if slice.hash == hash && history.is_on_every_node(name) {
-                desired.done_slices.insert(name.clone());
-            }
-            ForwardSliceSpec { pool: slice.pool.clone(), hash, forwards: Vec::new(), planned: Vec::new() }
-        });
-    }
-    empty_what_is_lost(world, &held, dead, &mut desired);
-    release(world, history, purpose, &mut desired);
-    gateways(world, decision.nodes, purpose, &mut desired);
-    if purpose.uninstall {
-        // Their rules are out of reach; when they come back, `sallyport-node-agent cleanup` removes them.
-        desired.done_gateways.extend(desired.gateways.keys().filter(|name| dead.contains(*name)).cloned());
-        desired.labelled.retain(|name| !dead.contains(name));
-    }
-    desired
 }
 
-/// The forwards that a verdict is asked for; those whose verdict is clear already get it here.
+fn pools(store: &Store) -> Vec<PoolObject> {
+    let pool = |pool: &Arc<GatewayPool>| PoolObject {
+        name: pool.metadata.name.clone().unwrap_or_default(),
+        created: created(&pool.metadata),
+        spec: pool.spec.clone(),
+    };
+    store.pools.objects().map(pool).collect()
+}
+
+/// The labels of the namespaces, by name.
+fn namespaces(store: &Store) -> BTreeMap<String, BTreeMap<String, String>> {
+    let labels = |meta: &ObjectMeta| (meta.name.clone().unwrap_or_default(), meta.labels.clone().unwrap_or_default());
+    store.namespaces.objects().map(|namespace| labels(&namespace.metadata)).collect()
+}
+
+/// In seconds since 1970.
+fn created(meta: &ObjectMeta) -> i64 {
+    meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+}
+
+/// The forwards that a verdict is asked for, and the verdicts on those for which it is clear already.
 fn forwards(
-    world: &World,
+    store: &Store,
     held: &BTreeMap<String, ForwardSliceSpec>,
-    purpose: Purpose,
-    verdicts: &mut BTreeMap<ForwardRef, Verdict>,
-) -> Vec<Forward> {
+    retention: Retention,
+) -> (Vec<Forward>, BTreeMap<ForwardRef, Verdict>) {
     let intents: BTreeMap<&str, (&str, &Intent)> = held
         .values()
         .flat_map(|slice| slice.forwards.iter().map(|f| (f.uid.as_str(), (slice.pool.as_str(), &f.intent))))
         .collect();
-    let mut forwards = Vec::new();
-    for ((namespace, name), entry) in world.forwards.entries() {
+    let (mut forwards, mut verdicts) = (Vec::new(), BTreeMap::new());
+    for ((namespace, name), entry) in store.forwards.entries() {
         let key = ForwardRef { namespace: namespace.clone(), name: name.clone() };
         let (meta, uid) = (entry.meta(), uid_of(entry));
-        if meta.deletion_timestamp.is_some() && !purpose.keep_deleted {
-            continue;
-        }
-        if purpose.uninstall {
-            verdicts.insert(key, Verdict::Refused(vec![uninstalled()]));
+        if meta.deletion_timestamp.is_some() && !retention.keep_deleted {
             continue;
         }
         let spec = if let Some(object) = entry.object() {
@@ -166,7 +125,7 @@ fn forwards(
             Some((pool, _)) if spec.mode != Mode::Apply => pool,
             _ => spec.pool.as_str(),
         };
-        if let Some(problem) = frozen_pool(world, pool, purpose) {
+        if let Some(problem) = frozen_pool(store, pool, retention) {
             let held = held.values().flat_map(|slice| &slice.forwards).find(|forward| forward.uid == uid);
             let verdict = match held {
                 Some(forward) => Verdict::Accepted(forward.hash.clone()),
@@ -179,129 +138,26 @@ fn forwards(
             verdicts.insert(key, verdict);
             continue;
         }
-        let created = meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
-        forwards.push(Forward { key, uid, generation: meta.generation.unwrap_or_default(), created, spec });
+        let (generation, created) = (meta.generation.unwrap_or_default(), created(meta));
+        forwards.push(Forward { key, uid, generation, created, spec });
     }
-    forwards
+    (forwards, verdicts)
 }
 
 fn uid_of<K: kube::Resource<DynamicType = ()>>(entry: &cache::Entry<K>) -> String {
     entry.meta().uid.clone().unwrap_or_default()
 }
 
-fn uninstalled() -> Problem {
-    Problem {
-        field: "spec".into(),
-        reason: Reason::Pending,
-        message: "Sallyport is uninstalled: no gateway carries any forward until it is installed again".into(),
-    }
-}
-
-fn unreadable(problem: &str) -> Problem {
-    Problem {
-        field: "spec".into(),
-        reason: Reason::UnsupportedValue,
-        message: format!("cannot be read by this version of the operator: {problem}; correct it, or upgrade"),
-    }
-}
-
 /// The addresses and labels of a Node.
-fn node_of(node: &Node) -> RulesetNode {
+fn node_of(node: &Node) -> policy::Node {
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    RulesetNode {
+    policy::Node {
         name: node.metadata.name.clone().unwrap_or_default(),
         labels: Some(node.metadata.labels.clone().unwrap_or_default()),
         addresses: addresses
             .filter(|address| address.type_ == "InternalIP")
             .filter_map(|address| address.address.parse().ok())
             .collect(),
-    }
-}
-
-/// Seconds since 1970 as the API writes them.
-pub fn time(seconds: i64) -> Option<Time> {
-    Timestamp::from_second(seconds).ok().map(Time)
-}
-
-/// Why the slices and nodes of a pool stay as they are: it cannot be read, or its definition was deleted.
-pub fn frozen_pool(world: &World, pool: &str, purpose: Purpose) -> Option<Problem> {
-    match world.pools.entry("", pool) {
-        _ if purpose.uninstall => None,
-        Some(entry) if entry.object().is_some() => None,
-        Some(entry) => Some(unreadable(entry.problem().unwrap_or_default())),
-        None if purpose.keep_pools => Some(Problem {
-            field: "spec.pool".into(),
-            reason: Reason::PoolNotFound,
-            message: format!("pool {pool} went with the definition of GatewayPool; apply both again"),
-        }),
-        None => None,
-    }
-}
-
-/// A forward enters a slice only once it has our finalizer, so that it cannot vanish while a node carries it.
-fn hold_first(world: &World, held: &BTreeMap<String, ForwardSliceSpec>, desired: &mut Desired) {
-    let has_finalizer = |key: &ForwardRef| {
-        world
-            .forwards
-            .entry(&key.namespace, &key.name)
-            .is_some_and(|entry| finalizers(entry).contains(&FINALIZER.to_owned()))
-    };
-    for (name, slice) in &mut desired.slices {
-        let before = slice.forwards.len();
-        let carried = |uid: &str| held.get(name).is_some_and(|slice| slice.forwards.iter().any(|f| f.uid == uid));
-        slice.forwards.retain(|forward| {
-            let free = !has_finalizer(&forward.r#ref);
-            if free {
-                desired.to_hold.insert(forward.r#ref.clone());
-            }
-            !free || carried(&forward.uid)
-        });
-        if slice.forwards.len() != before {
-            slice.hash = slice_hash(&slice.forwards);
-        }
-    }
-    desired
-        .slices
-        .retain(|name, slice| !slice.forwards.is_empty() || !slice.planned.is_empty() || held.contains_key(name));
-}
-
-/// The finalizers of an object.
-pub fn finalizers<K: kube::Resource<DynamicType = ()>>(entry: &cache::Entry<K>) -> &[String] {
-    entry.meta().finalizers.as_deref().unwrap_or_default()
-}
-
-/// A slice that vanished while nobody led is carried until it comes back: it does, with what is still wanted or empty.
-fn empty_what_is_lost(
-    world: &World,
-    held: &BTreeMap<String, ForwardSliceSpec>,
-    dead: &BTreeSet<String>,
-    desired: &mut Desired,
-) {
-    let hash = slice_hash(&[]);
-    let live = |gateway: &&Arc<GatewayNode>| !dead.contains(gateway.metadata.name.as_deref().unwrap_or_default());
-    for gateway in world.gateways.objects().filter(live) {
-        let observed = gateway.status.iter().flat_map(|status| &status.observed_slices);
-        for lost in observed.filter(|observed| observed.hash != hash && !held.contains_key(&observed.name)) {
-            desired.slices.entry(lost.name.clone()).or_insert_with(|| ForwardSliceSpec {
-                pool: gateway.spec.pool.clone(),
-                hash: hash.clone(),
-                forwards: Vec::new(),
-                planned: Vec::new(),
-            });
-        }
-    }
-}
-
-/// Lets go of forwards that are on their way out and on no live node.
-fn release(world: &World, history: &History, purpose: Purpose, desired: &mut Desired) {
-    for ((namespace, name), entry) in world.forwards.entries() {
-        let going = purpose.uninstall || (entry.meta().deletion_timestamp.is_some() && !purpose.keep_deleted);
-        if !going || !finalizers(entry).contains(&FINALIZER.to_owned()) {
-            continue;
-        }
-        if !history.may_be_carried(&uid_of(entry)) {
-            desired.to_release.insert(ForwardRef { namespace: namespace.clone(), name: name.clone() });
-        }
     }
 }
 

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::api::{Api, PostParams};
-use kube::{Client, Resource as _};
+use kube::Resource as _;
 use sallyport_api::gateway_node::{Drift, GatewayNode};
 use sallyport_api::names::OPERATOR_NAME;
-use sallyport_ruleset::digest::short_id;
+use sallyport_policy::digest::short_id;
+use sallyport_runtime::text::cut;
 
-use crate::controller::apply::Write;
 use crate::controller::cache::Cache;
-use crate::controller::status::shorten;
+use crate::controller::write::Write;
 
 /// Where events about objects without a namespace are.
 const NAMESPACE: &str = "default";
@@ -27,22 +26,22 @@ const OLD_SECONDS: i64 = 3600;
 
 /// For each node, the name of the event that told its last drift.
 #[derive(Debug, Default)]
-pub struct Drifts {
-    told: BTreeMap<String, Option<String>>,
+pub(crate) struct Drifts {
+    reported: BTreeMap<String, Option<String>>,
 }
 
 impl Drifts {
     /// The events that are still to be written at this time. A leader before may have written one: its name is the same.
-    pub fn writes(&mut self, gateways: &Cache<GatewayNode>, now: i64) -> Vec<Write> {
+    pub(crate) fn writes(&mut self, gateways: &Cache<GatewayNode>, now: i64) -> Vec<Write> {
         let mut writes = Vec::new();
         for gateway in gateways.objects() {
             let node = gateway.metadata.name.clone().unwrap_or_default();
             let drift = gateway.status.as_ref().and_then(|status| status.last_drift.as_ref());
             let name = drift.map(|drift| name(&node, drift));
             let is_old = drift.is_some_and(|drift| drift.time.0.as_second() + OLD_SECONDS < now);
-            let told = self.told.entry(node).or_insert_with(|| name.clone().filter(|_| is_old));
+            let reported = self.reported.entry(node).or_insert_with(|| name.clone().filter(|_| is_old));
             if let (Some(drift), Some(name)) = (drift, name)
-                && told.as_ref() != Some(&name)
+                && reported.as_ref() != Some(&name)
             {
                 writes.push(Write::Drift(Box::new(event(gateway, drift, name))));
             }
@@ -51,18 +50,9 @@ impl Drifts {
     }
 
     /// Takes in that an event is there.
-    pub fn told(&mut self, event: Event) {
+    pub(crate) fn reported(&mut self, event: Event) {
         let node = event.regarding.and_then(|about| about.name).unwrap_or_default();
-        self.told.insert(node, event.metadata.name);
-    }
-}
-
-/// Writes an event, unless whoever led before has.
-pub async fn tell(client: Client, event: &Event) -> Result<(), kube::Error> {
-    let params = PostParams { field_manager: Some(OPERATOR_NAME.into()), ..PostParams::default() };
-    match Api::<Event>::namespaced(client, NAMESPACE).create(&params, event).await {
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        outcome => outcome.map(drop),
+        self.reported.insert(node, event.metadata.name);
     }
 }
 
@@ -72,7 +62,7 @@ fn name(node: &str, drift: &Drift) -> String {
 
 /// Somebody had changed our rules on a gateway, and they are as they should be again.
 fn event(gateway: &GatewayNode, drift: &Drift, name: String) -> Event {
-    let mut note = shorten(drift.message.clone(), MAX_NOTE);
+    let mut note = cut(drift.message.as_str(), MAX_NOTE);
     note.truncate(note.floor_char_boundary(MAX_NOTE_BYTES));
     Event {
         metadata: ObjectMeta { namespace: Some(NAMESPACE.into()), name: Some(name), ..ObjectMeta::default() },
@@ -131,7 +121,7 @@ mod tests {
         let found = events(&mut drifts, &jump, "23:00");
         assert_eq!(found.len(), 1);
         assert_eq!(events(&mut drifts, &jump, "23:01"), found, "that it was written is not known");
-        drifts.told(found[0].clone());
+        drifts.reported(found[0].clone());
         assert_eq!(events(&mut drifts, &jump, "23:02"), []);
         // The same again later is another repair, and so is it on another node.
         let again = nodes(&[("gw1", drift(2, "jump")), ("gw2", drift(1, "jump"))]);

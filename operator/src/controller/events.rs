@@ -6,12 +6,13 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
 use sallyport_api::port_forward::{PlannedChange, PortForward};
 use sallyport_api::{ConditionType, Reason};
-use sallyport_ruleset::digest::short_id;
+use sallyport_policy::digest::short_id;
 use sallyport_runtime::tasks::Tasks;
+use sallyport_runtime::text::cut;
 use tokio::sync::mpsc;
 
-use crate::controller::apply::ForwardReport;
-use crate::controller::status::{names, shorten};
+use crate::controller::subject::names;
+use crate::controller::write::ForwardReport;
 
 /// Events that wait to be sent; more are dropped, since conditions hold the same.
 const WAITING: usize = 1024;
@@ -21,13 +22,13 @@ const MAX_NOTE: usize = 1000;
 
 /// Sends events, one after the other, beside everything else.
 #[derive(Clone, Debug)]
-pub struct Events {
+pub(crate) struct Events {
     queue: mpsc::Sender<(Event, ObjectReference)>,
 }
 
 impl Events {
     /// Starts sending for the replica called `identity`.
-    pub fn start(tasks: &mut Tasks, client: Client, identity: &str) -> Self {
+    pub(crate) fn start(tasks: &mut Tasks, client: Client, identity: &str) -> Self {
         let (queue, mut waiting) = mpsc::channel::<(Event, _)>(WAITING);
         let reporter = Reporter { controller: "sallyport-operator".into(), instance: Some(identity.into()) };
         tasks.spawn("events", async move {
@@ -42,7 +43,7 @@ impl Events {
     }
 
     /// Tells what is different from before, now that it is written.
-    pub fn tell(&self, report: &ForwardReport) {
+    pub(crate) fn record(&self, report: &ForwardReport) {
         let transitions = transitions(&report.before.conditions, &report.status.conditions);
         for event in transitions.into_iter().chain(plans(&report.before.plan, &report.status.plan)) {
             let about = ObjectReference {
@@ -58,13 +59,13 @@ impl Events {
     }
 
     /// Tells that something about an object needs somebody's attention.
-    pub fn warn(&self, about: ObjectReference, reason: &str, note: String) {
+    pub(crate) fn warn(&self, about: ObjectReference, reason: &str, note: String) {
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),
             // The recorder counts events of one action instead of recording them anew.
             action: format!("{reason}-{}", short_id(&note)),
-            note: Some(shorten(note, MAX_NOTE)),
+            note: Some(cut(note, MAX_NOTE)),
             secondary: None,
         };
         self.queue(event, about);
@@ -79,12 +80,13 @@ impl Events {
 
 /// An event for `Accepted` and `Programmed` whenever the reason changes; waiting is no news.
 fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Event> {
-    let told = [ConditionType::Accepted, ConditionType::Programmed];
+    let recorded = [ConditionType::Accepted, ConditionType::Programmed];
     let of = |list: &[Condition], about: ConditionType| {
         list.iter().find(|condition| condition.type_ == about.as_str()).cloned()
     };
     let accepted = of(new, ConditionType::Accepted).is_none_or(|accepted| accepted.status == "True");
-    told.into_iter()
+    recorded
+        .into_iter()
         .filter_map(|about| {
             let (now, before) = (of(new, about)?, of(old, about));
             let same = before.is_some_and(|before| before.reason == now.reason && before.status == now.status);
@@ -112,7 +114,7 @@ fn plans(old: &[PlannedChange], new: &[PlannedChange]) -> Vec<Event> {
             Event {
                 type_: EventType::Normal,
                 reason: Reason::Planned.as_str().to_owned(),
-                note: Some(shorten(format!("Apply would change {on}:\n{}", planned.change), MAX_NOTE)),
+                note: Some(cut(format!("Apply would change {on}:\n{}", planned.change), MAX_NOTE)),
                 // The recorder counts events of one action instead of recording them anew: each change is one by itself.
                 action: format!("Plan-{}", short_id(&planned.change)),
                 secondary: None,

@@ -1,30 +1,46 @@
 //! How nodes join and leave: configuration before the agent, a clean kernel before it goes.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Node;
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec, NodeState, ObservedNodeState};
 use sallyport_api::gateway_pool::{FirewallBackend, IpForward};
 use sallyport_api::names::{AGENT_LABEL, DEFAULT_POOL};
 
-use crate::controller::decide::{Desired, Purpose, frozen_pool};
-use crate::controller::observe::World;
+use crate::controller::store::Store;
 
-/// A node joins: configuration, then label. It leaves: retired, cleaned, label gone, configuration gone.
-pub fn gateways(world: &World, decided: BTreeMap<String, GatewayNodeSpec>, purpose: Purpose, desired: &mut Desired) {
+/// What should be of the nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Gateways {
+    /// The configuration of every gateway, those included that are being cleaned.
+    pub(crate) specs: BTreeMap<String, GatewayNodeSpec>,
+    /// Gateways that are clean, and can be forgotten.
+    pub(crate) done: BTreeSet<String>,
+    /// Nodes that an agent shall run on.
+    pub(crate) labelled: BTreeSet<String>,
+}
+
+/// A node joins: configuration, then label. It leaves: retired, cleaned, label gone, configuration gone. The nodes of a
+/// pool that is `frozen` stay as they are.
+pub(crate) fn gateways(
+    store: &Store,
+    decided: BTreeMap<String, GatewayNodeSpec>,
+    frozen: impl Fn(&str) -> bool,
+) -> Gateways {
+    let mut gateways = Gateways::default();
     let retired = |spec: &GatewayNodeSpec| GatewayNodeSpec { state: NodeState::Retired, ..spec.clone() };
-    for gateway in world.gateways.objects() {
+    for gateway in store.gateways.objects() {
         let name = gateway.metadata.name.clone().unwrap_or_default();
         let spec = &gateway.spec;
         let clean = is_clean(gateway);
         let wanted = match decided.get(&name) {
-            _ if frozen_pool(world, &spec.pool, purpose).is_some() => spec.clone(),
+            _ if frozen(&spec.pool) => spec.clone(),
             Some(wanted) if wanted.pool == spec.pool || clean => wanted.clone(),
             None if clean => {
-                let label_is_gone = world.nodes.get(&name).is_none_or(|node| !has_label(node));
+                let label_is_gone = store.nodes.get(&name).is_none_or(|node| !has_label(node));
                 if label_is_gone {
-                    desired.done_gateways.insert(name.clone());
+                    gateways.done.insert(name.clone());
                 }
                 spec.clone()
             }
@@ -32,22 +48,22 @@ pub fn gateways(world: &World, decided: BTreeMap<String, GatewayNodeSpec>, purpo
             _ => retired(spec),
         };
         if !clean || decided.contains_key(&name) {
-            desired.labelled.insert(name.clone());
+            gateways.labelled.insert(name.clone());
         }
-        desired.gateways.insert(name, wanted);
+        gateways.specs.insert(name, wanted);
     }
     for (name, spec) in decided {
         // Its agent runs already: the configuration has vanished and comes back.
-        if world.nodes.get(&name).is_some_and(|node| has_label(node)) {
-            desired.labelled.insert(name.clone());
+        if store.nodes.get(&name).is_some_and(|node| has_label(node)) {
+            gateways.labelled.insert(name.clone());
         }
-        desired.gateways.entry(name).or_insert(spec);
+        gateways.specs.entry(name).or_insert(spec);
     }
     // An agent runs where none is wanted and nothing says so: let it clean up before it goes.
-    for node in world.nodes.objects().filter(|node| has_label(node)) {
+    for node in store.nodes.objects().filter(|node| has_label(node)) {
         let name = node.metadata.name.clone().unwrap_or_default();
-        if let Entry::Vacant(vacant) = desired.gateways.entry(name) {
-            desired.labelled.insert(vacant.key().clone());
+        if let Entry::Vacant(vacant) = gateways.specs.entry(name) {
+            gateways.labelled.insert(vacant.key().clone());
             vacant.insert(GatewayNodeSpec {
                 pool: DEFAULT_POOL.to_owned(),
                 state: NodeState::Retired,
@@ -59,15 +75,16 @@ pub fn gateways(world: &World, decided: BTreeMap<String, GatewayNodeSpec>, purpo
             });
         }
     }
+    gateways
 }
 
 /// Whether a Node has the agent's label.
-pub fn has_label(node: &Node) -> bool {
+pub(crate) fn has_label(node: &Node) -> bool {
     node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(AGENT_LABEL))
 }
 
 /// Whether the agent reported that nothing of ours is left, in answer to the present configuration.
-pub fn is_clean(gateway: &GatewayNode) -> bool {
+pub(crate) fn is_clean(gateway: &GatewayNode) -> bool {
     let retired = gateway.spec.state == NodeState::Retired;
     gateway.status.as_ref().filter(|_| retired).is_some_and(|status| {
         status.state == Some(ObservedNodeState::Cleaned)

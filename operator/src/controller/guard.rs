@@ -13,15 +13,15 @@ use serde_json::Value;
 ///
 /// Like `kube::core::DeserializeGuard`, but an error names the field.
 #[derive(Clone, Debug)]
-pub struct DeserializeGuard<K>(pub Result<K, InvalidObject>);
+pub(crate) struct DeserializeGuard<K>(pub(crate) Result<K, InvalidObject>);
 
 /// An object that does not decode.
 #[derive(Clone, Debug)]
-pub struct InvalidObject {
+pub(crate) struct InvalidObject {
     /// What is wrong, with the path of the field in front.
-    pub error: String,
+    pub(crate) error: String,
     /// The metadata, which every object has.
-    pub metadata: ObjectMeta,
+    pub(crate) metadata: ObjectMeta,
 }
 
 impl<'de, K: DeserializeOwned> Deserialize<'de> for DeserializeGuard<K> {

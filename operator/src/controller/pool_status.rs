@@ -5,12 +5,13 @@ use sallyport_api::condition::upsert;
 use sallyport_api::gateway_node::ObservedNodeState;
 use sallyport_api::gateway_pool::{ForwardCounts, GatewayPoolStatus, PoolNodeCounts};
 use sallyport_api::{ConditionType, Reason};
-use sallyport_ruleset::validate::Problem;
+use sallyport_policy::validate::Problem;
 
-use crate::controller::status::{Gateway, count, first};
+use crate::controller::status::{count, first};
+use crate::controller::subject::Gateway;
 
 /// The status of a pool at `generation`, made from its old one.
-pub fn pool_status(
+pub(crate) fn pool_status(
     generation: Option<i64>,
     problems: &[Problem],
     gateways: &[Gateway<'_>],
@@ -33,12 +34,12 @@ pub fn pool_status(
                 (Reason::AgentUnreachable, format!("the agent on {} is silent: look at its pod", gateway.name))
             }
             Some(gateway) => {
-                let said = gateway
+                let message = gateway
                     .synced()
                     .map_or("its agent has not reported yet; if that lasts, look at its pod", |synced| {
                         synced.message.as_str()
                     });
-                (Reason::Pending, format!("{}: {said}", gateway.name))
+                (Reason::Pending, format!("{}: {message}", gateway.name))
             }
             None => (Reason::Ready, format!("{ready} of {} nodes carry all forwards", gateways.len())),
         },

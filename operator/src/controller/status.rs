@@ -10,65 +10,21 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use sallyport_api::condition::upsert;
 use sallyport_api::forward_slice::ForwardRef;
-use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
+use sallyport_api::gateway_node::GatewayNodeStatus;
 use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
 use sallyport_api::port_forward::{
     AddressValue, NodeCounts, PortForwardSpec, PortForwardStatus, Summary, TargetCounts,
 };
 use sallyport_api::{ConditionType, Mode, Reason, SourceNatMode};
-use sallyport_ruleset::decide::Verdict;
-use sallyport_ruleset::family::Family;
-use sallyport_ruleset::kept::spec_of;
-use sallyport_ruleset::validate::Problem;
+use sallyport_policy::decide::Verdict;
+use sallyport_policy::family::Family;
+use sallyport_policy::kept::spec_of;
+use sallyport_policy::validate::Problem;
+use sallyport_runtime::text;
 
-use crate::controller::carried::{Carries, History};
-use crate::controller::suspended::{self, Held, Standing};
-
-/// One gateway of a pool as its forwards see it.
-#[derive(Clone, Copy, Debug)]
-pub struct Gateway<'a> {
-    /// Name of the node.
-    pub name: &'a str,
-    /// Its configuration and report.
-    pub object: &'a GatewayNode,
-    /// Whether its agent is silent.
-    pub silent: bool,
-}
-
-impl<'a> Gateway<'a> {
-    /// The report, if the agent has ever read the kernel back.
-    pub fn report(&self) -> Option<&'a GatewayNodeStatus> {
-        self.object.status.as_ref().filter(|status| status.state.is_some())
-    }
-
-    /// The condition `Synced` of the report.
-    pub fn synced(&self) -> Option<&'a Condition> {
-        self.report()?.conditions.iter().find(|condition| condition.type_ == ConditionType::Synced.as_str())
-    }
-}
-
-/// A forward whose status is asked for.
-#[derive(Clone, Debug)]
-pub struct Subject<'a> {
-    /// Namespace and name.
-    pub key: &'a ForwardRef,
-    /// `metadata.uid`.
-    pub uid: &'a str,
-    /// `metadata.generation`.
-    pub generation: Option<i64>,
-    /// What it asks; `None` if that never could be read.
-    pub spec: Option<&'a PortForwardSpec>,
-    /// Why its newest form cannot be read, if it cannot.
-    pub unreadable: Option<&'a str>,
-    /// The verdict; `None` for one on its way out.
-    pub verdict: Option<&'a Verdict>,
-    /// When it expires or did.
-    pub expires_at: Option<Time>,
-    /// What the slices shall hold for it.
-    pub held: Held<'a>,
-    /// The gateways of the pool that it asks for; it may still be carried by those of another.
-    pub asked: &'a [Gateway<'a>],
-}
+use crate::controller::paused::{self, Paused};
+use crate::controller::rollout::{Readback, SliceRevisions};
+use crate::controller::subject::{Gateway, Subject, names};
 
 /// How far the gateways are with a forward.
 #[derive(Debug, Default)]
@@ -90,11 +46,11 @@ fn progress<'a>(
     subject: &Subject<'_>,
     want: Option<&str>,
     gateways: &[Gateway<'a>],
-    history: &History,
+    revisions: &SliceRevisions,
 ) -> Progress<'a> {
     let mut progress = Progress::default();
     progress.counts.desired = count(gateways.len());
-    let forward = history.find(subject.uid);
+    let forward = revisions.find(subject.uid);
     for gateway in gateways {
         let Some(report) = gateway.report() else {
             progress.starting.push(gateway.name);
@@ -104,19 +60,19 @@ fn progress<'a>(
         let current =
             gateway.synced().is_some_and(|synced| synced.observed_generation == gateway.object.metadata.generation);
         let carries = match &forward {
-            _ if !current => Carries::Unknown,
-            None => Carries::Nothing,
+            _ if !current => Readback::Unknown,
+            None => Readback::Nothing,
             Some(forward) => forward.on(report),
         };
-        let failure = (carries == Carries::Failed).then(|| failure_of(subject.key, gateway.name, report));
+        let failure = (carries == Readback::Failed).then(|| failure_of(subject.key, gateway.name, report));
         match &carries {
-            Carries::Unknown => {}
-            Carries::Hash(hash) => drop(progress.hashes.insert(Some(Arc::clone(hash)))),
+            Readback::Unknown => {}
+            Readback::Hash(hash) => drop(progress.hashes.insert(Some(Arc::clone(hash)))),
             // Its rules are there; it is another firewall that keeps them from working.
-            Carries::Failed if matches!(failure, Some((Reason::HostFirewallConflict, _))) => {
+            Readback::Failed if matches!(failure, Some((Reason::HostFirewallConflict, _))) => {
                 progress.hashes.insert(want.map(Arc::from));
             }
-            Carries::Nothing | Carries::Failed => drop(progress.hashes.insert(None)),
+            Readback::Nothing | Readback::Failed => drop(progress.hashes.insert(None)),
         }
         if gateway.silent {
             progress.silent.push(gateway.name);
@@ -129,8 +85,8 @@ fn progress<'a>(
             continue;
         }
         match carries {
-            Carries::Hash(hash) if Some(&*hash) == want => progress.counts.programmed += 1,
-            Carries::Failed => {
+            Readback::Hash(hash) if Some(&*hash) == want => progress.counts.programmed += 1,
+            Readback::Failed => {
                 progress.counts.failed += 1;
                 progress.failure = progress.failure.or(failure);
             }
@@ -172,15 +128,15 @@ fn trouble(node: &str, synced: &Condition) -> Option<(Reason, String)> {
     serious.then(|| (reason, format!("{node}: {}", synced.message)))
 }
 
-fn reason_of(word: &str) -> Reason {
-    Reason::ALL.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Reason::NodeFailed)
+fn reason_of(name: &str) -> Reason {
+    Reason::ALL.into_iter().find(|reason| reason.as_str() == name).unwrap_or(Reason::NodeFailed)
 }
 
 /// The status of one forward, made from its old one so that what did not change keeps its times.
-pub fn forward_status(
+pub(crate) fn forward_status(
     subject: &Subject<'_>,
     gateways: &[Gateway<'_>],
-    history: &History,
+    revisions: &SliceRevisions,
     old: &PortForwardStatus,
     now: &Time,
 ) -> PortForwardStatus {
@@ -190,10 +146,10 @@ pub fn forward_status(
         _ => None,
     };
     let mode = subject.spec.map_or(Mode::Apply, |spec| spec.mode);
-    let kept = subject.held.forward.filter(|_| mode != Mode::Apply);
-    let held = if mode == Mode::Apply { want } else { kept.map(|(_, forward)| forward.hash.as_str()) };
-    let progress = progress(subject, held, gateways, history);
-    status.plan = suspended::plan(subject, want);
+    let paused = subject.held.forward.filter(|_| mode != Mode::Apply);
+    let held = if mode == Mode::Apply { want } else { paused.map(|(_, forward)| forward.hash.as_str()) };
+    let progress = progress(subject, held, gateways, revisions);
+    status.plan = paused::plan(subject, want);
     let accepted = match (subject.verdict, subject.unreadable) {
         (Some(Verdict::Accepted(_)), Some(problem)) => Some((
             Reason::UnsupportedValue,
@@ -205,15 +161,15 @@ pub fn forward_status(
         (Some(Verdict::Accepted(_)), None) => {
             Some((Reason::Accepted, "valid, granted, and holds its ports".to_owned()))
         }
-        (Some(Verdict::Refused(problems)), _) => problems.first().map(|first| (first.reason, said(problems))),
+        (Some(Verdict::Refused(problems)), _) => problems.first().map(|first| (first.reason, summarize(problems))),
         (None, _) => None,
     };
     let programmed = match (&accepted, want) {
         (None, _) => leaving(&progress),
         (Some(_), want) if mode != Mode::Apply && (held.is_some() || want.is_some()) => {
             let carried = progress.hashes.iter().any(Option::is_some);
-            let standing = Standing { mode, want, held, carried, kept: verified(&progress) };
-            standing.programmed(subject, &status.plan)
+            let paused = Paused { mode, want, held, carried, progress: verified(&progress) };
+            paused.programmed(subject, &status.plan)
         }
         (Some((reason, _)), None) if progress.hashes.iter().any(Option::is_some) => {
             (*reason, "not accepted: it is being taken off the gateways".to_owned())
@@ -243,8 +199,8 @@ pub fn forward_status(
         status.applied_hash = same.map(|hash| hash.to_string());
     }
     status.nodes = Some(progress.counts);
-    let spec_of_kept = kept.map(|(pool, forward)| spec_of(pool, &forward.intent));
-    let in_force = if mode == Mode::Apply { subject.spec.filter(|_| want.is_some()) } else { spec_of_kept.as_ref() };
+    let spec_of_held = paused.map(|(pool, forward)| spec_of(pool, &forward.intent));
+    let in_force = if mode == Mode::Apply { subject.spec.filter(|_| want.is_some()) } else { spec_of_held.as_ref() };
     (status.addresses, status.source_addresses) = match in_force {
         Some(spec) => (listening(spec, gateways), leaving_from(spec, gateways)),
         None => (Vec::new(), Vec::new()),
@@ -255,8 +211,8 @@ pub fn forward_status(
     status
 }
 
-fn said(problems: &[Problem]) -> String {
-    shorten(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "), 1024)
+fn summarize(problems: &[Problem]) -> String {
+    text::cut(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "), 1024)
 }
 
 /// Where an accepted forward stands.
@@ -317,16 +273,6 @@ fn leaving(progress: &Progress<'_>) -> (Reason, String) {
     (Reason::AgentUnreachable, message)
 }
 
-/// The first three names, and how many more there are.
-pub fn names(all: &[&str]) -> String {
-    match all {
-        [first, second, third, rest @ ..] if !rest.is_empty() => {
-            format!("{first}, {second}, {third} and {} more", rest.len())
-        }
-        few => few.join(", "),
-    }
-}
-
 /// The families that a forward's targets are of.
 fn families(spec: &PortForwardSpec) -> BTreeSet<Family> {
     spec.targets.iter().filter_map(|target| Some(Family::of(target.ip.parse().ok()?))).collect()
@@ -362,7 +308,7 @@ fn draining(uid: &str, gateways: &[Gateway<'_>]) -> i32 {
 }
 
 /// The first addresses, sorted, each once.
-pub fn first(addresses: impl Iterator<Item = IpAddr>) -> Vec<AddressValue> {
+pub(crate) fn first(addresses: impl Iterator<Item = IpAddr>) -> Vec<AddressValue> {
     let sorted: BTreeSet<IpAddr> = addresses.collect();
     sorted.into_iter().take(MAX_ADDRESSES).map(|value| AddressValue { value }).collect()
 }
@@ -398,22 +344,12 @@ fn summary(spec: &PortForwardSpec, counts: &NodeCounts, hash: Option<&str>) -> S
 }
 
 /// The first three, and how many more there are.
-fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
-    let more = items.len().saturating_sub(3);
-    let mut text = items.take(3).collect::<Vec<_>>().join(",");
-    if more > 0 {
-        text += &format!(" and {more} more");
-    }
-    shorten(text, 256)
-}
-
-/// Cuts a text to so many characters.
-pub fn shorten(text: String, most: usize) -> String {
-    if text.chars().count() <= most { text } else { text.chars().take(most - 1).chain(['…']).collect() }
+fn listed(items: impl Iterator<Item = String>) -> String {
+    text::cut(text::listed(items, 3, ",", " and "), 256)
 }
 
 /// A number of things, for a status.
-pub fn count(number: usize) -> i32 {
+pub(crate) fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
 

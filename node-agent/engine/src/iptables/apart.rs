@@ -16,7 +16,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use sallyport_ruleset::drift::shortened;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{InstalledTable, UNREADABLE};
-use sallyport_ruleset::rule::{Table, is_ours};
+use sallyport_ruleset::rule::{Line, Table, is_ours};
 
 use super::{Variant, vacant};
 use crate::command;
@@ -68,7 +68,7 @@ pub(super) async fn read(variant: Variant, family: Family, table: Table, why: &s
         let rules = match show(variant, family, table, chain).await? {
             Ok(text) => rules(&text, chain),
             // Somebody put a rule into it that iptables cannot read either.
-            Err(_) => vec![UNREADABLE.to_owned()],
+            Err(_) => vec![Line::read(UNREADABLE)],
         };
         ours.insert(chain.clone(), rules);
     }
@@ -87,7 +87,7 @@ pub(super) fn mark_native(read: &mut InstalledTable, family: Family, table: Tabl
             continue;
         }
         if is_ours(&rule.chain) {
-            read.ours.insert(rule.chain, vec![UNREADABLE.to_owned()]);
+            read.ours.insert(rule.chain, vec![Line::read(UNREADABLE)]);
         } else if let Some(text) = read.foreign.get_mut(&rule.chain).and_then(|rules| rules.get_mut(number)) {
             text.insert_str(0, &format!("[{}] ", rule.handle));
         }
@@ -258,8 +258,8 @@ async fn has_jump(
 }
 
 /// The rules of `chain` in what `-S` prints.
-fn rules(text: &str, chain: &str) -> Vec<String> {
-    let rule = |line: &str| line.strip_prefix("-A ")?.strip_prefix(chain)?.strip_prefix(' ').map(str::to_owned);
+fn rules(text: &str, chain: &str) -> Vec<Line> {
+    let rule = |line: &str| line.strip_prefix("-A ")?.strip_prefix(chain)?.strip_prefix(' ').map(Line::read);
     text.lines().filter_map(rule).collect()
 }
 
@@ -417,6 +417,6 @@ mod tests {
     #[test]
     fn the_rules_of_one_chain_are_those_behind_its_own_name() {
         let text = "-N SALLY-M\n-A SALLY-M -j RETURN\n-A SALLY-MT -j ACCEPT\n";
-        assert_eq!(rules(text, "SALLY-M"), ["-j RETURN"]);
+        assert_eq!(rules(text, "SALLY-M"), [Line::read("-j RETURN")]);
     }
 }

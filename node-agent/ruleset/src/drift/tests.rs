@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::installed::Installed;
+use crate::plan::plan;
+use crate::rivals::tests::packets;
+use crate::rule::Ruleset;
 
 const OURS: &str = "*nat
 :PREROUTING ACCEPT [0:0]
@@ -18,13 +21,18 @@ fn installed(text: &str) -> InstalledRuleset {
     InstalledRuleset { v4: Installed::parse(text), ..InstalledRuleset::default() }
 }
 
+/// What of `installed` is not as `desired`.
+fn found(desired: &Ruleset, installed: &InstalledRuleset) -> Vec<Difference> {
+    differences(&plan(desired, &packets(), installed), installed)
+}
+
 /// What is told once `from` has become `to` in a kernel that was as it should be.
 fn after(from: &str, to: &str) -> Vec<(Kind, String)> {
     let ours = installed(OURS).ours();
     let text = OURS.replace(from, to);
     assert_ne!(text, OURS, "nothing was done");
     // The rules of OUTPUT are not in the text: not what is told here.
-    let found = differences(&ours, &installed(&text));
+    let found = found(&ours, &installed(&text));
     found.into_iter().filter(|found| !found.text.contains("OUTPUT")).map(|found| (found.kind, found.text)).collect()
 }
 
@@ -88,9 +96,9 @@ fn what_was_done_is_named() {
 fn a_missing_chain_and_a_jump_that_leads_nowhere_wanted_are_named() {
     let nothing = InstalledRuleset::default();
     let ours = installed(OURS);
-    let text = told(&differences(&ours.ours(), &nothing));
+    let text = told(&found(&ours.ours(), &nothing));
     assert!(text.starts_with("IPv4 nat SALLY-MT: the chain is missing; IPv4 nat SALLY-PRE: the chain is missing; "));
-    let text = told(&differences(&nothing.ours(), &ours));
+    let text = told(&found(&nothing.ours(), &ours));
     assert!(text.contains("IPv4 nat PREROUTING: the jump to SALLY-PRE should not be there"), "{text}");
 }
 

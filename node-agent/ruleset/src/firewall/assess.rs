@@ -8,14 +8,14 @@ use std::fmt;
 
 use ipnet::IpNet;
 use sallyport_api::condition::Reason;
-use sallyport_api::forward_slice::{ForwardRef, SliceForward};
+use sallyport_api::forward_slice::ForwardRef;
 
-use crate::compile::{Compiled, Failure};
 use crate::family::Family;
 use crate::firewall::lane::{anything, lanes};
 use crate::firewall::remedy::{Conflict, conflict, passes_soon};
 use crate::firewall::walk::{Fate, fate};
 use crate::firewall::{BaseChain, FirewallTable, HostFirewall};
+use crate::table::{Failure, ForwardingTable};
 
 /// What the host's own firewalls do with the packets of forwards.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,32 +78,26 @@ fn some(conflicts: &[Conflict]) -> String {
     named.join("; and by ") + &more
 }
 
-/// Follows every forward of `compiled` through `firewall`; without forwards, any that might come.
+/// Follows every forward of `forwarding` through `firewall`; without forwards, any that might come.
 ///
 /// `interface` says through which interface hosts of a network are reached, where all of them are reached through one.
 #[must_use]
 pub fn assess(
     firewall: &HostFirewall,
-    compiled: &Compiled,
-    forwards: &[&SliceForward],
+    forwarding: &ForwardingTable<'_>,
     interface: &dyn Fn(IpNet) -> Option<String>,
 ) -> Assessment {
     let mut found = Assessment { unread: firewall.unread.clone(), mixed: firewall.is_mixed(), ..Assessment::default() };
-    let forwards: Vec<&SliceForward> = forwards
-        .iter()
-        .copied()
-        .filter(|forward| compiled.failures.iter().all(|failure| failure.forward != forward.r#ref))
-        .collect();
     let mut blocked: BTreeMap<&ForwardRef, String> = BTreeMap::new();
     for table in &firewall.tables {
         for base in &table.base {
             let mut worst = (Fate::Pass, None);
             for family in table.families.iter().copied() {
-                if !may_drop(table, base, family, compiled) {
+                if !may_drop(table, base, family, forwarding) {
                     continue;
                 }
                 let mut any = false;
-                for lane in forwards.iter().flat_map(|forward| lanes(forward, family, &compiled.listen, interface)) {
+                for lane in forwarding.by_forward(family).flat_map(|bindings| lanes(bindings, interface)) {
                     any = true;
                     let fate = lane.fate(table, base);
                     if fate == Fate::Dropped && !passes_soon(table) {
@@ -115,7 +109,7 @@ pub fn assess(
                     }
                 }
                 // A family in which the node listens nowhere is nobody's concern yet.
-                let listens = compiled.listen.iter().any(|ip| Family::of(*ip) == family);
+                let listens = forwarding.listen.iter().any(|ip| Family::of(*ip) == family);
                 if !any && listens {
                     let fate = [false, true].into_iter().map(|reply| fate(table, base, &anything(family, base, reply)));
                     let fate = fate.max().unwrap_or(Fate::Pass);
@@ -144,10 +138,9 @@ pub fn assess(
 
 /// Whether any packet that a forward could have might be dropped: most chains are done with here, whatever the number
 /// of forwards.
-fn may_drop(table: &FirewallTable, base: &BaseChain, family: Family, compiled: &Compiled) -> bool {
+fn may_drop(table: &FirewallTable, base: &BaseChain, family: Family, forwarding: &ForwardingTable<'_>) -> bool {
     // Our own accept comes into being with the first forward.
-    let nothing_yet = compiled.ruleset.family(family).is_empty();
-    if table.holds_our_accept() && nothing_yet {
+    if table.holds_our_accept() && forwarding.is_empty(family) {
         return false;
     }
     [false, true].into_iter().any(|reply| fate(table, base, &anything(family, base, reply)) != Fate::Pass)

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use sallyport_api::forward_slice::{ForwardRef, SliceForward};
-use sallyport_api::intent::IntentPort;
+use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_api::{Protocol, SourceNatMode};
 
@@ -14,6 +13,7 @@ use crate::firewall::packet::Packet;
 use crate::firewall::walk::{Fate, fate};
 use crate::firewall::{BaseChain, FirewallTable, Hook, State, range_of};
 use crate::rule::protocol_name;
+use crate::table::Binding;
 
 /// Priority at which connection tracking begins (`NF_IP_PRI_CONNTRACK`, `include/uapi/linux/netfilter_ipv4.h`).
 const CONNTRACK: i32 = -200;
@@ -75,42 +75,32 @@ pub(super) struct Lane<'a> {
     source_nat: SourceNatMode,
 }
 
-pub(super) fn lanes<'a>(
-    forward: &'a SliceForward,
-    family: Family,
-    listen: &[IpAddr],
-    interface: &dyn Fn(IpNet) -> Option<String>,
-) -> Vec<Lane<'a>> {
-    let intent = &forward.intent;
-    let here =
-        |ip: &&IpAddr| Family::of(**ip) == family && (intent.addresses.is_empty() || intent.addresses.contains(ip));
-    let listen: Vec<_> = listen.iter().filter(here).map(|ip| *ip..=*ip).collect();
-    if listen.is_empty() {
-        return Vec::new();
-    }
-    let allowed = || intent.allow.iter().copied().filter(|net| Family::of(net.addr()) == family);
-    let clients: Vec<_> = allowed().map(range_of).collect();
-    let client_side: Option<Vec<String>> = allowed().map(interface).collect();
-    let targets = intent.targets.iter().filter(|target| Family::of(target.ip) == family && target.weight > 0);
-    targets
-        .flat_map(|target| {
-            let target_side = interface(target.ip.into()).map(|name| vec![name]);
-            let lane = |port: &IntentPort| Lane {
-                forward: &forward.r#ref,
-                family,
+/// The lanes of one forward, whose `bindings` of one family these are.
+pub(super) fn lanes<'a>(bindings: &[Binding<'a>], interface: &dyn Fn(IpNet) -> Option<String>) -> Vec<Lane<'a>> {
+    let Some(first) = bindings.first() else { return Vec::new() };
+    let clients: Vec<_> = first.allowed().map(range_of).collect();
+    let client_side: Option<Vec<String>> = first.allowed().map(interface).collect();
+    let mut lanes = Vec::new();
+    for target in first.targets().filter(|target| target.weight > 0) {
+        let target_side = interface(target.ip.into()).map(|name| vec![name]);
+        for bindings in bindings.chunk_by(|a, b| a.port == b.port) {
+            let port = bindings[0].port;
+            lanes.push(Lane {
+                forward: &first.forward.r#ref,
+                family: first.family(),
                 protocol: port.protocol,
                 clients: clients.clone(),
                 client_side: client_side.clone(),
-                listen: listen.clone(),
+                listen: bindings.iter().map(|binding| binding.listen..=binding.listen).collect(),
                 listen_port: port.port..=port.end_port,
                 target: target.ip,
                 target_side: target_side.clone(),
                 target_port: port.target_port..=port.target_port + (port.end_port - port.port),
-                source_nat: intent.source_nat,
-            };
-            intent.ports.iter().map(lane).collect::<Vec<_>>()
-        })
-        .collect()
+                source_nat: first.source_nat(),
+            });
+        }
+    }
+    lanes
 }
 
 impl Lane<'_> {

@@ -1,11 +1,10 @@
 //! Which connections end, and which bypass their forward.
 
-use sallyport_api::condition::Reason;
 use sallyport_api::names::MARK_MASQUERADE;
 use sallyport_api::testing::Forward;
 
 use super::*;
-use crate::compile::Failure;
+use crate::table::bindings;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -31,8 +30,11 @@ fn forward() -> SliceForward {
     forward
 }
 
-fn compiled() -> Compiled {
-    Compiled { listen: vec![ip("10.30.1.78"), ip("fd00:30::78")], ..Compiled::default() }
+/// The table of a node with these two addresses.
+fn table<'a>(forwards: &[&'a SliceForward]) -> ForwardingTable<'a> {
+    let listen = [ip("10.30.1.78"), ip("fd00:30::78")];
+    let bindings = forwards.iter().flat_map(|forward| bindings(forward, &listen)).collect();
+    ForwardingTable { listen: listen.into(), bindings, failures: Vec::new() }
 }
 
 /// A connection of ours from `client` to `listen`, answered by `server`.
@@ -80,11 +82,10 @@ ended  132 10.30.1.80   10.30.1.78:3306     10.30.1.79:3306     another protocol
 
 #[test]
 fn a_flow_ends_with_what_allowed_it() {
-    let compiled = compiled();
     for on_target_removed in [OnTargetRemoved::Drain, OnTargetRemoved::Sever] {
         let mut forward = forward();
         forward.intent.on_target_removed = on_target_removed;
-        let allowed = Allowed::new(&compiled, &[&forward]);
+        let allowed = Allowed::new(&table(&[&forward]));
         for row in FATES.lines() {
             let words: Vec<&str> = row.split_whitespace().collect();
             let flow = flow(words[1].parse().unwrap(), words[2], words[3], words[4]);
@@ -102,8 +103,7 @@ fn a_flow_ends_with_what_allowed_it() {
 
 #[test]
 fn flows_of_others_are_left_alone() {
-    let compiled = compiled();
-    let allowed = Allowed::new(&compiled, &[]);
+    let allowed = Allowed::new(&table(&[]));
     let ours = flow(TCP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306");
     assert!(allowed.forbids(&ours));
     let others = [
@@ -121,9 +121,7 @@ fn flows_of_others_are_left_alone() {
 #[test]
 fn a_forward_without_rules_here_allows_nothing() {
     let forward = forward();
-    let failure = Failure { forward: forward.r#ref.clone(), reason: Reason::InvalidTarget, message: String::new() };
-    let compiled = Compiled { failures: vec![failure], ..compiled() };
-    let allowed = Allowed::new(&compiled, &[&forward]);
+    let allowed = Allowed::new(&table(&[&forward]).only(|_| false));
     assert!(allowed.forbids(&flow(TCP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306")));
     assert!(!allowed.any_udp());
 }
@@ -132,16 +130,15 @@ fn a_forward_without_rules_here_allows_nothing() {
 fn only_the_listed_addresses_of_a_forward_count() {
     let mut forward = forward();
     forward.intent.addresses = vec![ip("fd00:30::78")];
-    let compiled = compiled();
-    let allowed = Allowed::new(&compiled, &[&forward]);
+    let allowed = Allowed::new(&table(&[&forward]));
     assert!(allowed.forbids(&flow(TCP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306")));
     assert!(!allowed.forbids(&flow(TCP, "fd00:30::80", "[fd00:30::78]:3306", "[fd00:30::79]:3306")));
 }
 
 #[test]
 fn udp_from_before_the_forward_bypasses_it() {
-    let (compiled, forward) = (compiled(), forward());
-    let allowed = Allowed::new(&compiled, &[&forward]);
+    let forward = forward();
+    let allowed = Allowed::new(&table(&[&forward]));
     let stale = Flow { mark: 0, dnat: false, ..flow(UDP, "10.30.1.80", "10.30.1.78:8003", "10.30.1.78:8003") };
     assert!(allowed.any_udp() && allowed.bypasses(&stale));
     let at = |text: &str| Tuple { dst: text.parse().unwrap(), ..stale.original };

@@ -1,6 +1,13 @@
 //! The order of a plan, and the place of our jumps.
 
 use super::*;
+use crate::restore::restore;
+use crate::rivals::tests::packets;
+
+/// The change to `desired` as text, if there is any.
+fn planned(desired: &Ruleset, installed: &InstalledRuleset) -> Option<String> {
+    restore(&plan(desired, &packets(), installed), Family::V4)
+}
 
 /// Our smallest rule set, with `before` and `after` around our jump in PREROUTING.
 fn installed(before: &str, after: &str) -> InstalledRuleset {
@@ -15,23 +22,24 @@ fn installed(before: &str, after: &str) -> InstalledRuleset {
 #[test]
 fn nothing_is_planned_where_nothing_differs() {
     let installed = installed("", "-A PREROUTING -j DROP\n");
-    assert!(plan(&installed.ours(), &installed, false).is_empty());
+    assert_eq!(plan(&installed.ours(), &packets(), &installed), []);
 }
 
 #[test]
 fn the_jump_moves_only_before_a_rule_that_takes_from_us() {
     let harmless = installed("-A PREROUTING -p udp -j ACCEPT\n", "");
-    assert!(plan(&harmless.ours(), &harmless, false).is_empty());
+    assert_eq!(planned(&harmless.ours(), &harmless), None);
     let taking = installed("-A PREROUTING -p tcp -j ACCEPT\n", "");
-    let moved = plan(&taking.ours(), &taking, false);
-    assert_eq!(moved.v4.unwrap(), "*nat\n-D PREROUTING -j SALLY-PRE\n-I PREROUTING 1 -j SALLY-PRE\nCOMMIT\n");
-    assert!(plan(&taking.ours(), &taking, true).is_empty(), "who yields does not move");
+    let ops = plan(&taking.ours(), &packets(), &taking);
+    let text = restore(&ops, Family::V4).unwrap();
+    assert_eq!(text, "*nat\n-D PREROUTING -j SALLY-PRE\n-I PREROUTING 1 -j SALLY-PRE\nCOMMIT\n");
+    assert!(ops.iter().all(Op::is_move), "who yields does nothing");
 }
 
 #[test]
 fn of_two_jumps_neither_is_trusted() {
     let twice = installed("", "-A PREROUTING -j ACCEPT\n-A PREROUTING -j SALLY-PRE\n");
-    let batch = plan(&twice.ours(), &twice, false).v4.unwrap();
+    let batch = planned(&twice.ours(), &twice).unwrap();
     assert_eq!(batch.matches("-D PREROUTING -j SALLY-PRE\n").count(), 2, "{batch}");
     assert!(batch.ends_with("-I PREROUTING 1 -j SALLY-PRE\nCOMMIT\n"), "{batch}");
 }
@@ -40,21 +48,21 @@ fn of_two_jumps_neither_is_trusted() {
 fn translation_stops_before_acceptance_when_going_away() {
     let mut going = installed("", "");
     going.v4.filter = Installed::parse("*filter\n-A FORWARD -j SALLY-FWD\n:SALLY-FWD - [0:0]\nCOMMIT\n").filter;
-    let batch = plan(&Ruleset::default(), &going, false).v4.unwrap();
+    let batch = planned(&Ruleset::default(), &going).unwrap();
     assert!(batch.find("*nat") < batch.find("*filter"), "{batch}");
-    let coming = plan(&going.ours(), &InstalledRuleset::default(), false).v4.unwrap();
+    let coming = planned(&going.ours(), &InstalledRuleset::default()).unwrap();
     assert!(coming.find("*filter") < coming.find("*nat"), "{coming}");
 }
 
 #[test]
 fn a_chain_that_somebody_else_uses_is_emptied_instead_of_deleted() {
     let used = installed("-A PREROUTING -i eth0 -j SALLY-PRE\n", "");
-    assert!(plan(&Ruleset::default(), &used, false).v4.unwrap().contains(":SALLY-PRE - [0:0]\n"));
+    assert!(planned(&Ruleset::default(), &used).unwrap().contains(":SALLY-PRE - [0:0]\n"));
     for foreign in ["-A PREROUTING -i eth0 -j SALLY-PRE\n", "-A CUSTOM -j SALLY-PRE\n", "-A PREROUTING -j SALLY-POST\n"]
     {
         let chain = foreign.trim().rsplit(' ').next().unwrap();
         let used = installed("", foreign);
-        let batch = plan(&Ruleset::default(), &used, false).v4.unwrap();
+        let batch = planned(&Ruleset::default(), &used).unwrap();
         assert!(!batch.contains(&format!("-X {chain}\n")), "{batch}");
         assert!(!batch.contains(foreign.trim_start_matches("-A ")), "{batch}");
     }

@@ -1,20 +1,14 @@
 //! Rules as docker, kube-proxy and ufw write them, ahead of our jumps.
 
 use super::*;
-use crate::installed::Installed;
 
-const OURS: &str = "*nat
-:SALLY-MT - [0:0]
-:SALLY-MU - [0:0]
--A SALLY-MT -p tcp -m tcp --dport 2048:4095 -g SALLY-MT-2048-4095
--A SALLY-MT-2048-4095 -s 10.30.1.80/32 -d 10.30.1.78/32 -p tcp -m tcp --dport 3306 -j DNAT --to-destination 10.30.1.79
--A SALLY-MT-2048-4095 -d 10.30.1.78/32 -p tcp -m tcp --dport 3400:3409 -j SALLY-S-0123456789abcdef
--A SALLY-D-0123456789abcdef -p tcp -m tcp --dport 3400:3409 -j DNAT --to-destination 10.30.1.81
-COMMIT
-";
-
-fn ours() -> Rules {
-    Rules { nat: Installed::parse(OURS).nat.ours, ..Rules::default() }
+/// 3306 to 10.30.1.79 and 3400-3409 to 10.30.1.81, on 10.30.1.78.
+pub(crate) fn packets() -> Packets {
+    let seen = |to: &[&str]| Seen {
+        to: to.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ports: [("tcp", [(3306, 3306), (3400, 3409)].into())].into(),
+    };
+    Packets { v4: [seen(&["10.30.1.78"]), seen(&["10.30.1.79", "10.30.1.81"])], v6: Default::default() }
 }
 
 /// Whether the rules `before` our jump in `builtin` take something of ours, with the chains of `others`.
@@ -25,7 +19,7 @@ fn takes(table: Table, builtin: &str, before: &[&str], others: &[(&str, &[&str])
     for (chain, rules) in others {
         there.foreign.insert((*chain).to_owned(), owned(rules));
     }
-    taker(&ours(), table, &there, builtin, before.len()).is_some()
+    taker(&packets(), Family::V4, table, &there, builtin, before.len()).is_some()
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What may stand in a batch, written down anew: nothing that anybody wrote can look like one of its lines.
+//! What may stand in the text of a change, written down anew: nothing that anybody wrote can look like one of its lines.
 
 use std::sync::LazyLock;
 
@@ -6,6 +6,8 @@ use regex::RegexSet;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::{plan, render};
+use sallyport_ruleset::restore::restore;
+use sallyport_ruleset::rivals::Packets;
 use sallyport_ruleset::rule::Ruleset;
 
 use super::kernel::Kernel;
@@ -40,24 +42,24 @@ static GRAMMAR: LazyLock<RegexSet> = LazyLock::new(|| {
     .unwrap()
 });
 
-/// Checks that a kernel takes the batch that installs `ruleset`, and that neither it nor the batch that removes it says
+/// Checks that a kernel takes the change that installs `ruleset`, and that neither it nor the one that removes it says
 /// anything but what the grammar knows.
-pub fn batches_are_clean(ruleset: &Ruleset) -> Result<(), String> {
+pub fn changes_are_clean(ruleset: &Ruleset) -> Result<(), String> {
     let mut installed = InstalledRuleset::default();
-    let batch = render(ruleset);
+    let ops = render(ruleset);
     for family in Family::BOTH {
-        let Some(text) = batch.family(family) else { continue };
+        let Some(text) = restore(&ops, family) else { continue };
         let mut kernel = Kernel::default();
-        kernel.restore(text)?;
+        kernel.restore(&text)?;
         *installed.family_mut(family) = Installed::parse(&kernel.save());
     }
     if installed.ours() != *ruleset {
         return Err(format!("the kernel holds something else: {installed:?}"));
     }
-    let removal = plan(&Ruleset::default(), &installed, false);
-    let texts = Family::BOTH.into_iter().flat_map(|family| [batch.family(family), removal.family(family)]);
-    for line in texts.flatten().flat_map(|text| text.split('\n')).filter(|line| !line.is_empty()) {
-        if !GRAMMAR.is_match(line) {
+    let removal = plan(&Ruleset::default(), &Packets::default(), &installed);
+    let texts = Family::BOTH.into_iter().flat_map(|family| [restore(&ops, family), restore(&removal, family)]);
+    for text in texts.flatten() {
+        if let Some(line) = text.split('\n').find(|line| !line.is_empty() && !GRAMMAR.is_match(line)) {
             return Err(format!("no line of ours: {line:?}"));
         }
     }

@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use sallyport_ruleset::rule::Table;
+use sallyport_ruleset::plan::Step;
+use sallyport_ruleset::rule::{Line, Table};
 
 use super::*;
-use crate::converge::Report;
-use crate::converge::fake::{Kernel, forward, intents, local};
-use crate::state::{Carried, StateDir};
+use crate::converge::fake::{Kernel, forward, intents, local, rules_of};
+use crate::converge::{Error, Report};
+use crate::intents::Carried;
+use crate::state::StateDir;
+use crate::waiting::Waiting;
 
 /// A converger over a kernel, beside a fresh state directory.
 struct Scene {
@@ -29,7 +32,9 @@ impl Scene {
     }
 
     async fn try_pass(&mut self, text: &str) -> Result<Report, Error> {
-        self.converger.converge(&Rc::new(intents(text)), &local(), &self.state, 0).await
+        self.converger
+            .converge(&Rc::new(intents(text)), Waiting::default(), &NodeFacts::of(&local(), 0), &self.state)
+            .await
     }
 
     async fn pass(&mut self, text: &str) -> Report {
@@ -65,8 +70,8 @@ impl Scene {
 }
 
 fn ports(ours: &Ruleset) -> BTreeSet<u16> {
-    let rules = ours.v4.nat.values().flatten().filter(|rule| rule.contains("-j DNAT "));
-    let port = |rule: &String| rule.split_once("--dport ")?.1.split(' ').next()?.parse().ok();
+    let rules = ours.v4.nat.values().flatten().filter(|rule| rule.as_str().contains("-j DNAT "));
+    let port = |rule: &Line| rule.as_str().split_once("--dport ")?.1.split(' ').next()?.parse().ok();
     rules.filter_map(port).collect()
 }
 
@@ -132,7 +137,7 @@ async fn a_hundred_jumps_of_an_older_agent_go_with_what_they_led_to() {
     let mut scene = Scene::new();
     scene.pass(&text(&[8000])).await;
     let many: String = (0..100).map(|_| "-I PREROUTING 1 -j SALLY-PRE\n").collect();
-    scene.converger.engine.meddle(&format!("*nat\n{many}COMMIT\n")).await;
+    scene.converger.engine.meddle(&format!("*nat\n{many}COMMIT\n"));
     scene.add_native(Family::V4, Table::Nat);
     scene.pass("").await;
     assert_eq!(scene.jumps().await, [0, 0, 0, 0]);
@@ -152,7 +157,7 @@ async fn narrowed_sources_are_narrowed_and_widened_ones_wait() {
     let said = &report.failures[0].message;
     assert!(said.contains("those are there that were before and are still allowed"), "{said}");
     let now = intents(&from(&[one]));
-    let expected = compile(&now.node, &now.forwards(), &local(), 0).ruleset;
+    let expected = rules_of(&now);
     assert_eq!(scene.converger.engine.rules().await.ours().v4.nat, expected.v4.nat);
 
     let report = scene.pass(&from(&[one, two])).await;
@@ -230,7 +235,7 @@ async fn the_other_family_is_not_affected() {
     let report = scene.pass(&(six.clone() + &text(&[8000]))).await;
     assert_eq!(refused(&report), ["f8000 TableUnreadable"]);
     let wanted = intents(&six);
-    let expected = compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset;
+    let expected = rules_of(&wanted);
     assert_eq!(scene.converger.engine.rules().await.ours().v6, expected.v6);
 }
 
@@ -302,7 +307,7 @@ proptest! {
                     Event::Want(ports) => wanted = ports,
                     Event::Native(family, table) => scene.add_native(family, table),
                     Event::Readable => scene.remove_native(),
-                    Event::Foreign(rule) => scene.converger.engine.meddle(rule).await,
+                    Event::Foreign(rule) => scene.converger.engine.meddle(rule),
                     Event::Restart => {
                         let carried = std::mem::take(&mut scene.converger.carried);
                         scene = Scene::over(std::mem::take(&mut scene.converger.engine));
@@ -323,7 +328,7 @@ proptest! {
                 }
                 if report.unreadable.is_empty() {
                     let wanted = intents(&text(&wanted));
-                    let expected = compile(&wanted.node, &wanted.forwards(), &local(), 0).ruleset;
+                    let expected = rules_of(&wanted);
                     prop_assert_eq!(scene.converger.engine.rules().await.ours(), expected);
                 }
             }
@@ -337,7 +342,11 @@ async fn a_preview_says_what_waits_and_shows_what_goes() {
     let mut scene = Scene::new();
     scene.pass(&text(&[8000])).await;
     scene.add_native(Family::V4, Table::Nat);
-    let preview = scene.converger.preview(&intents(&text(&[8001])), &local(), 0).await.unwrap();
+    let preview = scene
+        .converger
+        .preview(&intents(&text(&[8001])), Waiting::default(), &NodeFacts::of(&local(), 0))
+        .await
+        .unwrap();
     assert_eq!(preview.unreadable, ["IPv4: cannot read table nat"]);
-    assert!(preview.batch.v4.unwrap().contains("-X SALLY-PRE"));
+    assert!(preview.ops.iter().any(|op| op.step == Step::Delete { chain: "SALLY-PRE".to_owned() }));
 }

@@ -10,24 +10,24 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 
-use crate::source::cluster::slice::{Decoded, Entry, Unsupported};
-use crate::state::Intents;
+use crate::intents::Intents;
+use crate::source::cluster::slice::{Decoded, Entry, NotUnderstood, Unsupported};
 
-/// The node's configuration and slices, with what is amiss with them.
+/// The node's configuration and slices, with what is wrong with them.
 #[derive(Debug, Default)]
 pub struct Knowledge {
     name: String,
     /// The last good configuration.
     node: Option<GatewayNodeSpec>,
     /// Why that may not be the current one.
-    node_trouble: Option<String>,
+    node_problem: Option<String>,
     node_listed: bool,
     /// The pool whose slices were listed completely.
     listed_pool: Option<String>,
     slices: BTreeMap<String, Slice>,
 }
 
-/// A slice, and what is amiss with it.
+/// A slice, and what is wrong with it.
 #[derive(Clone, Debug)]
 struct Slice {
     /// Generation of `content`; not known of what was taken up after a restart.
@@ -38,7 +38,7 @@ struct Slice {
     /// Gone without having been emptied.
     missing: bool,
     /// Why its current content is not understood.
-    trouble: Option<String>,
+    problem: Option<String>,
 }
 
 impl Knowledge {
@@ -62,24 +62,24 @@ impl Knowledge {
     }
 
     /// The `GatewayNode` is there; whether that says something new.
-    pub fn node_is(&mut self, spec: Result<GatewayNodeSpec, String>) -> bool {
-        let trouble = self.node_trouble.take();
+    pub fn node_is(&mut self, spec: Result<GatewayNodeSpec, NotUnderstood>) -> bool {
+        let problem = self.node_problem.take();
         let node = self.node.clone();
         match spec {
             Ok(spec) => self.node = Some(spec),
             Err(error) => {
                 let message =
                     format!("GatewayNode {}: {error}; its last good form stays, upgrade the agent", self.name);
-                self.node_trouble = Some(message);
+                self.node_problem = Some(message);
             }
         }
-        (trouble, node) != (self.node_trouble.clone(), self.node.clone())
+        (problem, node) != (self.node_problem.clone(), self.node.clone())
     }
 
     /// The `GatewayNode` is not there (any more).
     pub fn node_is_gone(&mut self) {
         let known = self.node.is_some();
-        self.node_trouble = known.then(|| {
+        self.node_problem = known.then(|| {
             format!("GatewayNode {} is gone; what it last said stays until the operator writes it again", self.name)
         });
     }
@@ -90,7 +90,7 @@ impl Knowledge {
     }
 
     /// A slice of the node's pool is there.
-    pub fn slice_is(&mut self, name: &str, content: Result<Decoded, String>) {
+    pub fn slice_is(&mut self, name: &str, content: Result<Decoded, NotUnderstood>) {
         self.put(name, content);
         self.prune();
     }
@@ -104,7 +104,7 @@ impl Knowledge {
     }
 
     /// These are all slices of `pool`.
-    pub fn slices_are(&mut self, pool: &str, list: BTreeMap<String, Result<Decoded, String>>) {
+    pub fn slices_are(&mut self, pool: &str, list: BTreeMap<String, Result<Decoded, NotUnderstood>>) {
         // A node that changed its pool carries nothing of the former one, from the moment that it knows the new one.
         self.slices.retain(|_, slice| slice.content.pool == pool);
         for (name, slice) in &mut self.slices {
@@ -158,7 +158,7 @@ impl Knowledge {
         self.slices.iter().flat_map(|(name, slice)| slice.unsupported.iter().map(move |found| (name.as_str(), found)))
     }
 
-    /// What is amiss with the objects themselves, for people: gone, or not understood.
+    /// What is wrong with the objects themselves, for people: gone, or not understood.
     #[must_use]
     pub fn problems(&self) -> Vec<(Reason, String)> {
         let mut problems: Vec<(Reason, String)> = Vec::new();
@@ -171,26 +171,30 @@ impl Knowledge {
                 );
                 problems.push((Reason::SliceMissing, message));
             }
-            if let Some(error) = &slice.trouble {
+            if let Some(error) = &slice.problem {
                 let message = format!("ForwardSlice {name}: {error}; its last good form stays, upgrade the agent");
                 problems.push((Reason::UnsupportedIntent, message));
             }
         }
-        problems.extend(self.node_trouble.iter().map(|message| (Reason::UnsupportedIntent, message.clone())));
+        problems.extend(self.node_problem.iter().map(|message| (Reason::UnsupportedIntent, message.clone())));
         problems
     }
 
-    fn put(&mut self, name: &str, content: Result<Decoded, String>) {
+    fn put(&mut self, name: &str, content: Result<Decoded, NotUnderstood>) {
         let pool = self.pool().unwrap_or_default().to_owned();
         let content = content.and_then(|decoded| {
-            if decoded.pool == pool { Ok(decoded) } else { Err(format!("it is of pool {}, not {pool}", decoded.pool)) }
+            if decoded.pool == pool {
+                Ok(decoded)
+            } else {
+                Err(NotUnderstood::OtherPool { found: decoded.pool, expected: pool.clone() })
+            }
         });
         let decoded = match content {
             Ok(decoded) => decoded,
             Err(error) => {
                 let content = ForwardSliceSpec { pool, hash: String::new(), forwards: Vec::new(), planned: Vec::new() };
                 let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice::new(content));
-                slice.trouble = Some(error);
+                slice.problem = Some(error.to_string());
                 slice.missing = false;
                 return;
             }
@@ -247,12 +251,12 @@ impl Knowledge {
 
 impl Slice {
     fn new(content: ForwardSliceSpec) -> Self {
-        Self { generation: None, content, unsupported: Vec::new(), missing: false, trouble: None }
+        Self { generation: None, content, unsupported: Vec::new(), missing: false, problem: None }
     }
 
     fn vanish(&mut self) {
         self.missing = true;
-        self.trouble = None;
+        self.problem = None;
         self.unsupported.clear();
         self.content.planned.clear();
     }

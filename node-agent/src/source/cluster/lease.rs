@@ -10,10 +10,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::{Api, Client};
 use sallyport_api::names::{AGENT_LEASE_PREFIX, AGENT_LEASE_SECONDS, AGENT_NAME};
+use sallyport_runtime::once::Once;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
-use crate::source::cluster::{REQUEST, plainly};
+use crate::source::cluster::request::{RequestError, within};
 
 /// Four renewals fit into what the lease lasts.
 const EVERY: Duration = Duration::from_secs(10);
@@ -23,33 +23,37 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Renews the lease of `node` for ever, and tells `restored` when it is not as it was last written.
 pub async fn renew(client: Client, namespace: String, node: String, restored: watch::Sender<()>) {
     let leases: Api<Lease> = Api::namespaced(client, &namespace);
-    let mut told = None;
+    let mut failure: Once = Once::default();
     let mut written = None;
     loop {
         let mut lease = lease(&node, jiff::Timestamp::now());
         lease.metadata.resource_version.clone_from(&written);
         let name = lease.metadata.name.clone().unwrap_or_default();
         let params = PatchParams::apply(AGENT_NAME).force();
-        let failed = match timeout(REQUEST, leases.patch(&name, &params, &Patch::Apply(&lease))).await {
-            Ok(Ok(lease)) => {
+        let failed = match within(leases.patch(&name, &params, &Patch::Apply(&lease))).await {
+            Ok(lease) => {
                 written = lease.metadata.resource_version;
                 None
             }
             // Gone, or at another version than was written.
-            Ok(Err(kube::Error::Api(status))) if written.is_some() && matches!(status.code, 400 | 404 | 409 | 422) => {
+            Err(RequestError::Failed(kube::Error::Api(status)))
+                if written.is_some() && matches!(status.code, 400 | 404 | 409 | 422) =>
+            {
                 tracing::warn!(lease = name, "the lease is not as it was written; listing everything anew");
                 written = None;
                 restored.send_replace(());
                 continue;
             }
-            Ok(Err(error)) => Some(plainly(&error)),
-            Err(_) => Some(format!("no answer within {} s", REQUEST.as_secs())),
+            Err(error) => Some(error.to_string()),
         };
-        if failed.is_some() && failed != told {
-            tracing::warn!(error = failed, lease = name, "cannot renew the lease");
+        match &failed {
+            Some(error) if failure.is_news(error) => {
+                tracing::warn!(error, lease = name, "cannot renew the lease");
+            }
+            Some(_) => {}
+            None => _ = failure.clear(),
         }
         tokio::time::sleep(if failed.is_some() { RETRY } else { EVERY }).await;
-        told = failed;
     }
 }
 

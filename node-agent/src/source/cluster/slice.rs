@@ -4,9 +4,25 @@
 //! are read apart from its intent.
 
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
-use sallyport_ruleset::digest::{intent_hash, slice_hash_of};
+use sallyport_policy::digest::{intent_hash, slice_hash_of};
 use serde::Deserialize;
 use serde_json::Value;
+
+/// Why an object of the cluster is not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum NotUnderstood {
+    /// Its form is not what this version knows.
+    #[error(transparent)]
+    Form(#[from] serde_json::Error),
+    /// A slice that is not this node's.
+    #[error("it is of pool {found}, not {expected}")]
+    OtherPool {
+        /// Whose it says it is.
+        found: String,
+        /// Whose it should be.
+        expected: String,
+    },
+}
 
 /// A slice whose outer form is as it should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,12 +76,12 @@ struct Head {
 }
 
 /// Reads `spec` of a slice of this `generation`; an error when even its outer form is not understood.
-pub fn decode(spec: Value, generation: i64) -> Result<Decoded, String> {
-    let outer: Outer = serde_json::from_value(spec).map_err(|error| error.to_string())?;
+pub fn decode(spec: Value, generation: i64) -> Result<Decoded, NotUnderstood> {
+    let outer: Outer = serde_json::from_value(spec)?;
     let mut pairs = Vec::with_capacity(outer.forwards.len());
     let mut forwards = Vec::with_capacity(outer.forwards.len());
     for value in outer.forwards {
-        let head = Head::deserialize(&value).map_err(|error| error.to_string())?;
+        let head = Head::deserialize(&value)?;
         let unsupported =
             |message| Entry::Unsupported(Unsupported { uid: head.uid.clone(), forward: head.r#ref.clone(), message });
         forwards.push(match SliceForward::deserialize(&value) {
@@ -85,7 +101,7 @@ pub fn decode(spec: Value, generation: i64) -> Result<Decoded, String> {
 
 #[cfg(test)]
 mod tests {
-    use sallyport_ruleset::digest::slice_hash;
+    use sallyport_policy::digest::slice_hash;
     use serde_json::json;
 
     use super::*;

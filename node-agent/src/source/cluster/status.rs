@@ -10,18 +10,20 @@ use sallyport_api::gateway_node::{
     DrainingForward, Drift, ForwardFailure, GatewayNodeStatus, NodePlan, NodeState, ObservedNodeState, ObservedSlice,
     SliceState,
 };
-use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_api::names::{MAX_ADDRESSES, MAX_DRAINING, MAX_PLAN_TEXT, MAX_PLANS, UID_PREFIX};
 use sallyport_api::port_forward::AddressValue;
-use sallyport_ruleset::compile::Failure;
-use sallyport_ruleset::digest::FORMAT;
+use sallyport_policy::digest::FORMAT;
+use sallyport_ruleset::table::Failure;
 use sallyport_runtime::admin::Serving;
+use sallyport_runtime::text::cut;
 
 use crate::connections::Draining;
+use crate::converge::Error;
 use crate::converge::preview::PlannedChange;
-use crate::converge::{Error, Report, chain_of};
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
+use crate::pass_report::PassReport;
 use crate::source::cluster::knowledge::Knowledge;
-use crate::state::Intents;
 
 /// Failures that are listed one by one.
 const LISTED: usize = 20;
@@ -29,39 +31,6 @@ const LISTED: usize = 20;
 const MESSAGE: usize = 1024;
 /// Bytes that are kept free for how many more lines there are.
 const MORE: usize = 40;
-
-/// What came of the last pass.
-#[derive(Clone, Debug)]
-pub enum Outcome {
-    /// The kernel was read back equal, as far as its tables can be read.
-    Verified(Report),
-    /// It was not.
-    Failed {
-        /// Why, as reason of `Synced`.
-        reason: Reason,
-        /// Whether the switch of forwarding was the trouble.
-        forwarding: bool,
-        /// For people.
-        message: String,
-    },
-}
-
-impl Outcome {
-    /// Of a pass, after which `pending` is what somebody else has changed and is not put back yet.
-    #[must_use]
-    pub fn of(outcome: Result<&Report, &Error>, pending: Option<&str>) -> Self {
-        match outcome {
-            Ok(report) => Self::Verified(report.clone()),
-            Err(error) => {
-                let drifted = pending.is_some() || matches!(error, Error::Different { .. });
-                let forwarding = matches!(error, Error::Forwarding { .. } | Error::ForwardingRequired { .. });
-                let reason = if drifted { Reason::Drifted } else { Reason::NodeFailed };
-                let also = pending.map(|what| format!("; not put back yet: {what}")).unwrap_or_default();
-                Self::Failed { reason, forwarding, message: chain_of(error) + &also }
-            }
-        }
-    }
-}
 
 /// Everything that a status is made of.
 #[derive(Clone, Copy, Debug)]
@@ -72,22 +41,14 @@ pub struct Facts<'a> {
     pub intents: &'a Intents,
     /// What it was last read back with.
     pub verified: Option<&'a Intents>,
-    /// The last pass.
-    pub outcome: &'a Outcome,
-    /// What somebody else does to our rules that lasts, although that pass was good.
-    pub amiss: Option<&'a str>,
-    /// The program in use.
-    pub backend: Option<FirewallBackend>,
+    /// The last pass, and what is known besides.
+    pub report: &'a PassReport,
     /// What the targets see.
     pub source_addresses: &'a [IpAddr],
-    /// Connections that are left to end by themselves.
-    pub draining: &'a Draining,
     /// How the address for probes stands.
     pub admin: &'a Serving,
     /// Somebody else's last change.
     pub last_drift: Option<&'a Drift>,
-    /// What would change for forwards that are only planned; what was told before stays until that is known.
-    pub plans: Option<&'a [PlannedChange]>,
     /// Generation of the `GatewayNode` that all this is about.
     pub generation: Option<i64>,
     /// Now, in whole seconds.
@@ -97,11 +58,8 @@ pub struct Facts<'a> {
 /// The status, given the `previous` one.
 #[must_use]
 pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeStatus {
-    let empty = Vec::new();
-    let (report, failed) = match facts.outcome {
-        Outcome::Verified(report) => (Some(report), &report.failures),
-        Outcome::Failed { .. } => (None, &empty),
-    };
+    let report = facts.report.outcome.as_ref().ok();
+    let failed = report.map(|report| report.failures.as_slice()).unwrap_or_default();
     let retired = facts.intents.node.state == NodeState::Retired;
     let state = if retired { ObservedNodeState::Cleaned } else { ObservedNodeState::Active };
     let failures = failures(facts, failed);
@@ -115,10 +73,10 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
         observed_slices: observed_slices(previous, facts, failed),
         failures_total: i32::try_from(failures.len()).unwrap_or(i32::MAX),
         failures: failures.into_values().take(LISTED).collect(),
-        draining: draining(facts.draining),
+        draining: draining(&facts.report.draining),
         rules_digest: report.map(|report| report.digest.clone()),
         conditions: previous.conditions.clone(),
-        backend: facts.backend,
+        backend: facts.report.backend,
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         format_version: FORMAT.trim_start_matches('v').parse().ok(),
         addresses: match report {
@@ -130,11 +88,11 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
         plans: plans(previous, facts),
     };
     let mut condition = |about, (reason, message): (Reason, String)| {
-        let message = shortened(message);
+        let message = shortened(&message);
         upsert(&mut status.conditions, about, reason, message, facts.generation, facts.now.clone());
     };
     condition(ConditionType::Synced, synced(facts));
-    if let Some(found) = forwarding(facts.outcome) {
+    if let Some(found) = forwarding(facts.report) {
         condition(ConditionType::IpForwarding, found);
     }
     if let Some(report) = report {
@@ -146,14 +104,10 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
     status
 }
 
-/// Cuts a message to what the schema takes.
+/// As much of a message as the schema takes.
 #[must_use]
-pub fn shortened(message: String) -> String {
-    if message.chars().count() <= MESSAGE {
-        message
-    } else {
-        message.chars().take(MESSAGE - 1).chain(['…']).collect()
-    }
+pub fn shortened(message: &str) -> String {
+    cut(message, MESSAGE)
 }
 
 fn observed_slices(previous: &GatewayNodeStatus, facts: &Facts<'_>, failures: &[Failure]) -> Vec<ObservedSlice> {
@@ -210,7 +164,7 @@ fn draining(by_uid: &Draining) -> Vec<DrainingForward> {
 fn failures(facts: &Facts<'_>, failed: &[Failure]) -> BTreeMap<ForwardRef, ForwardFailure> {
     let of = |forward: &ForwardRef, reason: Reason, message: &str| {
         let reason = reason.as_str().to_owned();
-        (forward.clone(), ForwardFailure { r#ref: forward.clone(), reason, message: shortened(message.to_owned()) })
+        (forward.clone(), ForwardFailure { r#ref: forward.clone(), reason, message: shortened(message) })
     };
     let retired = facts.intents.node.state == NodeState::Retired;
     let unsupported = facts.knowledge.unsupported().filter(|_| !retired);
@@ -228,7 +182,7 @@ fn plans(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> Vec<NodePlan> {
         hash: plan.hash.clone(),
         change: first_lines(&plan.change),
     };
-    let mut plans = match facts.plans {
+    let mut plans = match &facts.report.plans {
         Some(plans) => plans.iter().map(plan).collect(),
         None => previous.plans.clone(),
     };
@@ -256,18 +210,17 @@ fn first_lines(text: &str) -> String {
 
 /// A pass that failed matters most, then what somebody else does, then what is wrong with the objects.
 fn synced(facts: &Facts<'_>) -> (Reason, String) {
-    if let Outcome::Failed { reason, message, .. } = facts.outcome {
-        return (*reason, message.clone());
-    }
-    if let Some(what) = facts.amiss {
-        return (Reason::Drifted, what.to_owned());
+    let report = match &facts.report.outcome {
+        Ok(report) => report,
+        Err(error) => return failed(error, facts.report.pending.as_deref()),
+    };
+    if let Some(what) = facts.report.drift() {
+        return (Reason::Drifted, what);
     }
     if facts.intents.node.state == NodeState::Retired {
         return (Reason::Synced, "no rule of ours is left".to_owned());
     }
-    if let Outcome::Verified(report) = facts.outcome
-        && !report.unreadable.is_empty()
-    {
+    if !report.unreadable.is_empty() {
         return (Reason::TableUnreadable, report.unreadable.join("; "));
     }
     let mut problems = facts.knowledge.problems();
@@ -282,14 +235,23 @@ fn synced(facts: &Facts<'_>) -> (Reason, String) {
     (*first, problems.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; "))
 }
 
+/// A pass that failed, after which `pending` is what somebody else has changed and is not put back yet.
+fn failed(error: &Error, pending: Option<&str>) -> (Reason, String) {
+    let drifted = pending.is_some() || matches!(error, Error::Different { .. });
+    let reason = if drifted { Reason::Drifted } else { Reason::NodeFailed };
+    let also = pending.map(|what| format!("; not put back yet: {what}")).unwrap_or_default();
+    (reason, chain_of(error) + &also)
+}
+
 /// Nothing is known of forwarding after a pass that failed for another reason.
-fn forwarding(outcome: &Outcome) -> Option<(Reason, String)> {
-    match outcome {
-        Outcome::Verified(_) => {
-            Some((Reason::Forwarding, "on for every address family that a forward needs".to_owned()))
+fn forwarding(report: &PassReport) -> Option<(Reason, String)> {
+    match &report.outcome {
+        Ok(_) => Some((Reason::Forwarding, "on for every address family that a forward needs".to_owned())),
+        Err(error @ (Error::Forwarding { .. } | Error::ForwardingRequired { .. })) => {
+            let (_, message) = failed(error, report.pending.as_deref());
+            Some((Reason::NotForwarding, message))
         }
-        Outcome::Failed { forwarding: true, message, .. } => Some((Reason::NotForwarding, message.clone())),
-        Outcome::Failed { .. } => None,
+        Err(_) => None,
     }
 }
 

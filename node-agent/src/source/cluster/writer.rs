@@ -8,12 +8,14 @@ use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
 use sallyport_api::names::AGENT_NAME;
+use sallyport_runtime::backoff::Backoff;
+use sallyport_runtime::once::Once;
 use sallyport_runtime::tasks::Tasks;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::source::cluster::within;
+use crate::source::cluster::request::within;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
@@ -93,8 +95,8 @@ async fn write(
     mut seen: watch::Receiver<Seen>,
 ) {
     let mut written: Option<Written> = None;
-    let mut wait = FIRST_RETRY;
-    let mut told = None;
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+    let mut failure: Once = Once::default();
     loop {
         let now = seen.borrow_and_update().clone();
         let status = wanted.borrow_and_update().clone().filter(|status| is_due(status, &now, written.as_ref()));
@@ -113,16 +115,16 @@ async fn write(
             Ok(answer) => {
                 let (version, answer) = (version(&answer), self::status(&answer.data));
                 written = Some(Written { wanted: status, answer, listing: now.listing, version });
-                (wait, told) = (FIRST_RETRY, None);
+                backoff.reset();
+                failure.clear();
             }
             Err(error) => {
-                if told.as_ref() != Some(&error) {
+                let error = error.to_string();
+                if failure.is_news(&error) {
                     tracing::warn!(error, "cannot write the status of GatewayNode {name}; trying again");
-                    told = Some(error);
                 }
                 // A sign of life from the API server is reason enough to try at once.
-                let _ = tokio::time::timeout(wait, seen.changed()).await;
-                wait = (wait * 2).min(LONGEST_RETRY);
+                let _ = tokio::time::timeout(backoff.failed(), seen.changed()).await;
             }
         }
     }

@@ -147,7 +147,7 @@ fn the_answer_to_the_last_finalizer_is_the_end_of_the_object() {
 fn trouble_lasts_until_the_watch_works_again_and_forgets_nothing() {
     let mut cache = Cache::default();
     relist(&mut cache, vec![map(1, "a")]);
-    cache.failed("forbidden".to_owned());
+    cache.failed("forbidden");
     assert_eq!(cache.trouble(), Some("forbidden"));
     assert!(cache.is_complete() && text(&cache).is_some());
     cache.feed(Event::Init);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+use sallyport_api::names::FINALIZER;
+use sallyport_policy::digest::slice_hash;
 use serde_json::{Value, json};
 
 use super::*;
@@ -73,7 +75,7 @@ fn a_deleted_forward_is_released_only_when_no_node_carries_it() {
     scene.obey("gw1");
     let desired = scene.decide();
     assert!(desired.to_release.is_empty(), "gw2 has not read it back");
-    assert_eq!(scene.history.leaving().len(), 1);
+    assert_eq!(scene.revisions.leaving().len(), 1);
     scene.obey("gw2");
     assert_eq!(scene.pass(), ["release a"]);
 }
@@ -96,7 +98,7 @@ fn a_dead_node_keeps_no_forward_from_going() {
     scene.pass();
     scene.obey("gw1");
     assert!(scene.decide().to_release.is_empty());
-    scene.dead.insert("gw2".to_owned());
+    scene.gone.insert("gw2".to_owned());
     assert_eq!(scene.decide().to_release, BTreeSet::from([key("a")]));
 }
 
@@ -104,9 +106,9 @@ fn a_dead_node_keeps_no_forward_from_going() {
 fn while_deletions_are_kept_off_nothing_changes() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
     scene.delete_forward("a");
-    scene.purpose.keep_deleted = true;
+    scene.retention.keep_deleted = true;
     assert_eq!(scene.pass(), [""; 0]);
-    scene.purpose.keep_deleted = false;
+    scene.retention.keep_deleted = false;
     assert_eq!(scene.pass(), ["slice default-0000 []"]);
 }
 
@@ -129,9 +131,9 @@ fn an_unreadable_forward_keeps_what_it_had() {
 
     // After a restart nothing but the slice tells what it was.
     let unreadable = unreadable_form(scene.forward("a"), "sources");
-    scene.world.forwards = cache::Cache::default();
+    scene.store.forwards = cache::Cache::default();
     scene.see(unreadable);
-    assert!(scene.world.forwards.entry("apps", "a").unwrap().object().is_none());
+    assert!(scene.store.forwards.entry("apps", "a").unwrap().object().is_none());
     let desired = scene.decide();
     assert_eq!(desired.slices, slices);
     assert_eq!(desired.verdicts, verdicts);
@@ -149,8 +151,8 @@ fn what_is_carried_asks_for_itself() {
     for mode in ["Masquerade", "Preserve"] {
         rich["spec"]["sourceNAT"] = json!({ "mode": mode });
         let object: sallyport_api::PortForward = serde_json::from_value(rich.clone()).unwrap();
-        let intent = sallyport_ruleset::validate::validate(&object.spec).unwrap();
-        assert_eq!(sallyport_ruleset::validate::validate(&spec_of("default", &intent)).unwrap(), intent, "{mode}");
+        let intent = sallyport_policy::validate::validate(&object.spec).unwrap();
+        assert_eq!(sallyport_policy::validate::validate(&spec_of("default", &intent)).unwrap(), intent, "{mode}");
     }
 }
 
@@ -168,7 +170,7 @@ fn an_unreadable_newcomer_is_refused_by_what_is_wrong_with_it() {
 #[test]
 fn an_unreadable_pool_freezes_its_slices_and_nodes() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
-    scene.world.pools = cache::Cache::default();
+    scene.store.pools = cache::Cache::default();
     scene.see(unreadable_form(pool("default"), "grants"));
     scene.see(forward("b", 3307));
     let mut changed = scene.forward("a");
@@ -210,22 +212,22 @@ fn addresses_of_nodes_are_their_internal_ones() {
 fn an_uninstallation_leaves_nothing_but_what_users_wrote() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
     scene.see(forward("b", 3306));
-    scene.purpose.uninstall = true;
+    scene.uninstalling = true;
     let desired = scene.decide();
     assert_eq!(refusal(&desired, "a").reason, Reason::Pending);
     assert_eq!(scene.pass(), ["slice default-0000 []", "gateway gw1 Retired default"]);
     assert!(scene.pass().is_empty(), "it waits for the agent");
     scene.settle();
-    assert_eq!(scene.world.slices.objects().count() + scene.world.gateways.objects().count(), 0);
+    assert_eq!(scene.store.slices.objects().count() + scene.store.gateways.objects().count(), 0);
     assert_eq!(scene.forward("a")["metadata"]["finalizers"], json!(["example.com/other"]));
-    assert!(!scene.world.nodes.objects().any(|node| crate::controller::gateways::has_label(node)));
+    assert!(!scene.store.nodes.objects().any(|node| crate::controller::gateways::has_label(node)));
 }
 
 #[test]
 fn an_uninstallation_gives_up_on_dead_nodes() {
     let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
-    scene.purpose.uninstall = true;
-    scene.dead.insert("gw2".to_owned());
+    scene.uninstalling = true;
+    scene.gone.insert("gw2".to_owned());
     let desired = scene.decide();
     assert_eq!(desired.done_gateways, BTreeSet::from(["gw2".to_owned()]));
     assert_eq!(desired.labelled, BTreeSet::from(["gw1".to_owned()]));
@@ -251,17 +253,17 @@ fn a_successor_that_is_held_already_waits_for_the_former_holder_too() {
 #[test]
 fn a_pool_that_went_with_its_definition_stays_as_it_was() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
-    scene.world.pools.deleted("default");
-    scene.purpose.keep_pools = true;
+    scene.store.pools.deleted("default");
+    scene.retention.keep_pools = true;
     assert_eq!(scene.pass(), [""; 0]);
-    scene.purpose.keep_pools = false;
+    scene.retention.keep_pools = false;
     assert!(!scene.pass().is_empty(), "a pool that an admin deleted is gone");
 }
 
 #[test]
 fn a_dead_node_makes_no_slice_come_and_go() {
     let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
-    scene.dead.insert("gw2".into());
+    scene.gone.insert("gw2".into());
     scene.delete_forward("a");
     for _ in 0..4 {
         scene.pass();

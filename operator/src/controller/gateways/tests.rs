@@ -80,7 +80,7 @@ fn a_node_that_comes_back_while_it_leaves_is_active_at_once() {
 #[test]
 fn a_configuration_that_vanished_comes_back_and_the_agent_stays() {
     let mut scene = Scene::settled(&["gw1"], &[]);
-    scene.world.gateways.deleted("gw1");
+    scene.store.gateways.deleted("gw1");
     assert_eq!(scene.pass(), ["gateway gw1 Active default"]);
 }
 
@@ -97,7 +97,7 @@ fn an_agent_that_nothing_explains_cleans_up_before_it_goes() {
 #[test]
 fn the_nodes_of_an_unreadable_pool_stay_as_they_are() {
     let mut scene = Scene::settled(&["gw1"], &[]);
-    scene.world.pools = crate::controller::cache::Cache::default();
+    scene.store.pools = crate::controller::cache::Cache::default();
     let mut unreadable = pool("default");
     unreadable["spec"]["grants"] = json!("from the future");
     scene.see(unreadable);

@@ -12,7 +12,7 @@ type Case<'a> = (&'a Scene, &'a [&'a str], &'a [Problem], &'a str, &'a str, i32)
 
 fn told(scene: &Scene, silent: &[&str], problems: &[Problem]) -> (String, String, PoolNodeCounts) {
     let gateways: Vec<Gateway<'_>> = scene
-        .world
+        .store
         .gateways
         .objects()
         .map(|object| {

@@ -25,9 +25,9 @@ impl Desk {
     /// The statuses of forwards that are to be written now; the API server takes them.
     fn told(&mut self) -> Vec<String> {
         let desired = self.scene.decide();
-        let vital = Vital::default();
-        let Scene { world, history, .. } = &self.scene;
-        let writes = self.reporter.writes(world, history, &vital, &desired, &self.metrics);
+        let liveness = Liveness::default();
+        let Scene { store, revisions, .. } = &self.scene;
+        let writes = self.reporter.writes(store, revisions, &liveness, &desired, &self.metrics);
         let reports = writes.into_iter().filter_map(|write| match write {
             Write::ForwardStatus(report) => Some(report),
             _ => None,
@@ -35,7 +35,7 @@ impl Desk {
         let reports: Vec<_> = reports.collect();
         let said = reports.iter().map(|report| {
             let nodes = report.status.nodes.unwrap();
-            let (_, reason) = word(&report.status, ConditionType::Programmed);
+            let (_, reason) = status_and_reason(&report.status, ConditionType::Programmed);
             format!("{} {reason} {}/{}", report.key.name, nodes.programmed, nodes.desired)
         });
         let said = said.collect();
@@ -135,8 +135,8 @@ async fn a_forward_that_cannot_be_read_is_told_once_for_each_form() {
     desk.scene.see(broken.clone());
     let tell = |desk: &mut Desk| {
         let desired = desk.scene.decide();
-        let Scene { world, history, .. } = &desk.scene;
-        let writes = desk.reporter.writes(world, history, &Vital::default(), &desired, &desk.metrics);
+        let Scene { store, revisions, .. } = &desk.scene;
+        let writes = desk.reporter.writes(store, revisions, &Liveness::default(), &desired, &desk.metrics);
         let mut statuses = writes.into_iter().filter_map(|write| match write {
             Write::ForwardStatus(report) => Some(report),
             _ => None,
@@ -144,10 +144,10 @@ async fn a_forward_that_cannot_be_read_is_told_once_for_each_form() {
         statuses.next()
     };
     let report = tell(&mut desk).unwrap();
-    assert_eq!(word(&report.status, ConditionType::Accepted).1, "UnsupportedValue");
+    assert_eq!(status_and_reason(&report.status, ConditionType::Accepted).1, "UnsupportedValue");
     assert!(report.status.conditions[0].message.contains("spec.ports"), "{:?}", report.status.conditions);
     assert!(tell(&mut desk).is_some(), "what was not written has to be written");
-    desk.scene.world.told.insert(report.uid, report.status);
+    desk.reporter.written(*report, false);
     assert!(tell(&mut desk).is_none());
     broken["spec"]["ports"] = json!(7);
     desk.scene.see(broken);
@@ -159,8 +159,8 @@ async fn forwards_are_counted_by_pool_and_verdict() {
     let mut desk = Desk::new(Scene::settled(&["gw1"], &[("a", 3306)]));
     desk.scene.see(forward("b", 3306));
     let desired = desk.scene.decide();
-    let Scene { world, history, .. } = &desk.scene;
-    let writes = desk.reporter.writes(world, history, &Vital::default(), &desired, &desk.metrics);
+    let Scene { store, revisions, .. } = &desk.scene;
+    let writes = desk.reporter.writes(store, revisions, &Liveness::default(), &desired, &desk.metrics);
     let status = writes.iter().find_map(|write| match write {
         Write::PoolStatus(name, status) if name == "default" => Some(Arc::new((**status).clone())),
         _ => None,

@@ -3,12 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use jiff::Timestamp;
-use sallyport_api::gateway_node::SliceState;
+use sallyport_api::gateway_node::{GatewayNode, SliceState};
 use serde_json::json;
 
 use super::*;
-use crate::controller::decide::time;
-use crate::controller::suspended::held;
+use crate::controller::subject::{held, time};
 use crate::fixture::{Scene, forward, synced, uid};
 
 fn at(seconds: i64) -> Time {
@@ -19,10 +18,10 @@ fn at(seconds: i64) -> Time {
 fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardStatus, now: i64) -> PortForwardStatus {
     let desired = scene.decide();
     let key = ForwardRef { namespace: "apps".into(), name: name.into() };
-    let entry = scene.world.forwards.entry("apps", name).unwrap();
+    let entry = scene.store.forwards.entry("apps", name).unwrap();
     let uid = uid(name);
     let gateways: Vec<Gateway<'_>> = scene
-        .world
+        .store
         .gateways
         .objects()
         .map(|object| {
@@ -41,7 +40,7 @@ fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardSt
         held: held(&desired.slices).get(uid.as_str()).copied().unwrap_or_default(),
         asked: &gateways,
     };
-    forward_status(&subject, &gateways, &scene.history, old, &at(now))
+    forward_status(&subject, &gateways, &scene.revisions, old, &at(now))
 }
 
 fn fresh(scene: &mut Scene, name: &str, silent: &[&str]) -> PortForwardStatus {
@@ -338,8 +337,8 @@ fn summaries_are_short_and_exact() {
 fn many_names_are_counted_and_long_texts_cut() {
     assert_eq!(names(&["a", "b", "c"]), "a, b, c");
     assert_eq!(names(&["a", "b", "c", "d", "e"]), "a, b, c and 2 more");
-    assert_eq!(shorten("äöü".into(), 3), "äöü");
-    assert_eq!(shorten("äöüß".into(), 3), "äö…");
+    assert_eq!(text::cut("äöü", 3), "äöü");
+    assert_eq!(text::cut("äöüß", 3), "äö…");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use sallyport_api::forward_slice::ForwardRef;
-use sallyport_ruleset::digest::{intent_hash, slice_hash};
+use sallyport_policy::digest::{intent_hash, slice_hash};
 
 use super::*;
 use crate::converge::fake::{forward, intents};
@@ -23,8 +23,12 @@ fn slice(forwards: &[SliceForward]) -> Decoded {
     }
 }
 
-fn list(slices: &[(&str, &[SliceForward])]) -> BTreeMap<String, Result<Decoded, String>> {
+fn list(slices: &[(&str, &[SliceForward])]) -> BTreeMap<String, Result<Decoded, NotUnderstood>> {
     slices.iter().map(|(name, forwards)| ((*name).to_owned(), Ok(slice(forwards)))).collect()
+}
+
+fn not_understood(why: &str) -> NotUnderstood {
+    <serde_json::Error as serde::de::Error>::custom(why).into()
 }
 
 fn node() -> GatewayNodeSpec {
@@ -148,7 +152,7 @@ fn a_gateway_node_that_vanishes_or_is_not_understood_changes_nothing() {
     let before = knowledge.intents();
     knowledge.node_is_gone();
     assert_eq!((knowledge.intents(), knowledge.problems().len()), (before.clone(), 1));
-    knowledge.node_is(Err("unknown variant".to_owned()));
+    knowledge.node_is(Err(not_understood("unknown variant")));
     assert_eq!((knowledge.intents(), reasons(&knowledge)), (before.clone(), vec![Reason::UnsupportedIntent]));
     knowledge.node_is(Ok(node()));
     assert_eq!((knowledge.intents(), reasons(&knowledge)), (before, vec![]));
@@ -183,7 +187,7 @@ fn a_change_of_pool_waits_for_the_slices_of_the_new_one() {
 #[test]
 fn a_slice_that_is_not_understood_keeps_its_last_good_form_and_harms_no_other() {
     let mut knowledge = informed();
-    knowledge.slice_is("s0", Err("missing field `pool`".to_owned()));
+    knowledge.slice_is("s0", Err(not_understood("missing field `pool`")));
     knowledge.slice_is("s1", Ok(slice(&[one("c", 8002)])));
     knowledge.slice_is("s2", Ok(Decoded { pool: "other".to_owned(), ..slice(&[one("d", 8003)]) }));
     assert_eq!(shape(&knowledge), shaped(&[("s0", &["a", "b"]), ("s1", &["c"]), ("s2", &[])]));

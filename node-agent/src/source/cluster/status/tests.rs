@@ -2,13 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::rc::Rc;
+
 use sallyport_api::gateway_node::GatewayNodeSpec;
+use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_engine::command;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, Conflict};
 use serde_json::json;
 
 use super::*;
+use crate::converge::Report;
 use crate::converge::fake::{forward, intents};
 use crate::source::cluster::slice::decode;
 
@@ -38,21 +42,23 @@ fn at(second: i64) -> Time {
 }
 
 impl Scene {
-    fn status(&self, previous: &GatewayNodeStatus, verified: Option<&Intents>, outcome: &Outcome) -> GatewayNodeStatus {
+    fn status(
+        &self,
+        previous: &GatewayNodeStatus,
+        verified: Option<&Intents>,
+        report: PassReport,
+    ) -> GatewayNodeStatus {
+        let report = PassReport { draining: self.draining.clone(), plans: self.plans.clone(), ..report };
         compose(
             previous,
             &Facts {
                 knowledge: &self.knowledge,
                 intents: &self.intents,
                 verified,
-                outcome,
-                amiss: None,
-                backend: Some(FirewallBackend::IptablesNft),
+                report: &report,
                 source_addresses: &["10.30.1.78".parse().unwrap()],
-                draining: &self.draining,
                 admin: &self.admin,
                 last_drift: None,
-                plans: self.plans.as_deref(),
                 generation: Some(7),
                 now: &at(1),
             },
@@ -60,16 +66,20 @@ impl Scene {
     }
 
     fn good(&self) -> GatewayNodeStatus {
-        self.status(&GatewayNodeStatus::default(), Some(&self.intents), &verified())
+        self.status(&GatewayNodeStatus::default(), Some(&self.intents), verified())
     }
 }
 
-fn verified() -> Outcome {
-    Outcome::Verified(Report { digest: "v1:digest".to_owned(), ..Report::default() })
+fn ended(outcome: Result<Report, Error>) -> PassReport {
+    PassReport::of(&Rc::new(intents("")), outcome)
 }
 
-fn failed(error: &Error, drift: Option<&str>) -> Outcome {
-    Outcome::of(Err(error), drift)
+fn verified() -> PassReport {
+    ended(Ok(Report { digest: "v1:digest".to_owned(), ..Report::default() }))
+}
+
+fn failed(error: Error, drift: Option<&str>) -> PassReport {
+    PassReport { pending: drift.map(str::to_owned), ..ended(Err(error)) }
 }
 
 fn engine_error() -> Error {
@@ -107,14 +117,14 @@ fn a_verified_pass_is_told_in_full() {
     assert_eq!((synced(&status), status.backend), (is("True", "Synced"), Some(FirewallBackend::IptablesNft)));
     assert_eq!(words(&status, "IPForwarding"), Some(is("True", "Forwarding")));
     assert_eq!(status.conditions[0].observed_generation, Some(7));
-    assert_eq!(scene.status(&status, Some(&scene.intents), &verified()), status, "the same again is the same");
+    assert_eq!(scene.status(&status, Some(&scene.intents), verified()), status, "the same again is the same");
 }
 
 #[test]
 fn a_failed_pass_leaves_pending_what_was_not_read_back() {
     let scene = scene(|_| {});
     let good = scene.good();
-    let nothing_yet = scene.status(&GatewayNodeStatus::default(), None, &failed(&engine_error(), None));
+    let nothing_yet = scene.status(&GatewayNodeStatus::default(), None, failed(engine_error(), None));
     assert_eq!(nothing_yet.observed_slices[0].state, SliceState::Pending);
     assert_eq!((synced(&nothing_yet), nothing_yet.state), (is("False", "NodeFailed"), None));
     assert_eq!((nothing_yet.rules_digest.as_ref(), words(&nothing_yet, "IPForwarding")), (None, None));
@@ -122,32 +132,33 @@ fn a_failed_pass_leaves_pending_what_was_not_read_back() {
     let mut before = scene.intents.clone();
     before.slices.insert("s1".to_owned(), before.slices["s0"].clone());
     before.slices.get_mut("s0").unwrap().forwards.pop();
-    let changed = scene.status(&good, Some(&before), &failed(&engine_error(), None));
+    let changed = scene.status(&good, Some(&before), failed(engine_error(), None));
     assert_eq!(changed.observed_slices[0].state, SliceState::Pending, "other content than was read back");
-    let unchanged = scene.status(&good, Some(&scene.intents), &failed(&engine_error(), None));
+    let unchanged = scene.status(&good, Some(&scene.intents), failed(engine_error(), None));
     assert_eq!(unchanged.observed_slices[0].state, SliceState::Programmed);
     before = scene.intents.clone();
     before.node = GatewayNodeSpec { addresses: Vec::new(), ..before.node };
-    let moved = scene.status(&good, Some(&before), &failed(&engine_error(), None));
+    let moved = scene.status(&good, Some(&before), failed(engine_error(), None));
     assert_eq!(moved.observed_slices[0].state, SliceState::Pending, "read back for other addresses");
 }
 
 #[test]
 fn the_reason_tells_what_kind_of_failure_it_is() {
     let scene = scene(|_| {});
-    let different = Error::Different { difference: "nat".to_owned() };
-    let require = Error::ForwardingRequired { family: Family::V4 };
+    let different = || Error::Different { difference: "nat".to_owned() };
+    let require = || Error::ForwardingRequired { family: Family::V4 };
     for (error, drift, reason, forwarding) in [
-        (&engine_error(), None, "NodeFailed", "Forwarding"),
-        (&engine_error(), Some("a rule"), "Drifted", "Forwarding"),
-        (&different, None, "Drifted", "Forwarding"),
-        (&require, None, "NodeFailed", "NotForwarding"),
+        (engine_error(), None, "NodeFailed", "Forwarding"),
+        (engine_error(), Some("a rule"), "Drifted", "Forwarding"),
+        (different(), None, "Drifted", "Forwarding"),
+        (require(), None, "NodeFailed", "NotForwarding"),
         // It was on, and somebody has turned it off.
-        (&require, Some("forwarding"), "Drifted", "NotForwarding"),
+        (require(), Some("forwarding"), "Drifted", "NotForwarding"),
     ] {
-        let status = scene.status(&scene.good(), None, &failed(error, drift));
-        assert_eq!(synced(&status), is("False", reason), "{error}");
-        assert_eq!(words(&status, "IPForwarding").unwrap().1, forwarding, "{error}");
+        let text = error.to_string();
+        let status = scene.status(&scene.good(), None, failed(error, drift));
+        assert_eq!(synced(&status), is("False", reason), "{text}");
+        assert_eq!(words(&status, "IPForwarding").unwrap().1, forwarding, "{text}");
     }
 }
 
@@ -157,7 +168,7 @@ fn each_forward_that_cannot_be_carried_is_listed_with_its_slice() {
     let b = scene.intents.forwards()[0].clone();
     let failure = Failure { forward: b.r#ref.clone(), reason: Reason::PortConflict, message: "x".repeat(3000) };
     let report = Report { failures: vec![failure], ..Report::default() };
-    let status = scene.status(&GatewayNodeStatus::default(), Some(&scene.intents), &Outcome::Verified(report));
+    let status = scene.status(&GatewayNodeStatus::default(), Some(&scene.intents), ended(Ok(report)));
     let failures: Vec<_> = status.failures.iter().map(|f| (f.r#ref.name.as_str(), f.reason.as_str())).collect();
     assert_eq!(failures, [("a", "UnsupportedIntent"), ("b", "PortConflict")]);
     assert_eq!((status.failures_total, status.failures[1].message.chars().count()), (2, MESSAGE));
@@ -176,7 +187,7 @@ fn no_more_failures_are_listed_than_the_schema_takes() {
         message: String::new(),
     };
     let report = Report { failures: (0..50).rev().map(failure).collect(), ..Report::default() };
-    let status = scene.status(&GatewayNodeStatus::default(), None, &Outcome::Verified(report));
+    let status = scene.status(&GatewayNodeStatus::default(), None, ended(Ok(report)));
     assert_eq!((status.failures.len(), status.failures_total), (LISTED, 50));
     assert_eq!(status.failures[19].r#ref.name, "f019");
 }
@@ -186,7 +197,7 @@ fn a_missing_slice_keeps_its_hash_and_is_named() {
     let mut scene = scene(|_| {});
     let good = scene.good();
     scene.knowledge.slice_is_gone("s0");
-    let status = scene.status(&good, Some(&scene.intents), &verified());
+    let status = scene.status(&good, Some(&scene.intents), verified());
     assert_eq!(status.observed_slices, good.observed_slices);
     assert_eq!(synced(&status), is("False", "SliceMissing"));
     assert!(status.conditions[0].message.contains("ForwardSlice s0 is gone"), "{:?}", status.conditions);
@@ -198,9 +209,9 @@ fn a_retired_node_is_cleaned_once_that_was_read_back() {
     let good = scene.good();
     scene.intents.node.state = NodeState::Retired;
     scene.intents.slices.clear();
-    let trying = scene.status(&good, None, &failed(&engine_error(), None));
+    let trying = scene.status(&good, None, failed(engine_error(), None));
     assert_eq!(trying.state, Some(ObservedNodeState::Active));
-    let cleaned = scene.status(&trying, Some(&scene.intents), &verified());
+    let cleaned = scene.status(&trying, Some(&scene.intents), verified());
     assert_eq!((cleaned.state, synced(&cleaned)), (Some(ObservedNodeState::Cleaned), is("True", "Synced")));
     assert_eq!((cleaned.observed_slices.len(), cleaned.failures_total), (0, 0));
 }
@@ -223,7 +234,7 @@ fn the_last_drift_outlives_a_restart() {
     let scene = scene(|_| {});
     let drift = Drift { time: at(0), message: "nat SALLY-MT".to_owned() };
     let previous = GatewayNodeStatus { last_drift: Some(drift.clone()), ..GatewayNodeStatus::default() };
-    assert_eq!(scene.status(&previous, None, &verified()).last_drift, Some(drift));
+    assert_eq!(scene.status(&previous, None, verified()).last_drift, Some(drift));
 }
 
 #[test]
@@ -245,7 +256,7 @@ fn a_plan_is_told_while_it_is_one_and_is_bounded() {
 
     // After a restart what was told before stays until it is known again.
     scene.plans = None;
-    assert_eq!(scene.status(&status, Some(&scene.intents), &verified()).plans, status.plans);
+    assert_eq!(scene.status(&status, Some(&scene.intents), verified()).plans, status.plans);
 
     scene.plans = Some(vec![plan(&scene, 1000)]);
     let told = &scene.good().plans[0].change;
@@ -259,7 +270,7 @@ fn a_plan_is_told_while_it_is_one_and_is_bounded() {
     scene.intents.slices.clear();
     assert_eq!(scene.good().plans, [], "the plan is gone");
     scene.plans = None;
-    assert_eq!(scene.status(&status, None, &verified()).plans, []);
+    assert_eq!(scene.status(&status, None, verified()).plans, []);
 }
 
 #[test]
@@ -280,8 +291,8 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
     };
     let firewall =
         Assessment { conflicts: vec![conflict.clone()], blocked: vec![blocked.clone()], ..Assessment::default() };
-    let outcome = Outcome::Verified(Report { failures: vec![blocked], ..report(firewall) });
-    let status = scene.status(&GatewayNodeStatus::default(), Some(&scene.intents), &outcome);
+    let outcome = ended(Ok(Report { failures: vec![blocked], ..report(firewall) }));
+    let status = scene.status(&GatewayNodeStatus::default(), Some(&scene.intents), outcome);
     assert_eq!(words(&status, "HostFirewallCompatible").unwrap(), is("False", "HostFirewallConflict"));
     assert_eq!(synced(&status), is("True", "Synced"));
     assert_eq!(status.observed_slices[0].state, SliceState::Programmed);
@@ -295,11 +306,11 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
     assert!(message(&status).contains(&conflict.to_string()), "{}", message(&status));
 
     let firewall = Assessment { doubts: vec![conflict], mixed: true, ..Assessment::default() };
-    let status = scene.status(&status, Some(&scene.intents), &Outcome::Verified(report(firewall)));
+    let status = scene.status(&status, Some(&scene.intents), ended(Ok(report(firewall))));
     assert_eq!(words(&status, "HostFirewallCompatible").unwrap(), is("Unknown", "HostFirewallUnclear"));
     assert!(message(&status).contains("both iptables-nft and iptables-legacy"), "{}", message(&status));
     // A pass that failed says nothing about them, so what was known stays.
-    let after = scene.status(&status, None, &failed(&engine_error(), None));
+    let after = scene.status(&status, None, failed(engine_error(), None));
     assert_eq!(message(&after), message(&status));
 }
 
@@ -316,9 +327,9 @@ fn whether_probes_are_answered_is_a_condition_of_its_own() {
     let told = &refused.conditions.iter().find(|condition| condition.type_ == "AdminServing").unwrap().message;
     assert!(told.starts_with("cannot listen on 127.0.0.1:9478: Address already in use (os error 98); "), "{told}");
     scene.admin = Serving::On("127.0.0.1:9478".parse().unwrap());
-    let served = scene.status(&refused, None, &failed(&engine_error(), None));
+    let served = scene.status(&refused, None, failed(engine_error(), None));
     assert_eq!(words(&served, "AdminServing"), word("True", "Serving"), "whatever the kernel does");
     scene.admin = Serving::NotYet;
-    let restarted = scene.status(&served, Some(&scene.intents), &verified());
+    let restarted = scene.status(&served, Some(&scene.intents), verified());
     assert_eq!(words(&restarted, "AdminServing"), word("True", "Serving"));
 }

@@ -1,0 +1,57 @@
+//! What is decided upon a scene, as a forwarding table and as the rules of its nodes.
+#![allow(dead_code, reason = "each test uses what it needs")]
+
+use std::net::IpAddr;
+
+use sallyport_api::GatewayNodeSpec;
+use sallyport_api::forward_slice::SliceForward;
+use sallyport_policy::decide::Decision;
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
+use sallyport_ruleset::layout::lower;
+use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::table::ForwardingTable;
+
+use crate::scene::{NodeFile, Scene};
+
+/// A table and what becomes of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled<'a> {
+    pub table: ForwardingTable<'a>,
+    pub ruleset: Ruleset,
+}
+
+/// What a node that has `facts` makes of `forwards`.
+pub fn compile<'a>(node: &GatewayNodeSpec, forwards: &[&'a SliceForward], facts: &NodeFacts<'_>) -> Compiled<'a> {
+    let table = ForwardingTable::new(node, forwards, facts);
+    Compiled { ruleset: lower(&table), table }
+}
+
+impl NodeFile {
+    pub fn local_addresses(&self) -> Vec<LocalAddress> {
+        let parse = |text: &String| {
+            let (ip, prefix_len) = text.split_once('/').unwrap();
+            let ip: IpAddr = ip.parse().unwrap();
+            LocalAddress { ip, prefix_len: prefix_len.parse().unwrap(), global: !ip.is_loopback() }
+        };
+        self.local.iter().map(parse).collect()
+    }
+}
+
+impl Scene {
+    /// Compiles `decision` for `node`, before anything expires; `None` where no pool selects it.
+    pub fn compile<'a>(decision: &'a Decision, node: &NodeFile) -> Option<Compiled<'a>> {
+        Self::compile_at(decision, node, 0)
+    }
+
+    /// The same at `now`.
+    pub fn compile_at<'a>(decision: &'a Decision, node: &NodeFile, now: i64) -> Option<Compiled<'a>> {
+        let spec = decision.nodes.get(&node.name)?;
+        let forwards: Vec<&SliceForward> = decision
+            .slices
+            .values()
+            .filter(|slice| slice.pool == spec.pool)
+            .flat_map(|slice| &slice.forwards)
+            .collect();
+        Some(compile(spec, &forwards, &NodeFacts::of(&node.local_addresses(), now)))
+    }
+}

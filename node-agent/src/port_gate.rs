@@ -1,0 +1,252 @@
+//! The gate before the ports of a host: a forward that this host never carried waits while somebody else listens on them.
+//!
+//! Whoever starts to listen later revokes nothing: a forward is admitted once, whatever becomes of it afterwards. Remembered are
+//! those that never were admitted, so that all others count as admitted after a restart, and after a reboot, which empties the
+//! kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use sallyport_api::forward_slice::SliceForward;
+use sallyport_engine::Engine;
+use sallyport_ruleset::facts::NodeFacts;
+use sallyport_ruleset::layout::lower;
+use sallyport_ruleset::listener::{Listener, Place};
+use sallyport_ruleset::table::{Failure, ForwardingTable};
+use sallyport_runtime::once::Once;
+
+use crate::converge::Converger;
+use crate::error_chain::chain_of;
+use crate::intents::Intents;
+use crate::sockets::{FREE, SocketView, in_use, refused};
+use crate::state::StateDir;
+use crate::waiting::Waiting;
+
+/// So long after the agent's start, for those that waited before it: after a boot, others may start later than the agent.
+const START: Duration = Duration::from_mins(1);
+
+/// The forwards of this host at the gate, by uid; one that is not here has not been seen yet.
+#[derive(Debug, Default)]
+pub struct PortGate {
+    gates: BTreeMap<String, Gate>,
+    /// Those that were not admitted, by uid, and whether they wait, as they are on disk.
+    kept: BTreeMap<String, bool>,
+    /// What cannot be seen or kept.
+    failure: Once,
+}
+
+/// How a forward stands.
+#[derive(Debug)]
+enum Gate {
+    /// Whoever listens there from now on comes too late.
+    Admitted,
+    /// Somebody was there first.
+    Waiting(Wait),
+}
+
+/// Why and for how long a forward waits.
+#[derive(Debug)]
+struct Wait {
+    /// Hash of its intent: one that asks for something else is new again.
+    hash: String,
+    /// Where somebody listened when it came. Who listens elsewhere later is not waited for.
+    places: BTreeSet<Place>,
+    /// Until when more of them are found.
+    open: Instant,
+    /// When it is admitted if nobody listens there until then.
+    free: Instant,
+    /// Who was named as being in the way.
+    listener: Option<Listener>,
+    failure: Failure,
+}
+
+impl Wait {
+    fn new(forward: &SliceForward, listener: &Listener, places: BTreeSet<Place>, now: Instant) -> Self {
+        let failure = in_use(forward, listener);
+        Self { hash: forward.hash.clone(), places, open: now, free: now + FREE, listener: Some(*listener), failure }
+    }
+
+    /// One that waited when the agent ended.
+    fn restored(forward: &SliceForward, now: Instant) -> Self {
+        let message = "a program of this host listened on its ports before the agent started; a minute after the start \
+                       the forward is programmed if none does any more";
+        let failure = refused(forward, message.to_owned());
+        let (open, free) = (now + START, now + START);
+        Self { hash: forward.hash.clone(), places: BTreeSet::new(), open, free, listener: None, failure }
+    }
+
+    /// Finds out who is in the way now.
+    fn refresh(&mut self, forward: &SliceForward, sockets: &SocketView<'_>, now: Instant) {
+        let there = sockets.in_the_way(forward);
+        if now < self.open {
+            self.places.extend(there.iter().map(|listener| listener.place()));
+        }
+        if let Some(first) = there.into_iter().find(|listener| self.places.contains(&listener.place())) {
+            self.free = self.free.max(now + FREE);
+            if self.listener != Some(*first) {
+                self.listener = Some(*first);
+                self.failure = in_use(forward, first);
+            }
+        }
+    }
+}
+
+impl PortGate {
+    /// Takes up what was known before a restart.
+    pub fn restore(&mut self, intents: &Intents, state: &StateDir, now: Instant) {
+        self.kept = state.not_admitted().unwrap_or_else(|error| {
+            tracing::warn!(error = chain_of(&error), "which forwards wait is lost; all of them count as let in");
+            BTreeMap::new()
+        });
+        for forward in intents.forwards() {
+            let gate = match self.kept.get(&forward.uid) {
+                Some(true) => Gate::Waiting(Wait::restored(forward, now)),
+                Some(false) => continue,
+                None => Gate::Admitted,
+            };
+            self.gates.insert(forward.uid.clone(), gate);
+        }
+    }
+
+    /// Admits the forwards that come where nobody listens; who has to wait is for the pass to leave out. What the kernel holds
+    /// already is admitted as well: state that was lost must not take away what runs.
+    ///
+    /// # Guarantees
+    /// - One that was admitted stays so until a pass without it came to its end.
+    /// - Sockets are read only while there is one that was not admitted.
+    /// - Where they cannot be read, nobody new waits, and whoever waits goes on waiting.
+    pub async fn admit<E: Engine>(
+        &mut self,
+        converger: &mut Converger<E>,
+        intents: &Intents,
+        facts: &NodeFacts<'_>,
+        now: Instant,
+    ) -> Waiting {
+        let forwards = intents.forwards();
+        let current: BTreeMap<&str, &str> = forwards.iter().map(|f| (f.uid.as_str(), f.hash.as_str())).collect();
+        self.gates.retain(|uid, gate| match gate {
+            Gate::Admitted => true,
+            Gate::Waiting(wait) => current.get(uid.as_str()) == Some(&wait.hash.as_str()),
+        });
+        let outside = forwards.into_iter().filter(|forward| !self.is_admitted(&forward.uid));
+        let outside: Vec<&SliceForward> = outside.collect();
+        let listeners = if outside.is_empty() { Ok(None) } else { converger.engine.listeners() };
+        match listeners {
+            Ok(None) => {}
+            Ok(Some(listeners)) => {
+                let facts = NodeFacts { listeners: &listeners, ..*facts };
+                let sockets = SocketView::of(intents, &facts);
+                for forward in outside {
+                    if let Some(gate) = self.gate_of(forward, &sockets, converger, intents, &facts, now).await {
+                        self.gates.insert(forward.uid.clone(), gate);
+                    }
+                }
+                for gate in self.gates.values_mut() {
+                    if matches!(gate, Gate::Waiting(wait) if wait.free <= now) {
+                        *gate = Gate::Admitted;
+                    }
+                }
+            }
+            Err(error) => {
+                self.log("cannot see who listens on this host, so no new forward waits for anybody", &error);
+                for forward in outside {
+                    self.gates.entry(forward.uid.clone()).or_insert(Gate::Admitted);
+                }
+            }
+        }
+        let waiting = self.gates.iter().filter_map(|(uid, gate)| match gate {
+            Gate::Admitted => None,
+            Gate::Waiting(wait) => Some((uid.clone(), wait.failure.clone())),
+        });
+        let (uids, failures) = waiting.unzip();
+        Waiting { failures, uids }
+    }
+
+    /// How a forward that was not admitted stands from now on; `None` if that is as before.
+    async fn gate_of<E: Engine>(
+        &mut self,
+        forward: &SliceForward,
+        sockets: &SocketView<'_>,
+        converger: &mut Converger<E>,
+        intents: &Intents,
+        facts: &NodeFacts<'_>,
+        now: Instant,
+    ) -> Option<Gate> {
+        if let Some(Gate::Waiting(wait)) = self.gates.get_mut(&forward.uid) {
+            wait.refresh(forward, sockets, now);
+            if now >= wait.open {
+                return None;
+            }
+            // What was noted before the start may be older than what the kernel holds.
+            let alone = lower(&ForwardingTable::new(&intents.node, &[forward], facts));
+            let held = converger.observe().await.map_or(true, |installed| installed.delivers(&alone));
+            return held.then_some(Gate::Admitted);
+        }
+        let there = sockets.in_the_way(forward);
+        if let Some(first) = there.first() {
+            let alone = ForwardingTable::new(&intents.node, &[forward], facts);
+            if !alone.failures.is_empty() {
+                // Nobody shall stop a program for the sake of a forward that cannot be carried anyway.
+                return None;
+            }
+            // What could not be read may be there.
+            if converger.observe().await.is_ok_and(|installed| !installed.delivers(&lower(&alone))) {
+                let places = there.iter().map(|listener| listener.place()).collect();
+                return Some(Gate::Waiting(Wait::new(forward, first, places, now)));
+            }
+        }
+        Some(Gate::Admitted)
+    }
+
+    fn is_admitted(&self, uid: &str) -> bool {
+        matches!(self.gates.get(uid), Some(Gate::Admitted))
+    }
+
+    /// Keeps who was not admitted. That is on disk before the intents are, so that a crash makes nobody look admitted.
+    pub fn keep(&mut self, intents: &Intents, state: &StateDir) {
+        let outside = intents.forwards().into_iter().filter(|forward| !self.is_admitted(&forward.uid));
+        let outside: BTreeMap<String, bool> =
+            outside.map(|forward| (forward.uid.clone(), self.gates.contains_key(&forward.uid))).collect();
+        if self.kept == outside {
+            return;
+        }
+        match state.keep_not_admitted(&outside) {
+            Ok(()) => {
+                self.kept = outside;
+                self.failure.clear();
+            }
+            Err(error) => self.log("cannot note which forwards wait; after a restart they do not", &error),
+        }
+    }
+
+    /// A pass came to its end: what was not wanted in it is no longer in the kernel, and comes anew.
+    pub fn passed(&mut self, intents: &Intents) {
+        let wanted: BTreeSet<&str> = intents.forwards().into_iter().map(|forward| forward.uid.as_str()).collect();
+        self.gates.retain(|uid, gate| matches!(gate, Gate::Waiting(_)) || wanted.contains(uid.as_str()));
+    }
+
+    /// Whether one that waits may be admitted.
+    pub fn is_freed<E: Engine>(&mut self, engine: &E, intents: &Intents, facts: &NodeFacts<'_>, now: Instant) -> bool {
+        if self.gates.values().all(|gate| matches!(gate, Gate::Admitted)) {
+            return false;
+        }
+        let Ok(Some(listeners)) = engine.listeners() else { return false };
+        let sockets = SocketView::of(intents, &NodeFacts { listeners: &listeners, ..*facts });
+        for forward in intents.forwards() {
+            if let Some(Gate::Waiting(wait)) = self.gates.get_mut(&forward.uid) {
+                wait.refresh(forward, &sockets, now);
+            }
+        }
+        self.gates.values().any(|gate| matches!(gate, Gate::Waiting(wait) if wait.free <= now))
+    }
+
+    fn log(&mut self, what: &str, error: &dyn std::error::Error) {
+        let text = format!("{what}: {}", chain_of(error));
+        if self.failure.is_news(&text) {
+            tracing::warn!("{text}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,25 @@
+//! The forwards that a pass leaves out, because somebody else listens on their ports.
+
+use std::collections::BTreeSet;
+
+use sallyport_api::forward_slice::SliceForward;
+use sallyport_ruleset::table::Failure;
+
+use crate::intents::Intents;
+
+/// What a pass leaves out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Waiting {
+    /// Why, for each.
+    pub failures: Vec<Failure>,
+    /// Uids of the forwards that wait.
+    pub uids: BTreeSet<String>,
+}
+
+impl Waiting {
+    /// The forwards that do not wait.
+    #[must_use]
+    pub fn others<'a>(&self, intents: &'a Intents) -> Vec<&'a SliceForward> {
+        intents.forwards().into_iter().filter(|forward| !self.uids.contains(&forward.uid)).collect()
+    }
+}
