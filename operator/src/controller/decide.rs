@@ -13,7 +13,7 @@ use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::{GatewayPool, Intent, Mode};
 use sallyport_policy::decide::{self as policy, Verdict};
 use sallyport_policy::kept::spec_of;
-use sallyport_policy::observed::{Forward, Observed, PoolObject};
+use sallyport_policy::observed::{Forward, Node as ObservedNode, Observed, PoolObject};
 use sallyport_policy::validate::Problem;
 
 use crate::controller::cache;
@@ -149,9 +149,9 @@ fn uid_of<K: kube::Resource<DynamicType = ()>>(entry: &cache::Entry<K>) -> Strin
 }
 
 /// The addresses and labels of a Node.
-fn node_of(node: &Node) -> policy::Node {
+fn node_of(node: &Node) -> ObservedNode {
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    policy::Node {
+    ObservedNode {
         name: node.metadata.name.clone().unwrap_or_default(),
         labels: Some(node.metadata.labels.clone().unwrap_or_default()),
         addresses: addresses
