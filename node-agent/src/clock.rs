@@ -19,7 +19,7 @@ const KEEP: i64 = 60;
 const BEHIND: Duration = Duration::from_secs(5);
 
 /// A clock, and when the next forward ends by it.
-pub struct Clock {
+pub(crate) struct Clock {
     /// Time since 1970 as the host has it.
     pub(crate) wall: Box<dyn Fn() -> Duration>,
     /// The highest time so far, and when it was.
@@ -38,7 +38,7 @@ pub struct Clock {
 impl Clock {
     /// Goes on from the highest time in the state directory.
     #[must_use]
-    pub fn new(state: Rc<StateDir>) -> Self {
+    pub(crate) fn new(state: Rc<StateDir>) -> Self {
         let kept = state.highest_time().unwrap_or_else(|error| {
             let error = chain_of(&error);
             tracing::error!(
@@ -61,7 +61,7 @@ impl Clock {
     }
 
     /// Seconds since 1970.
-    pub fn now(&mut self) -> i64 {
+    pub(crate) fn now(&mut self) -> i64 {
         // The host's clock first: read after the other, a pause between the two would push the time ahead for good.
         let (wall, instant) = ((self.wall)(), Instant::now());
         let (highest, then) = self.highest;
@@ -79,7 +79,7 @@ impl Clock {
     }
 
     /// Forwards end at these times, and those that ended until `now` are about to be closed.
-    pub fn expect(&mut self, ends: impl Iterator<Item = i64>, now: i64) {
+    pub(crate) fn expect(&mut self, ends: impl Iterator<Item = i64>, now: i64) {
         let mut ended = None;
         self.next = None;
         for end in ends {
@@ -95,7 +95,7 @@ impl Clock {
     }
 
     /// Whether a forward has ended since it was expected to. Called twice a second; at rest it costs nothing.
-    pub fn is_due(&mut self) -> bool {
+    pub(crate) fn is_due(&mut self) -> bool {
         let Some(next) = self.next else { return false };
         let now = self.now();
         if now - self.kept >= KEEP {

@@ -14,7 +14,7 @@ const WINDOW: Duration = Duration::from_mins(1);
 
 /// Differences that are not put back yet, and how often some were.
 #[derive(Debug, Default)]
-pub struct DriftTracker {
+pub(crate) struct DriftTracker {
     pending: Vec<Difference>,
     /// When something was put back, the last times.
     repairs: VecDeque<Instant>,
@@ -24,7 +24,7 @@ pub struct DriftTracker {
 
 impl DriftTracker {
     /// Somebody has made these differences.
-    pub fn found(&mut self, found: Vec<Difference>) {
+    pub(crate) fn found(&mut self, found: Vec<Difference>) {
         self.pending.extend(found);
         self.pending.sort_by(|a, b| (a.kind, &a.text).cmp(&(b.kind, &b.text)));
         self.pending.dedup();
@@ -32,12 +32,12 @@ impl DriftTracker {
 
     /// What is not put back yet.
     #[must_use]
-    pub fn pending(&self) -> Option<String> {
+    pub(crate) fn pending(&self) -> Option<String> {
         (!self.pending.is_empty()).then(|| told(&self.pending))
     }
 
     /// A pass was good at `now`: what it has put back.
-    pub fn passed(&mut self, report: &Report, now: Instant) -> Vec<Difference> {
+    pub(crate) fn passed(&mut self, report: &Report, now: Instant) -> Vec<Difference> {
         self.rival.clone_from(&report.rival);
         let found = std::mem::take(&mut self.pending);
         // What went by itself before the pass began was nobody's repair.
@@ -49,7 +49,7 @@ impl DriftTracker {
     }
 
     /// A pass was not good at `now`, but our rules are as they should be: those that it has put back.
-    pub fn rules_are_back(&mut self, now: Instant) -> Vec<Difference> {
+    pub(crate) fn rules_are_back(&mut self, now: Instant) -> Vec<Difference> {
         let pending = std::mem::take(&mut self.pending);
         let (forwarding, rules): (Vec<_>, Vec<_>) =
             pending.into_iter().partition(|difference| difference.kind == Kind::Forwarding);
@@ -70,13 +70,13 @@ impl DriftTracker {
 
     /// Whether so much is put back that the single repair is no news.
     #[must_use]
-    pub fn is_fight(&self, now: Instant) -> bool {
+    pub(crate) fn is_fight(&self, now: Instant) -> bool {
         self.repairs.len() >= MANY && self.repairs.front().is_some_and(|first| now.duration_since(*first) < WINDOW)
     }
 
     /// What lasts at `now`, although the passes are good.
     #[must_use]
-    pub fn persistent(&self, now: Instant) -> Option<String> {
+    pub(crate) fn persistent(&self, now: Instant) -> Option<String> {
         if let Some(rival) = &self.rival {
             return Some(format!(
                 "somebody keeps inserting rules before ours, so the first place is left to them for five minutes at a \

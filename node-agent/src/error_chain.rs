@@ -3,7 +3,7 @@
 use std::error::Error;
 
 /// An error and what caused it, on one line.
-pub fn chain_of(error: &dyn Error) -> String {
+pub(crate) fn chain_of(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

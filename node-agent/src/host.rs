@@ -19,7 +19,7 @@ const ADDRESSES: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// This host, as of the last look.
-pub struct ThisHost {
+pub(crate) struct ThisHost {
     /// The state directory.
     pub state: Rc<StateDir>,
     /// Every address on every interface.
@@ -39,7 +39,7 @@ pub struct ThisHost {
 impl ThisHost {
     /// Has looked at nothing yet.
     #[must_use]
-    pub fn new(state: Rc<StateDir>) -> Self {
+    pub(crate) fn new(state: Rc<StateDir>) -> Self {
         let clock = Clock::new(Rc::clone(&state));
         let due = Instant::now();
         let port_gate = PortGate::default();

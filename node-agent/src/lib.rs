@@ -3,13 +3,15 @@
 //! ```text
 //! source (manifests or cluster) ─► intents ─► converge: table, observe, plan, apply, verify ─► report
 //! ```
-//! A library so that its parts can be tested; `main.rs` is the only user.
+//! A library for `main.rs`, and for the fuzz targets, which read manifests and decide upon them; all else is its own.
+
+#![warn(unreachable_pub)]
 
 mod agent;
 pub mod args;
 pub mod backend;
 pub mod cleanup;
-pub mod clock;
+mod clock;
 pub mod connections;
 pub mod converge;
 mod drift_tracker;
@@ -17,10 +19,10 @@ mod error_chain;
 mod host;
 pub mod intents;
 pub mod manifest;
-pub mod metrics;
+mod metrics;
 mod pass_report;
 pub mod plan;
-pub mod port_gate;
+mod port_gate;
 pub mod render;
 pub mod run;
 pub mod script;

@@ -23,7 +23,7 @@ async fn main() -> ExitCode {
         Command::Cleanup { state_dir } => cleanup::cleanup(&state_dir).await,
     };
     outcome.unwrap_or_else(|error| {
-        // With its causes, on one line; nobody is left to be told that this failed.
+        // With its causes, on one line; if that fails, too, there is nobody left to say so to.
         let _ = writeln!(std::io::stderr(), "error: {error:#}");
         ExitCode::FAILURE
     })

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 /// Broken documents after which the rest of a text is not read: it is no manifest, and each costs a message.
 const MAX_BROKEN: usize = 1000;
-/// Problems of one document that are told.
+/// Problems of one document that are reported.
 const MAX_PROBLEMS: usize = 20;
 /// Characters of a message; what a text holds may be quoted in it.
 const MAX_MESSAGE: usize = 500;
@@ -63,7 +63,7 @@ impl Object {
 /// What is wrong with a document, or with the whole text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DocumentProblem {
-    /// The object, if it could be told; otherwise the number of the document.
+    /// The object, if that is known; otherwise the number of the document.
     pub object: Identity,
     /// What is wrong, with the field in front where there is one.
     pub message: String,
@@ -126,11 +126,11 @@ fn object(mut value: Value, place: Identity) -> Result<Object, Vec<DocumentProbl
         }
     };
     let problems = |messages: Vec<String>, identity: &Identity| {
-        let told = messages.iter().take(MAX_PROBLEMS);
-        told.map(|message| DocumentProblem::new(identity.clone(), message)).collect::<Vec<_>>()
+        let first = messages.iter().take(MAX_PROBLEMS);
+        first.map(|message| DocumentProblem::new(identity.clone(), message)).collect::<Vec<_>>()
     };
     let named = match value.pointer("/metadata/name") {
-        // As an unquoted 5; an absent one is told below.
+        // As an unquoted 5; an absent one is reported below.
         Some(other) if !other.is_string() => vec!["metadata.name: is not text; put it in quotes".to_owned()],
         _ => lines(&validate_metadata(&name, namespaced.then_some(namespace.as_str()))),
     };

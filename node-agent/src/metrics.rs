@@ -21,7 +21,7 @@ use crate::pass_report::{PassReport, ReportSink};
 
 /// The agent's counters, and why it is not ready.
 #[derive(Clone, Debug, Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     passes: Family<Passes, Counter>,
     drift_repaired: Family<Repaired, Counter>,
     forwards: Gauge,
@@ -43,7 +43,7 @@ struct Repaired {
 
 impl Metrics {
     /// Answers on `address` beside everything else, and says how that stands.
-    pub fn serve(&self, tasks: &mut Tasks, address: SocketAddr) -> watch::Receiver<Serving> {
+    pub(crate) fn serve(&self, tasks: &mut Tasks, address: SocketAddr) -> watch::Receiver<Serving> {
         let metrics = self.clone();
         admin::start(tasks, address, self.registry(), move || metrics.ready())
     }

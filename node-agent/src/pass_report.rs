@@ -13,7 +13,7 @@ use crate::intents::Intents;
 
 /// The last pass, kept up to date with what is found out between two.
 #[derive(Debug)]
-pub struct PassReport {
+pub(crate) struct PassReport {
     /// Why it was made, for the log.
     pub cause: &'static str,
     /// What the kernel should hold.
@@ -41,14 +41,14 @@ pub struct PassReport {
 impl PassReport {
     /// What the pass has put back, where that is news.
     #[must_use]
-    pub fn repair(&self) -> Option<String> {
+    pub(crate) fn repair(&self) -> Option<String> {
         let news = !self.repaired.is_empty() && !self.fought;
         news.then(|| told(&self.repaired)).filter(|what| !what.is_empty())
     }
 
     /// What the pass could not do.
     #[must_use]
-    pub fn failure(&self) -> Option<String> {
+    pub(crate) fn failure(&self) -> Option<String> {
         match &self.outcome {
             Ok(report) => Some(report.unreadable.join("; ")).filter(|why| !why.is_empty()),
             Err(error) => Some(chain_of(error)),
@@ -57,7 +57,7 @@ impl PassReport {
 
     /// What somebody else does to our rules, after a pass that was good.
     #[must_use]
-    pub fn drift(&self) -> Option<String> {
+    pub(crate) fn drift(&self) -> Option<String> {
         let pending = self.pending.as_ref();
         pending
             .map(|what| format!("somebody has changed this and it is not put back yet: {what}"))
@@ -66,7 +66,7 @@ impl PassReport {
 }
 
 /// Takes in what becomes of passes.
-pub trait ReportSink {
+pub(crate) trait ReportSink {
     /// A pass has ended.
     fn passed(&mut self, report: &PassReport);
 
@@ -91,5 +91,46 @@ impl PassReport {
             draining: Draining::new(),
             plans: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sallyport_ruleset::family::Family::V4;
+
+    use super::*;
+    use crate::converge::fake::intents;
+
+    fn report(outcome: Result<Report, Error>) -> PassReport {
+        PassReport::of(&Rc::new(intents("")), outcome)
+    }
+
+    #[test]
+    fn what_could_not_be_done_is_an_error_or_a_table_that_cannot_be_read() {
+        assert_eq!(report(Ok(Report::default())).failure(), None);
+        assert_eq!(report(Err(Error::Addresses)).failure().unwrap(), "cannot read this host's addresses");
+        let unreadable = vec!["IPv4: nat".to_owned(), "IPv6: nat".to_owned()];
+        let partly = report(Ok(Report { unreadable, ..Report::default() }));
+        assert_eq!(partly.failure().unwrap(), "IPv4: nat; IPv6: nat");
+    }
+
+    #[test]
+    fn a_repair_is_news_unless_it_is_one_of_many() {
+        let mut pass = report(Ok(Report::default()));
+        assert_eq!(pass.repair(), None);
+        pass.repaired = vec![Difference::forwarding(V4)];
+        assert_eq!(pass.repair().unwrap(), "forwarding of IPv4 packets is off");
+        pass.fought = true;
+        assert_eq!(pass.repair(), None);
+    }
+
+    #[test]
+    fn what_is_not_put_back_yet_comes_before_what_somebody_keeps_doing() {
+        let mut pass = report(Ok(Report::default()));
+        assert_eq!(pass.drift(), None);
+        pass.persistent_drift = Some("they keep at it".to_owned());
+        assert_eq!(pass.drift().unwrap(), "they keep at it");
+        pass.pending = Some("the jump is missing".to_owned());
+        assert!(pass.drift().unwrap().ends_with("it is not put back yet: the jump is missing"));
     }
 }

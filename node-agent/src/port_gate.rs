@@ -27,7 +27,7 @@ const START: Duration = Duration::from_mins(1);
 
 /// The forwards of this host at the gate, by uid; one that is not here has not been seen yet.
 #[derive(Debug, Default)]
-pub struct PortGate {
+pub(crate) struct PortGate {
     gates: BTreeMap<String, Gate>,
     /// Those that were not admitted, by uid, and whether they wait, as they are on disk.
     kept: BTreeMap<String, bool>,
@@ -93,7 +93,7 @@ impl Wait {
 
 impl PortGate {
     /// Takes up what was known before a restart.
-    pub fn restore(&mut self, intents: &Intents, state: &StateDir, now: Instant) {
+    pub(crate) fn restore(&mut self, intents: &Intents, state: &StateDir, now: Instant) {
         self.kept = state.not_admitted().unwrap_or_else(|error| {
             tracing::warn!(error = chain_of(&error), "which forwards wait is lost; all of them count as let in");
             BTreeMap::new()
@@ -115,7 +115,7 @@ impl PortGate {
     /// - One that was admitted stays so until a pass without it came to its end.
     /// - Sockets are read only while there is one that was not admitted.
     /// - Where they cannot be read, nobody new waits, and whoever waits goes on waiting.
-    pub async fn admit<E: Engine>(
+    pub(crate) async fn admit<E: Engine>(
         &mut self,
         converger: &mut Converger<E>,
         intents: &Intents,
@@ -203,7 +203,7 @@ impl PortGate {
     }
 
     /// Keeps who was not admitted. That is on disk before the intents are, so that a crash makes nobody look admitted.
-    pub fn keep(&mut self, intents: &Intents, state: &StateDir) {
+    pub(crate) fn keep(&mut self, intents: &Intents, state: &StateDir) {
         let outside = intents.forwards().into_iter().filter(|forward| !self.is_admitted(&forward.uid));
         let outside: BTreeMap<String, bool> =
             outside.map(|forward| (forward.uid.clone(), self.gates.contains_key(&forward.uid))).collect();
@@ -220,13 +220,19 @@ impl PortGate {
     }
 
     /// A pass came to its end: what was not wanted in it is no longer in the kernel, and comes anew.
-    pub fn passed(&mut self, intents: &Intents) {
+    pub(crate) fn passed(&mut self, intents: &Intents) {
         let wanted: BTreeSet<&str> = intents.forwards().into_iter().map(|forward| forward.uid.as_str()).collect();
         self.gates.retain(|uid, gate| matches!(gate, Gate::Waiting(_)) || wanted.contains(uid.as_str()));
     }
 
     /// Whether one that waits may be admitted.
-    pub fn is_freed<E: Engine>(&mut self, engine: &E, intents: &Intents, facts: &NodeFacts<'_>, now: Instant) -> bool {
+    pub(crate) fn is_freed<E: Engine>(
+        &mut self,
+        engine: &E,
+        intents: &Intents,
+        facts: &NodeFacts<'_>,
+        now: Instant,
+    ) -> bool {
         if self.gates.values().all(|gate| matches!(gate, Gate::Admitted)) {
             return false;
         }

@@ -8,7 +8,7 @@ use std::io;
 
 use sallyport_engine::iptables::Variant;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::plan::Op;
+use sallyport_ruleset::op::Op;
 use sallyport_ruleset::restore::restore;
 
 /// What a script begins with: it ends at the first command that fails. No restore program takes it for a line of its own.
@@ -55,7 +55,7 @@ fn restore_program(variant: Option<Variant>, family: Family) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sallyport_ruleset::plan::Step;
+    use sallyport_ruleset::op::Step;
     use sallyport_ruleset::rule::Table;
 
     use super::*;

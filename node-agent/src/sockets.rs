@@ -9,9 +9,10 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_engine::Engine;
 use sallyport_engine::listeners::process_of;
+use sallyport_ruleset::binding::bindings;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::listener::{Listener, in_the_way};
-use sallyport_ruleset::table::{Failure, bindings, listen_addresses};
+use sallyport_ruleset::table::{Failure, listen_addresses};
 
 use crate::intents::Intents;
 

@@ -2,12 +2,12 @@
 //!
 //! The loop around a source is `agent`, which also owns the host; what becomes of the intents is `converge`'s.
 
-pub mod cluster;
+pub(crate) mod cluster;
 pub mod directory;
-pub mod first_seen;
+pub(crate) mod first_seen;
 pub mod local;
-pub mod manifests;
-pub mod watch;
+pub(crate) mod manifests;
+pub(crate) mod watch;
 
 use std::rc::Rc;
 
@@ -18,8 +18,7 @@ use crate::intents::Intents;
 use crate::pass_report::ReportSink;
 
 /// Says what this node shall do, and takes in what became of it.
-#[expect(async_fn_in_trait, reason = "the agent runs on one thread, so no future has to be Send")]
-pub trait Source: ReportSink {
+pub(crate) trait Source: ReportSink {
     /// What makes it change its mind, for the log.
     const CAUSE: &'static str;
 
@@ -51,7 +50,7 @@ pub trait Source: ReportSink {
 
 /// What a source has to say since it was last asked.
 #[derive(Debug)]
-pub enum News {
+pub(crate) enum News {
     /// Nothing.
     None,
     /// Something that changes no intent, but maybe what is wrong with the objects or what is reported.
@@ -62,6 +61,6 @@ pub enum News {
 
 /// A failure, for people.
 #[must_use]
-pub fn describe(failure: &Failure) -> String {
+pub(crate) fn describe(failure: &Failure) -> String {
     format!("PortForward {}: {} ({:?})", failure.forward, failure.message, failure.reason)
 }

@@ -3,7 +3,7 @@
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::plan::Op;
+use sallyport_ruleset::op::Op;
 use sallyport_ruleset::restore::restore;
 
 use crate::conntrack::Conntrack;

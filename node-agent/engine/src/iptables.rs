@@ -17,7 +17,7 @@ use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Holder, HostFirewall, xtables};
 use sallyport_ruleset::installed::{Installed, InstalledRuleset, InstalledTable};
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::plan::{Op, Step};
+use sallyport_ruleset::op::{Op, Step};
 use sallyport_ruleset::restore::restore;
 use sallyport_ruleset::rule::Table;
 

@@ -15,7 +15,7 @@ pub mod sysctl;
 
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::plan::Op;
+use sallyport_ruleset::op::Op;
 
 use crate::conntrack::Conntrack;
 use crate::iptables::Place;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::installed::{InstalledRuleset, InstalledTable};
-use crate::plan::{Op, Step};
+use crate::op::{Op, Step};
 use crate::rule::Line;
 
 /// What `ops` do to `installed`, a line for each rule with `-` or `+` in front; empty if no rule comes or goes.

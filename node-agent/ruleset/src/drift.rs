@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::family::Family;
 use crate::installed::{InstalledRuleset, InstalledTable};
-use crate::plan::{Op, Step};
+use crate::op::{Op, Step};
 use crate::rule::Line;
 
 /// Characters of a rule that are told.

@@ -11,7 +11,8 @@ use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::MARK_OURS;
 use sallyport_api::{OnTargetRemoved, Protocol};
 
-use crate::table::{Binding, ForwardingTable};
+use crate::binding::Binding;
+use crate::table::ForwardingTable;
 
 /// One direction of a tracked connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -11,8 +11,8 @@ use sallyport_policy::intersection::smaller;
 use sallyport_policy::pool::Reserved;
 use sallyport_policy::recheck::recheck;
 
+use crate::binding::bindings;
 use crate::facts::LocalAddress;
-use crate::table::bindings;
 
 /// Checks again, here, what must never reach a kernel, whatever the operator said, and what only this host can see.
 pub(crate) fn refuse(

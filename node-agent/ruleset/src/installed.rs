@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::family::Family;
 use crate::firewall::HostFirewall;
-use crate::plan::{Op, Step};
+use crate::op::{Op, Step};
 use crate::rule::{Chains, Line, Rules, Ruleset, Table, digest_of, is_ours};
 
 /// What stands for the rules of a chain of ours that cannot be read: equal to no rule.

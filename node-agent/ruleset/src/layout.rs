@@ -20,9 +20,10 @@ use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_api::{Protocol, SourceNatMode};
 use sallyport_policy::digest::short_id;
 
+use crate::binding::Binding;
 use crate::family::Family;
 use crate::rule::{Action, Chains, Line, Rule, Rules, Ruleset, chain, protocol_name};
-use crate::table::{Binding, ForwardingTable};
+use crate::table::ForwardingTable;
 
 /// A chain that would hold more rules than this is split by port.
 const SPLIT_ABOVE: usize = 32;

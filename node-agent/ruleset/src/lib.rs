@@ -8,6 +8,7 @@
 //! Which intents a node is given is not here: `sallyport-policy` decides that.
 //! No I/O, no clock, no process, no random source: every function here can be called a million times in a test.
 
+pub mod binding;
 pub mod diff;
 pub mod drift;
 pub mod facts;
@@ -17,10 +18,12 @@ mod gate;
 pub mod installed;
 pub mod layout;
 pub mod listener;
+pub mod op;
 pub mod plan;
 pub mod restore;
 pub mod rivals;
 pub mod rule;
 pub mod table;
+mod words;
 
 pub use sallyport_policy::family;

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use sallyport_api::Protocol;
 
+use crate::binding::Binding;
 use crate::family::Family;
-use crate::table::Binding;
 
 /// A socket of this host that takes connections or datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,7 +57,7 @@ mod tests {
     use sallyport_api::testing::Forward;
 
     use super::*;
-    use crate::table::bindings;
+    use crate::binding::bindings;
 
     fn listener(protocol: Protocol, ip: &str, port: u16) -> Listener {
         Listener { protocol: number(protocol), ip: ip.parse().unwrap(), port, inode: 7 }

@@ -3,104 +3,11 @@
 //! Only chains that differ are written, each flushed and filled within the transaction of its table; jumps are added
 //! and removed in the same transaction. Foreign rules are never named, so they cannot be changed or reordered.
 
-use std::fmt;
-
 use crate::family::Family;
 use crate::installed::{Installed, InstalledRuleset, InstalledTable};
+use crate::op::{Op, Step};
 use crate::rivals::{self, Packets};
-use crate::rule::{Chains, Line, Rules, Ruleset, Table};
-
-/// One step of a change. Those of a table are one transaction: all of them happen, or none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Op {
-    /// In which family.
-    pub family: Family,
-    /// In which table.
-    pub table: Table,
-    /// What is done there.
-    pub step: Step,
-}
-
-/// What an [`Op`] does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// A chain of ours holds these rules and no others; it is made if it is not there.
-    Replace {
-        /// Its name.
-        chain: String,
-        /// What it holds.
-        rules: Vec<Line>,
-    },
-    /// A chain of ours loses its rules and stays, because a rule of somebody else leads to it.
-    Flush {
-        /// Its name.
-        chain: String,
-    },
-    /// A chain of ours goes.
-    Delete {
-        /// Its name.
-        chain: String,
-    },
-    /// The jumps from a built-in chain to a chain of ours are replaced by one at the top.
-    Jump {
-        /// The built-in chain.
-        builtin: &'static str,
-        /// Ours.
-        chain: &'static str,
-        /// How many such jumps there are.
-        present: usize,
-        /// The rule before the only one that is there, if it would take packets of ours.
-        shadowed_by: Option<String>,
-    },
-    /// The jumps from a built-in chain to a chain of ours go.
-    Unjump {
-        /// The built-in chain.
-        builtin: &'static str,
-        /// Ours.
-        chain: &'static str,
-        /// How many there are.
-        present: usize,
-    },
-    /// Every jump from a built-in chain to a chain of ours goes, in a table that is
-    /// [unreadable](InstalledTable::unreadable): no restore text can name them there.
-    Unhook {
-        /// Ours.
-        chain: &'static str,
-    },
-}
-
-impl Op {
-    /// Whether it only moves a jump that is there before a rule of somebody else.
-    #[must_use]
-    pub fn is_move(&self) -> bool {
-        matches!(self.step, Step::Jump { shadowed_by: Some(_), .. })
-    }
-
-    /// The same, but that a chain which would go is only flushed.
-    #[must_use]
-    pub fn without_delete(&self) -> Self {
-        let mut op = self.clone();
-        if let Step::Delete { chain } = op.step {
-            op.step = Step::Flush { chain };
-        }
-        op
-    }
-}
-
-/// What it writes, for people: a chain, or a jump.
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = self.family;
-        match &self.step {
-            Step::Replace { chain, .. } | Step::Flush { chain } | Step::Delete { chain } => {
-                write!(f, "{family} {chain}")
-            }
-            Step::Jump { builtin, chain, .. } => write!(f, "{family} -I {builtin} 1 -j {chain}"),
-            Step::Unjump { builtin, chain, .. } => write!(f, "{family} -D {builtin} -j {chain}"),
-            Step::Unhook { chain } => write!(f, "{family} jumps to {chain}"),
-        }
-    }
-}
+use crate::rule::{Chains, Rules, Ruleset, Table};
 
 /// Plans the change from `installed` to `desired`, whose packets look like `packets`.
 ///

@@ -1,7 +1,7 @@
 //! Changes → the text of `iptables-restore --noflush`. The only place where a change becomes text.
 
 use crate::family::Family;
-use crate::plan::{Op, Step};
+use crate::op::{Op, Step};
 use crate::rule::Table;
 
 /// The text that does those of `ops` that are for `family`; `None` where nothing is to be restored.

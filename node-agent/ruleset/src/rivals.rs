@@ -13,6 +13,7 @@ use crate::family::Family;
 use crate::installed::InstalledTable;
 use crate::rule::{Table, protocol_name};
 use crate::table::ForwardingTable;
+use crate::words::words;
 
 /// Nested chains are followed this far; a rule deeper than that counts as taking.
 const DEPTH: usize = 16;
@@ -162,28 +163,6 @@ impl Passing<'_> {
             .flat_map(|(_, ports)| ports)
             .any(|(first, last)| ranges.iter().any(|(from, to)| from <= last && first <= to))
     }
-}
-
-/// Splits a rule into words; a quoted comment stays one word.
-pub(crate) fn words(rule: &str) -> Vec<&str> {
-    let mut words = Vec::new();
-    let mut rest = rule.trim_start();
-    while !rest.is_empty() {
-        let end = if let Some(quoted) = rest.strip_prefix('"') {
-            let mut escaped = false;
-            let close = quoted.char_indices().find(|(_, c)| {
-                let closes = *c == '"' && !escaped;
-                escaped = *c == '\\' && !escaped;
-                closes
-            });
-            close.map_or(rest.len(), |(at, _)| at + 2)
-        } else {
-            rest.find(' ').unwrap_or(rest.len())
-        };
-        words.push(&rest[..end]);
-        rest = rest[end..].trim_start();
-    }
-    words
 }
 
 fn after<'a>(words: &[&'a str], flag: &str) -> Option<&'a str> {

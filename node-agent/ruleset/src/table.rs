@@ -3,74 +3,21 @@
 //! ```text
 //! PortForward payments/mysql   10.30.1.78 tcp/3306  10.30.1.80/32 ─► 10.30.1.79:3306  Masquerade
 //! ```
-//! The only place that expands a forward into the addresses and families of a node. Rules, the flows that may go on, who
-//! listens in the way, and the path of packets through other firewalls are all read off it.
+//! Rules, the flows that may go on, who listens in the way, and the path of packets through other firewalls are all read
+//! off it.
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
-use sallyport_api::intent::{IntentPort, IntentTarget};
-use sallyport_api::{Protocol, SourceNatMode};
 use sallyport_policy::claim::{Claim, ClaimTable};
 use sallyport_policy::pool::Reserved;
 
+use crate::binding::{Binding, bindings};
 use crate::facts::{LocalAddress, NodeFacts};
 use crate::family::Family;
 use crate::gate::refuse;
-
-/// One port or range of ports of one forward, on one address of the node.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Binding<'a> {
-    /// Whose it is.
-    pub forward: &'a SliceForward,
-    /// The address of the node that clients connect to.
-    pub listen: IpAddr,
-    /// The ports there, and the first port of the targets.
-    pub port: IntentPort,
-}
-
-impl<'a> Binding<'a> {
-    /// The family of its packets.
-    #[must_use]
-    pub fn family(&self) -> Family {
-        Family::of(self.listen)
-    }
-
-    /// The protocol of its packets.
-    #[must_use]
-    pub fn protocol(&self) -> Protocol {
-        self.port.protocol
-    }
-
-    /// What becomes of the client's address.
-    #[must_use]
-    pub fn source_nat(&self) -> SourceNatMode {
-        self.forward.intent.source_nat
-    }
-
-    /// The clients that may connect, unless they are [denied](Self::denied).
-    pub fn allowed(&self) -> impl Iterator<Item = IpNet> + use<'a> {
-        of_family(&self.forward.intent.allow, self.family())
-    }
-
-    /// The clients that may not, whatever else allows them.
-    pub fn denied(&self) -> impl Iterator<Item = IpNet> + use<'a> {
-        of_family(&self.forward.intent.deny, self.family())
-    }
-
-    /// Where connections are delivered; a target of weight 0 takes no new ones.
-    pub fn targets(&self) -> impl Iterator<Item = IntentTarget> + use<'a> {
-        let family = self.family();
-        self.forward.intent.targets.iter().copied().filter(move |target| Family::of(target.ip) == family)
-    }
-}
-
-fn of_family(nets: &[IpNet], family: Family) -> impl Iterator<Item = IpNet> {
-    nets.iter().copied().filter(move |net| Family::of(net.addr()) == family)
-}
 
 /// Why a forward is not programmed on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,20 +106,4 @@ pub fn listen_addresses(node: &GatewayNodeSpec, local: &[LocalAddress]) -> Vec<I
     listen.sort_unstable();
     listen.dedup();
     listen
-}
-
-/// What `forward` asks of a node that listens on `listen`: by family, port and address. Empty where no listen address that
-/// it names has the family of one of its targets.
-pub fn bindings<'a>(forward: &'a SliceForward, listen: &[IpAddr]) -> impl Iterator<Item = Binding<'a>> {
-    let intent = &forward.intent;
-    Family::BOTH.into_iter().flat_map(move |family| {
-        let named =
-            |ip: &IpAddr| Family::of(*ip) == family && (intent.addresses.is_empty() || intent.addresses.contains(ip));
-        let served = intent.targets.iter().any(|target| Family::of(target.ip) == family);
-        let addresses: Vec<IpAddr> = listen.iter().copied().filter(|ip| served && named(ip)).collect();
-        intent.ports.iter().flat_map(move |port| {
-            let bind = |listen: &IpAddr| Binding { forward, listen: *listen, port: *port };
-            addresses.iter().map(bind).collect::<Vec<_>>()
-        })
-    })
 }

@@ -14,7 +14,7 @@ use sallyport_policy::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::installed::{Installed, UNREADABLE};
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::plan::Step;
+use sallyport_ruleset::op::Step;
 use sallyport_ruleset::rule::{Line, Table};
 
 use super::*;

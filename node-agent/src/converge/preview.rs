@@ -8,7 +8,8 @@ use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::layout::lower;
-use sallyport_ruleset::plan::{Op, plan};
+use sallyport_ruleset::op::Op;
+use sallyport_ruleset::plan::plan;
 use sallyport_ruleset::rivals::Packets;
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 

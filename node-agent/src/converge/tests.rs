@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use sallyport_ruleset::plan::Step;
+use sallyport_ruleset::op::Step;
 use sallyport_ruleset::rule::{Chains, Line, Table};
 
 use super::fake::{Kernel, REQUIRE, forward, intents, local, planned, rules_of};

@@ -13,12 +13,13 @@ use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_engine::Engine;
 use sallyport_policy::digest::intent_hash;
 use sallyport_policy::intersection::intersection;
+use sallyport_ruleset::binding::bindings;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::InstalledRuleset;
 use sallyport_ruleset::layout::lower;
 use sallyport_ruleset::rule::{Rules, Ruleset};
-use sallyport_ruleset::table::{Failure, ForwardingTable, bindings};
+use sallyport_ruleset::table::{Failure, ForwardingTable};
 
 use crate::converge::Converger;
 use crate::intents::{Carried, Intents};

@@ -6,13 +6,13 @@
 //! Here are only the plumbing and the order of things. An API server that is silent, slow or gone changes nothing at
 //! all: what was last known is what holds.
 
-pub mod knowledge;
-pub mod lease;
+pub(crate) mod knowledge;
+pub(crate) mod lease;
 mod reporter;
-pub mod request;
-pub mod slice;
-pub mod status;
-pub mod writer;
+pub(crate) mod request;
+pub(crate) mod slice;
+pub(crate) mod status;
+pub(crate) mod writer;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -74,7 +74,7 @@ enum Event {
 }
 
 /// One node's view of the cluster.
-pub struct Cluster {
+pub(crate) struct Cluster {
     client: Client,
     name: String,
     /// Says that the API server's storage went back to an older state.
@@ -107,7 +107,7 @@ struct Slices {
 impl Cluster {
     /// Begins to watch, to renew the lease, and to write the status. Waits for nobody.
     /// `admin` says how the address for probes stands.
-    pub async fn connect(
+    pub(crate) async fn connect(
         tasks: &mut Tasks,
         node: &str,
         namespace: &str,
@@ -121,9 +121,9 @@ impl Cluster {
         config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS)) + REQUEST);
         config.default_retry = false;
         let client = Client::try_from(config).context("cannot use the cluster's configuration")?;
-        let (restored, hears) = watch::channel(());
+        let (restored, receiver) = watch::channel(());
         tasks.spawn("lease", lease::renew(client.clone(), namespace.to_owned(), node.to_owned(), restored));
-        let mut cluster = Self::new(tasks, client, node, hears);
+        let mut cluster = Self::new(tasks, client, node, receiver);
         cluster.admin = admin.unwrap_or(cluster.admin);
         Ok(cluster)
     }
@@ -264,9 +264,9 @@ impl Cluster {
         }
     }
 
-    /// A watch has heard something.
+    /// A watch was answered.
     fn answered(&mut self, of_node: bool, event: &WatchEvent) {
-        // A listing begins before anything has been heard.
+        // A listing begins before there is any answer.
         if !matches!(event, WatchEvent::Init)
             && self.unanswered.remove(&of_node).is_some()
             && self.unanswered.is_empty()

@@ -11,7 +11,7 @@ use crate::state::StateDir;
 
 /// Seconds since 1970, by uid.
 #[derive(Debug)]
-pub struct FirstSeen {
+pub(crate) struct FirstSeen {
     times: BTreeMap<String, i64>,
     state: Rc<StateDir>,
 }
@@ -19,7 +19,7 @@ pub struct FirstSeen {
 impl FirstSeen {
     /// Takes up what is in the state directory.
     #[must_use]
-    pub fn new(state: Rc<StateDir>) -> Self {
+    pub(crate) fn new(state: Rc<StateDir>) -> Self {
         let times = state.first_seen().unwrap_or_else(|error| {
             let error = chain_of(&error);
             tracing::error!(error, "since when forwards are there is lost; their lifetimes begin anew");
@@ -30,7 +30,7 @@ impl FirstSeen {
 
     /// Since when the forwards among `objects` are there; the new ones since `now`. `broken_pool` says that a pool is not
     /// understood: it may limit lifetimes as before.
-    pub fn of(&mut self, objects: &[(&str, &Object)], broken_pool: bool, now: i64) -> &BTreeMap<String, i64> {
+    pub(crate) fn of(&mut self, objects: &[(&str, &Object)], broken_pool: bool, now: i64) -> &BTreeMap<String, i64> {
         let remembered = broken_pool && !self.times.is_empty();
         let limited = remembered
             || objects.iter().any(|(_, object)| match object {

@@ -30,7 +30,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(50);
 
 /// The manifests, and what was decided upon them.
-pub struct Manifests {
+pub(crate) struct Manifests {
     path: PathBuf,
     node_name: String,
     pub(crate) directory: Directory,
@@ -45,7 +45,7 @@ pub struct Manifests {
     /// Why the directory cannot be read, while it cannot.
     unreadable: Once,
     unsettled: bool,
-    patience: Duration,
+    settle_wait: Duration,
     pub(crate) listed: Option<Instant>,
     /// Whether the directory or the addresses have changed since the last decision.
     undecided: bool,
@@ -57,7 +57,7 @@ pub struct Manifests {
 impl Manifests {
     /// Has read nothing yet.
     #[must_use]
-    pub fn new(path: &Path, node_name: &str, state: Rc<StateDir>) -> Self {
+    pub(crate) fn new(path: &Path, node_name: &str, state: Rc<StateDir>) -> Self {
         Self {
             path: path.to_owned(),
             node_name: node_name.to_owned(),
@@ -69,7 +69,7 @@ impl Manifests {
             plans: Once::default(),
             unreadable: Once::default(),
             unsettled: false,
-            patience: FIRST_LOOK,
+            settle_wait: FIRST_LOOK,
             listed: None,
             undecided: true,
             watch: None,
@@ -81,7 +81,7 @@ impl Manifests {
     /// `moved` or something has expired. The first look waits a little for a file that is still being written.
     ///
     /// `reported` says that something happened in the directory, and which files are complete.
-    pub async fn read(
+    pub(crate) async fn read(
         &mut self,
         host: &mut ThisHost,
         moved: bool,
@@ -111,14 +111,14 @@ impl Manifests {
                 }
             }
             // Time that the reading took does not count: a file must have had the chance to be still.
-            if self.unsettled && waited < self.patience {
+            if self.unsettled && waited < self.settle_wait {
                 tokio::time::sleep(STEP).await;
                 waited += STEP;
             } else {
                 break;
             }
         }
-        self.patience = Duration::ZERO;
+        self.settle_wait = Duration::ZERO;
         if !std::mem::take(&mut self.undecided) {
             return None;
         }
@@ -144,12 +144,12 @@ impl Manifests {
 
     /// What is not applied, and stays as it is.
     #[must_use]
-    pub fn notes(&self) -> &[String] {
+    pub(crate) fn notes(&self) -> &[String] {
         self.notes.last().map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Reads the held claims and the manifests once, for commands that change nothing.
-    pub async fn decide_once(&mut self, host: &mut ThisHost) -> Option<Rc<Intents>> {
+    pub(crate) async fn decide_once(&mut self, host: &mut ThisHost) -> Option<Rc<Intents>> {
         let last = host.last_good();
         if let Some(last) = &last {
             self.restore(last);

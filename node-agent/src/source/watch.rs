@@ -12,7 +12,7 @@ const BUFFER_BYTES: usize = 4096;
 
 /// What happened in the directory.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// Look again; these files are complete.
     Files(BTreeSet<String>),
     /// The directory itself is gone, or events were lost: a new watch is needed.
@@ -20,13 +20,13 @@ pub enum Change {
 }
 
 /// A watch on one directory.
-pub struct Watch {
+pub(crate) struct Watch {
     events: EventStream<[u8; BUFFER_BYTES]>,
 }
 
 impl Watch {
     /// Begins to watch `directory`.
-    pub fn new(directory: &Path) -> io::Result<Self> {
+    pub(crate) fn new(directory: &Path) -> io::Result<Self> {
         let inotify = Inotify::init()?;
         // No MODIFY: a writer that has not closed its file is not done with it.
         let mask = WatchMask::CLOSE_WRITE
@@ -42,7 +42,7 @@ impl Watch {
     }
 
     /// Waits for the next change, and takes in all that has already happened.
-    pub async fn next(&mut self) -> Change {
+    pub(crate) async fn next(&mut self) -> Change {
         let mut complete = BTreeSet::new();
         let mut event = self.events.next().await;
         loop {

@@ -8,12 +8,12 @@ use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_api::{Protocol, SourceNatMode};
 
+use crate::binding::Binding;
 use crate::family::Family;
 use crate::firewall::packet::Packet;
 use crate::firewall::walk::{Fate, fate};
 use crate::firewall::{BaseChain, FirewallTable, Hook, State, range_of};
 use crate::rule::protocol_name;
-use crate::table::Binding;
 
 /// Priority at which connection tracking begins (`NF_IP_PRI_CONNTRACK`, `include/uapi/linux/netfilter_ipv4.h`).
 const CONNTRACK: i32 = -200;

@@ -12,8 +12,8 @@ use crate::family::Family;
 use crate::firewall::{
     BaseChain, FirewallRule, FirewallTable, Holder, Hook, State, Test, Verdict, What, protocol_number, range_of,
 };
-use crate::rivals::words;
 use crate::rule::is_ours;
+use crate::words::words;
 
 /// Reads the tables of `family` that `holder` shows.
 #[must_use]

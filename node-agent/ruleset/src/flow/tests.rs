@@ -4,7 +4,7 @@ use sallyport_api::names::MARK_MASQUERADE;
 use sallyport_api::testing::Forward;
 
 use super::*;
-use crate::table::bindings;
+use crate::binding::bindings;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

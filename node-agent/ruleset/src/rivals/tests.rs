@@ -126,14 +126,3 @@ fn masquerading_before_ours_matters_for_our_targets_only() {
         assert_eq!(takes(Table::Nat, "POSTROUTING", &[rule], &[]), taken, "{rule}");
     }
 }
-
-#[test]
-fn words_keep_a_quoted_comment_together() {
-    assert_eq!(
-        words(r#"-m comment --comment "a \"b\" -j c" -j X"#),
-        ["-m", "comment", "--comment", r#""a \"b\" -j c""#, "-j", "X"]
-    );
-    assert_eq!(words(r#"--comment "open"#), ["--comment", r#""open"#]);
-    assert_eq!(words(r#"--comment "" -j X"#), ["--comment", r#""""#, "-j", "X"]);
-    assert_eq!(words(r#"--comment "\\" -j X"#), ["--comment", r#""\\""#, "-j", "X"]);
-}

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use sallyport_ruleset::plan::Step;
+use sallyport_ruleset::op::Step;
 use sallyport_ruleset::rule::{Line, Table};
 
 use super::*;

@@ -15,7 +15,7 @@ use crate::source::cluster::slice::{Decoded, Entry, NotUnderstood, Unsupported};
 
 /// The node's configuration and slices, with what is wrong with them.
 #[derive(Debug, Default)]
-pub struct Knowledge {
+pub(crate) struct Knowledge {
     name: String,
     /// The last good configuration.
     node: Option<GatewayNodeSpec>,
@@ -44,12 +44,12 @@ struct Slice {
 impl Knowledge {
     /// Knows nothing but which node it is about.
     #[must_use]
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self { name: name.to_owned(), ..Self::default() }
     }
 
     /// Takes up what was last known before a restart.
-    pub fn restore(&mut self, intents: &Intents) {
+    pub(crate) fn restore(&mut self, intents: &Intents) {
         self.node = Some(intents.node.clone());
         let slices = intents.slices.iter();
         self.slices = slices.map(|(name, content)| (name.clone(), Slice::new(content.clone()))).collect();
@@ -57,12 +57,12 @@ impl Knowledge {
 
     /// The pool whose slices concern this node.
     #[must_use]
-    pub fn pool(&self) -> Option<&str> {
+    pub(crate) fn pool(&self) -> Option<&str> {
         self.node.as_ref().map(|node| node.pool.as_str())
     }
 
     /// The `GatewayNode` is there; whether that says something new.
-    pub fn node_is(&mut self, spec: Result<GatewayNodeSpec, NotUnderstood>) -> bool {
+    pub(crate) fn node_is(&mut self, spec: Result<GatewayNodeSpec, NotUnderstood>) -> bool {
         let problem = self.node_problem.take();
         let node = self.node.clone();
         match spec {
@@ -77,7 +77,7 @@ impl Knowledge {
     }
 
     /// The `GatewayNode` is not there (any more).
-    pub fn node_is_gone(&mut self) {
+    pub(crate) fn node_is_gone(&mut self) {
         let known = self.node.is_some();
         self.node_problem = known.then(|| {
             format!("GatewayNode {} is gone; what it last said stays until the operator writes it again", self.name)
@@ -85,18 +85,18 @@ impl Knowledge {
     }
 
     /// Whether there is a `GatewayNode` of the name is now known.
-    pub fn node_is_listed(&mut self) {
+    pub(crate) fn node_is_listed(&mut self) {
         self.node_listed = true;
     }
 
     /// A slice of the node's pool is there.
-    pub fn slice_is(&mut self, name: &str, content: Result<Decoded, NotUnderstood>) {
+    pub(crate) fn slice_is(&mut self, name: &str, content: Result<Decoded, NotUnderstood>) {
         self.put(name, content);
         self.prune();
     }
 
     /// A slice is not there any more.
-    pub fn slice_is_gone(&mut self, name: &str) {
+    pub(crate) fn slice_is_gone(&mut self, name: &str) {
         if let Some(slice) = self.slices.get_mut(name) {
             slice.vanish();
         }
@@ -104,7 +104,7 @@ impl Knowledge {
     }
 
     /// These are all slices of `pool`.
-    pub fn slices_are(&mut self, pool: &str, list: BTreeMap<String, Result<Decoded, NotUnderstood>>) {
+    pub(crate) fn slices_are(&mut self, pool: &str, list: BTreeMap<String, Result<Decoded, NotUnderstood>>) {
         // A node that changed its pool carries nothing of the former one, from the moment that it knows the new one.
         self.slices.retain(|_, slice| slice.content.pool == pool);
         for (name, slice) in &mut self.slices {
@@ -119,9 +119,9 @@ impl Knowledge {
         self.prune();
     }
 
-    /// Whether everything that decides what the node shall do has been heard.
+    /// Whether everything that decides what the node shall do is known.
     #[must_use]
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.node_listed
             && self
                 .node
@@ -130,8 +130,13 @@ impl Knowledge {
     }
 
     /// What the node shall do; none until that is known completely.
+    ///
+    /// # Guarantees
+    /// - Each forward is in one slice, also while it is on its way from one to another.
+    /// - What vanished without having been emptied, or is not understood, is there as it was last good.
+    /// - A node that is retired shall do nothing, whatever slices there are.
     #[must_use]
-    pub fn intents(&self) -> Option<Intents> {
+    pub(crate) fn intents(&self) -> Option<Intents> {
         let node = self.node.as_ref().filter(|_| self.is_complete())?;
         if node.state == NodeState::Retired {
             return Some(Intents { node: node.clone(), slices: BTreeMap::new() });
@@ -147,20 +152,20 @@ impl Knowledge {
         Some(Intents { node: node.clone(), slices: slices.collect() })
     }
 
-    /// The generation of a slice as it was last heard of.
+    /// The generation of a slice as it was last seen.
     #[must_use]
-    pub fn generation(&self, slice: &str) -> Option<i64> {
+    pub(crate) fn generation(&self, slice: &str) -> Option<i64> {
         self.slices.get(slice)?.generation
     }
 
     /// The forwards that are not understood, each with its slice.
-    pub fn unsupported(&self) -> impl Iterator<Item = (&str, &Unsupported)> {
+    pub(crate) fn unsupported(&self) -> impl Iterator<Item = (&str, &Unsupported)> {
         self.slices.iter().flat_map(|(name, slice)| slice.unsupported.iter().map(move |found| (name.as_str(), found)))
     }
 
     /// What is wrong with the objects themselves, for people: gone, or not understood.
     #[must_use]
-    pub fn problems(&self) -> Vec<(Reason, String)> {
+    pub(crate) fn problems(&self) -> Vec<(Reason, String)> {
         let mut problems: Vec<(Reason, String)> = Vec::new();
         for (name, slice) in &self.slices {
             if slice.missing {

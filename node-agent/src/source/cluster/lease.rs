@@ -20,8 +20,8 @@ const EVERY: Duration = Duration::from_secs(10);
 /// Time until the next try after a failed one.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Renews the lease of `node` for ever, and tells `restored` when it is not as it was last written.
-pub async fn renew(client: Client, namespace: String, node: String, restored: watch::Sender<()>) {
+/// Renews the lease of `node` for ever, and signals `restored` when it is not as it was last written.
+pub(crate) async fn renew(client: Client, namespace: String, node: String, restored: watch::Sender<()>) {
     let leases: Api<Lease> = Api::namespaced(client, &namespace);
     let mut failure: Once = Once::default();
     let mut written = None;
@@ -86,7 +86,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_is_not_as_it_was_written_is_told_and_written_anew() {
         let (service, mut requests) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-        let (restored, mut hears) = watch::channel(());
+        let (restored, mut receiver) = watch::channel(());
         tokio::spawn(renew(Client::new(service, "default"), "sallyport-system".into(), "gw1".into(), restored));
         let lease = |version: &str| {
             json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
@@ -94,7 +94,7 @@ mod tests {
         };
         let conflict =
             json!({ "kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "" });
-        // What each write is based on, what it is answered, and whether that is told.
+        // What each write is based on, what it is answered, and whether that is signalled.
         let exchanges = [
             (Value::Null, 200, lease("907"), false),
             (json!("907"), 200, lease("908"), false),
@@ -102,17 +102,17 @@ mod tests {
             (Value::Null, 200, lease("12"), false),
             (json!("12"), 200, lease("13"), false),
         ];
-        for (expected, code, answer, told) in exchanges {
+        for (expected, code, answer, signalled) in exchanges {
             let (request, send) = requests.next_request().await.unwrap();
             let body = request.into_body().collect_bytes().await.unwrap();
             let body: Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(body["metadata"]["resourceVersion"], expected);
             let body = Body::from(answer.to_string().into_bytes());
             send.send_response(Response::builder().status(code).body(body).unwrap());
-            if told {
-                hears.changed().await.unwrap();
+            if signalled {
+                receiver.changed().await.unwrap();
             } else {
-                assert!(!hears.has_changed().unwrap());
+                assert!(!receiver.has_changed().unwrap());
             }
         }
     }

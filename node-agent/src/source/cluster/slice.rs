@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// Why an object of the cluster is not understood.
 #[derive(Debug, thiserror::Error)]
-pub enum NotUnderstood {
+pub(crate) enum NotUnderstood {
     /// Its form is not what this version knows.
     #[error(transparent)]
     Form(#[from] serde_json::Error),
@@ -26,7 +26,7 @@ pub enum NotUnderstood {
 
 /// A slice whose outer form is as it should be.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Decoded {
+pub(crate) struct Decoded {
     /// `metadata.generation` of the slice.
     pub generation: i64,
     /// `spec.pool`.
@@ -35,13 +35,13 @@ pub struct Decoded {
     pub hash: String,
     /// In the order of the slice.
     pub forwards: Vec<Entry>,
-    /// Those that are only planned and that this version understands; of the others nothing is told.
+    /// Those that are only planned and that this version understands; of the others nothing is reported.
     pub planned: Vec<SliceForward>,
 }
 
 /// A forward of a slice.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Entry {
+pub(crate) enum Entry {
     /// Its hash was recomputed from the intent.
     Understood(SliceForward),
     /// It is newer than this agent.
@@ -50,7 +50,7 @@ pub enum Entry {
 
 /// A forward whose intent this agent does not understand.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unsupported {
+pub(crate) struct Unsupported {
     /// `metadata.uid` of the `PortForward`.
     pub uid: String,
     /// Which `PortForward` it is.
@@ -76,7 +76,7 @@ struct Head {
 }
 
 /// Reads `spec` of a slice of this `generation`; an error when even its outer form is not understood.
-pub fn decode(spec: Value, generation: i64) -> Result<Decoded, NotUnderstood> {
+pub(crate) fn decode(spec: Value, generation: i64) -> Result<Decoded, NotUnderstood> {
     let outer: Outer = serde_json::from_value(spec)?;
     let mut pairs = Vec::with_capacity(outer.forwards.len());
     let mut forwards = Vec::with_capacity(outer.forwards.len());

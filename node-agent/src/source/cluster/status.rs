@@ -34,7 +34,7 @@ const MORE: usize = 40;
 
 /// Everything that a status is made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
+pub(crate) struct Facts<'a> {
     /// What the cluster said.
     pub knowledge: &'a Knowledge,
     /// What the kernel should hold.
@@ -57,7 +57,7 @@ pub struct Facts<'a> {
 
 /// The status, given the `previous` one.
 #[must_use]
-pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeStatus {
+pub(crate) fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeStatus {
     let report = facts.report.outcome.as_ref().ok();
     let failed = report.map(|report| report.failures.as_slice()).unwrap_or_default();
     let retired = facts.intents.node.state == NodeState::Retired;
@@ -106,7 +106,7 @@ pub fn compose(previous: &GatewayNodeStatus, facts: &Facts<'_>) -> GatewayNodeSt
 
 /// As much of a message as the schema takes.
 #[must_use]
-pub fn shortened(message: &str) -> String {
+pub(crate) fn shortened(message: &str) -> String {
     cut(message, MESSAGE)
 }
 

@@ -22,7 +22,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// What the watch last showed of the object.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Whether it is there.
     pub there: bool,
     /// How often it was listed: a list is newer than whatever was written before it.
@@ -36,7 +36,7 @@ pub struct Seen {
 impl Seen {
     /// Reads it off an object.
     #[must_use]
-    pub fn of(object: &DynamicObject, listing: u64) -> Self {
+    pub(crate) fn of(object: &DynamicObject, listing: u64) -> Self {
         Self { there: true, listing, version: version(object), status: status(&object.data) }
     }
 }
@@ -52,7 +52,7 @@ struct Written {
 
 /// Where the loop leaves what shall be written, and what was seen.
 #[derive(Debug)]
-pub struct StatusWriter {
+pub(crate) struct StatusWriter {
     wanted: watch::Sender<Option<GatewayNodeStatus>>,
     seen: watch::Sender<Seen>,
 }
@@ -60,7 +60,7 @@ pub struct StatusWriter {
 impl StatusWriter {
     /// Starts the task that writes the status of the `GatewayNode` called `name`.
     #[must_use]
-    pub fn start(tasks: &mut Tasks, nodes: Api<DynamicObject>, name: String) -> Self {
+    pub(crate) fn start(tasks: &mut Tasks, nodes: Api<DynamicObject>, name: String) -> Self {
         let (wanted, wanted_by) = watch::channel(None);
         let (seen, seen_by) = watch::channel(Seen::default());
         tasks.spawn("status", write(nodes, name, wanted_by, seen_by));
@@ -68,7 +68,7 @@ impl StatusWriter {
     }
 
     /// The object shall have this status.
-    pub fn want(&self, status: GatewayNodeStatus) {
+    pub(crate) fn want(&self, status: GatewayNodeStatus) {
         self.wanted.send_if_modified(|wanted| {
             let new = wanted.as_ref() != Some(&status);
             *wanted = Some(status);
@@ -77,13 +77,13 @@ impl StatusWriter {
     }
 
     /// The watch showed this.
-    pub fn saw(&self, seen: Seen) {
+    pub(crate) fn saw(&self, seen: Seen) {
         self.seen.send_replace(seen);
     }
 
     /// What the watch last showed.
     #[must_use]
-    pub fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> Seen {
         self.seen.borrow().clone()
     }
 }
