@@ -21,6 +21,8 @@ pub mod limits;
 pub mod manifest;
 pub mod names;
 pub mod port_forward;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use condition::{ConditionType, Reason};
 pub use forward_slice::{ForwardRef, ForwardSlice, ForwardSliceSpec, SliceForward};

@@ -1,4 +1,4 @@
-//! The command line.
+//! The operator's command line.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

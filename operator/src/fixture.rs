@@ -9,6 +9,7 @@ use kube::Resource;
 use kube::runtime::watcher::Event;
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus, NodeState};
 use sallyport_api::names::{AGENT_LABEL, FINALIZER};
+use sallyport_api::testing::Forward;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -31,19 +32,12 @@ pub(crate) fn uid(name: &str) -> String {
 
 /// A forward of the namespace `apps`.
 pub(crate) fn forward(name: &str, port: u16) -> Value {
-    json!({
-        "apiVersion": "sallyport.dev/v1alpha1", "kind": "PortForward",
-        "metadata": {
-            "namespace": "apps", "name": name, "uid": uid(name), "generation": 1,
-            "creationTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["example.com/other"],
-        },
-        "spec": {
-            "pool": "default",
-            "ports": [{ "name": "p", "port": port }],
-            "sources": { "allow": [{ "cidr": "10.30.1.80/32" }] },
-            "targets": [{ "name": "t", "ip": "10.30.1.79" }],
-        },
-    })
+    let mut object = Forward::tcp(&format!("apps/{name}"), port).object();
+    object["metadata"] = json!({
+        "namespace": "apps", "name": name, "uid": uid(name), "generation": 1,
+        "creationTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["example.com/other"],
+    });
+    object
 }
 
 /// A pool of the nodes with the label `gateway: <name>`, which grants everything to everybody.

@@ -1,5 +1,5 @@
-//! Rules of the house that no lint knows: a first line that says what a file does, no file that nobody compiles, no
-//! file too long to be one thing, no name that says nothing, no link that leads nowhere.
+//! Rules of the house that no lint knows: a first line that says what a file does in more than a word, no file that nobody
+//! compiles, no file too long to be one thing, no name that says nothing, no link that leads nowhere.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// Lines a file may have.
 const LONGEST: usize = 500;
+/// Words that it takes to say what a file does.
+const FEWEST_WORDS: usize = 4;
 /// Names that say nothing about what is inside.
 const EMPTY_NAMES: [&str; 7] = ["utils", "util", "common", "helpers", "misc", "types", "manager"];
 
@@ -46,6 +48,9 @@ fn every_source_file_begins_by_saying_what_it_does() {
     for path in all("rs") {
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("//! "), "{} does not begin with //!", path.display());
+        let said = text.lines().map_while(|line| line.strip_prefix("//!")).flat_map(str::split_whitespace);
+        let words = said.filter(|word| word.contains(char::is_alphabetic)).count();
+        assert!(words >= FEWEST_WORDS, "{} does not say what it does", path.display());
     }
 }
 

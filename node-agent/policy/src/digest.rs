@@ -60,22 +60,13 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sallyport_api::intent::{IntentPort, IntentTarget};
+    use sallyport_api::testing::Forward;
     use sallyport_api::{OnTargetRemoved, Protocol, SourceNatMode};
 
     use super::*;
 
     fn intent() -> Intent {
-        Intent {
-            addresses: Vec::new(),
-            ports: vec![IntentPort { protocol: Protocol::Tcp, port: 3306, end_port: 3306, target_port: 3306 }],
-            allow: vec!["10.30.1.80/32".parse().unwrap()],
-            deny: Vec::new(),
-            targets: vec![IntentTarget { ip: "10.30.1.79".parse().unwrap(), weight: 1 }],
-            source_nat: SourceNatMode::Masquerade,
-            on_target_removed: OnTargetRemoved::Drain,
-            expires_at: None,
-        }
+        Forward::tcp("payments/mysql", 3306).intent()
     }
 
     /// These values are in statuses and in state directories: if this fails, the format version has to change too.

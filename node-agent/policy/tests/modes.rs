@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use sallyport_api::Reason;
 use sallyport_api::names::MAX_PLANS;
-use sallyport_api::port_forward::{ForwardPort, Mode, OnTargetRemoved, PortForwardSpec};
+use sallyport_api::port_forward::{Mode, OnTargetRemoved, PortForwardSpec};
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::digest::intent_hash;
 use sallyport_policy::validate::{revalidate, validate};
@@ -22,9 +22,9 @@ use specs::{LISTEN, forward, minimal, scene, spec};
 const SUSPENDED: [Mode; 2] = [Mode::Paused, Mode::Plan];
 
 fn on(port: i32, mode: Mode) -> PortForwardSpec {
-    let spec = minimal();
-    let ports = vec![ForwardPort { port, ..spec.ports[0].clone() }];
-    PortForwardSpec { ports, mode, ..spec }
+    let mut spec = minimal();
+    spec.ports[0].port = port;
+    PortForwardSpec { mode, ..spec }
 }
 
 fn time(seconds: i64) -> Time {

@@ -10,9 +10,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
-use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
+use sallyport_api::intent::Intent;
 use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
-use sallyport_api::port_forward::{Mode, OnTargetRemoved, PortForwardSpec, Protocol, SourceNatMode};
+use sallyport_api::port_forward::{Mode, PortForwardSpec, Protocol};
+use sallyport_api::testing;
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::digest::intent_hash;
 use sallyport_policy::observed::{Forward, Leaving};
@@ -25,7 +26,7 @@ mod scene;
 mod specs;
 
 use scene::Scene;
-use specs::{LISTEN, asks, forward, minimal, scene, spec};
+use specs::{LISTEN, asks, forward, scene, spec};
 
 fn config(divisor: u32) -> ProptestConfig {
     let all = ProptestConfig::default();
@@ -265,23 +266,9 @@ proptest! {
 fn bulky(number: usize, sources: u8) -> SliceForward {
     let block = |low| IpNet::from(IpAddr::from([0xfd00, 0x1111, 0x2222, 0x3333, 0x4444, 0x5555, 0x6666, low]));
     let allow: Vec<IpNet> = (0..u16::from(sources)).map(block).collect();
-    let intent = Intent {
-        addresses: Vec::new(),
-        ports: vec![IntentPort { protocol: Protocol::Tcp, port: 3306, end_port: 3306, target_port: 3306 }],
-        deny: allow.clone(),
-        allow,
-        targets: vec![IntentTarget { ip: [10, 30, 1, 79].into(), weight: 1 }],
-        source_nat: SourceNatMode::Masquerade,
-        on_target_removed: OnTargetRemoved::default(),
-        expires_at: None,
-    };
-    SliceForward {
-        uid: format!("uid-{number}"),
-        r#ref: forward(number, &minimal()).key,
-        generation: 1,
-        hash: intent_hash(&intent),
-        intent,
-    }
+    let forward = testing::Forward::tcp(&format!("payments/f{number}"), 3306).slice_forward(intent_hash);
+    let intent = Intent { deny: allow.clone(), allow, ..forward.intent };
+    SliceForward { uid: format!("uid-{number}"), hash: intent_hash(&intent), intent, ..forward }
 }
 
 proptest! {

@@ -52,10 +52,9 @@ fn number(protocol: Protocol) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use sallyport_api::SourceNatMode;
-    use sallyport_api::forward_slice::{ForwardRef, SliceForward};
-    use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
-    use sallyport_api::port_forward::OnTargetRemoved;
+    use sallyport_api::forward_slice::SliceForward;
+    use sallyport_api::intent::Intent;
+    use sallyport_api::testing::Forward;
 
     use super::*;
     use crate::binding::bindings;
@@ -65,23 +64,13 @@ mod tests {
     }
 
     /// TCP 3306 to 3310 on every listen address, for IPv4.
-    fn intent() -> Intent {
-        Intent {
-            addresses: Vec::new(),
-            ports: vec![IntentPort { protocol: Protocol::Tcp, port: 3306, end_port: 3310, target_port: 3306 }],
-            allow: vec!["10.30.1.80/32".parse().unwrap()],
-            deny: Vec::new(),
-            targets: vec![IntentTarget { ip: "10.30.1.79".parse().unwrap(), weight: 1 }],
-            source_nat: SourceNatMode::Masquerade,
-            on_target_removed: OnTargetRemoved::Drain,
-            expires_at: None,
-        }
+    fn forward() -> Forward {
+        Forward::tcp("payments/mysql", 3306).through(3310)
     }
 
     /// Whether one of `listeners` is in the way of `intent` on a host that listens on `listen`.
     fn is_in_the_way(intent: Intent, listen: &[IpAddr], listeners: &[Listener]) -> bool {
-        let key = ForwardRef { namespace: "payments".into(), name: "mysql".into() };
-        let forward = SliceForward { uid: "uid".into(), r#ref: key, generation: 1, hash: String::new(), intent };
+        let forward = SliceForward { intent, ..forward().slice_forward(|_| String::new()) };
         !in_the_way(&bindings(&forward, listen).collect::<Vec<_>>(), listeners).is_empty()
     }
 
@@ -89,7 +78,7 @@ mod tests {
     fn whoever_would_lose_clients_is_in_the_way_and_nobody_else() {
         use Protocol::{Tcp, Udp};
         let listen: Vec<IpAddr> = ["10.30.1.77", "10.30.1.78", "fd00::78"].map(|ip| ip.parse().unwrap()).to_vec();
-        let limited = Intent { addresses: vec![listen[1]], ..intent() };
+        let limited = Intent { addresses: vec![listen[1]], ..forward().intent() };
         for (protocol, ip, port, everywhere, on_one) in [
             (Tcp, "0.0.0.0", 3306, true, true),
             (Tcp, "0.0.0.0", 3310, true, true),
@@ -105,11 +94,15 @@ mod tests {
         ] {
             let there = [listener(protocol, ip, port)];
             let found = |intent| is_in_the_way(intent, &listen, &there);
-            assert_eq!((found(intent()), found(limited.clone())), (everywhere, on_one), "{protocol} {ip} {port}");
+            assert_eq!(
+                (found(forward().intent()), found(limited.clone())),
+                (everywhere, on_one),
+                "{protocol} {ip} {port}"
+            );
         }
-        let mut six = intent();
+        let mut six = forward().intent();
         six.targets[0].ip = "fd00::79".parse().unwrap();
         assert!(is_in_the_way(six, &listen, &[listener(Tcp, "::", 3306)]));
-        assert!(!is_in_the_way(intent(), &[], &[listener(Tcp, "0.0.0.0", 3306)]), "no address, no clients");
+        assert!(!is_in_the_way(forward().intent(), &[], &[listener(Tcp, "0.0.0.0", 3306)]), "no address, no clients");
     }
 }

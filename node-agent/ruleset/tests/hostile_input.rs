@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
-use sallyport_api::port_forward::{OnTargetRemoved, Protocol, SourceNatMode};
+use sallyport_api::port_forward::{Protocol, SourceNatMode};
+use sallyport_api::testing::Forward;
 use sallyport_policy::decide::Verdict;
 use sallyport_policy::digest::{intent_hash, short_id};
 use sallyport_ruleset::facts::NodeFacts;
@@ -100,7 +101,6 @@ proptest! {
         honest_hash in prop::bool::weighted(0.9),
     ) {
         let intent = Intent {
-            addresses: Vec::new(),
             ports: ports.iter().map(|(tcp, port, end_port, target_port, near)| IntentPort {
                 protocol: if *tcp { Protocol::Tcp } else { Protocol::Udp },
                 port: *port,
@@ -108,14 +108,12 @@ proptest! {
                 target_port: *target_port,
             }).collect(),
             allow: allow.iter().map(|(ip, len)| IpNet::new(std::net::Ipv4Addr::from(*ip).into(), len % 33).unwrap()).collect(),
-            deny: Vec::new(),
             targets: targets.iter().map(|(ip, weight, near)| IntentTarget {
                 ip: std::net::Ipv4Addr::from(if *near { 0x0a1e_0100 | (ip & 0xff) } else { *ip }).into(),
                 weight: *weight,
             }).collect(),
             source_nat: if preserve { SourceNatMode::Preserve } else { SourceNatMode::Masquerade },
-            on_target_removed: OnTargetRemoved::default(),
-            expires_at: None,
+            ..Forward::tcp("payments/f0", 1).intent()
         };
         let hash = if honest_hash { intent_hash(&intent) } else { "v1:0".into() };
         let scene = scene(&[], &LISTEN);

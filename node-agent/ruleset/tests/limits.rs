@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sallyport_api::condition::Reason;
 use sallyport_api::limits::{REFUSED_TARGETS, RESERVED_PORTS};
-use sallyport_api::{ForwardRef, GatewayNodeSpec, PortForwardSpec, Protocol, SliceForward};
+use sallyport_api::testing::Forward;
+use sallyport_api::{GatewayNodeSpec, Protocol};
 use sallyport_policy::digest::intent_hash;
 use sallyport_policy::limits::refused_target;
 use sallyport_policy::validate::validate;
@@ -22,24 +23,13 @@ fn refusals(protocol: Protocol, ports: (u16, u16), target: IpAddr) -> [(Reason, 
     let (gateway, source) =
         if target.is_ipv4() { ("10.30.1.78", "10.30.1.80/32") } else { ("fd00::78", "fd00::80/128") };
     let (first, last) = ports;
-    let asked: PortForwardSpec = serde_json::from_value(json!({
-        "ports": [{ "name": "p", "protocol": protocol, "port": first, "endPort": last }],
-        "sources": { "allow": [{ "cidr": source }] },
-        "targets": [{ "name": "t", "ip": target }],
-    }))
-    .unwrap();
-    let mut problems = validate(&asked).unwrap_err();
+    let forward =
+        Forward::on(protocol, "payments/mysql", first).through(last).from([source]).to([target.to_string().as_str()]);
+    let mut problems = validate(&forward.spec()).unwrap_err();
     assert_eq!(problems.len(), 1, "{problems:?}");
     let operator = problems.remove(0);
 
-    let intent = serde_json::from_value(json!({
-        "ports": [{ "protocol": protocol, "port": first, "endPort": last, "targetPort": first }],
-        "allow": [source],
-        "targets": [{ "ip": target, "weight": 1 }],
-    }))
-    .unwrap();
-    let key = ForwardRef { namespace: "payments".into(), name: "mysql".into() };
-    let forged = SliceForward { uid: "uid".into(), r#ref: key, generation: 1, hash: intent_hash(&intent), intent };
+    let forged = forward.slice_forward(intent_hash);
     let node: GatewayNodeSpec =
         serde_json::from_value(json!({ "pool": "default", "state": "Active", "addresses": [gateway] })).unwrap();
     let own = LocalAddress { ip: gateway.parse().unwrap(), prefix_len: 24, global: true };

@@ -9,6 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use sallyport_api::port_forward::PortForwardSpec;
+use sallyport_api::testing::Forward;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::plan::{plan, render};
@@ -288,22 +289,8 @@ proptest! {
 
     #[test]
     fn a_changed_forward_rewrites_few_chains(ports in 100_usize..400, changed in any::<Index>()) {
-        let forward = |index: usize, target: &str| PortForwardSpec {
-            ports: vec![sallyport_api::ForwardPort {
-                name: "p".into(),
-                protocol: sallyport_api::Protocol::Tcp,
-                port: i32::try_from(11000 + 7 * index).unwrap(),
-                end_port: None,
-                target_port: None,
-            }],
-            sources: sallyport_api::Sources { allow: vec![sallyport_api::Source { cidr: "10.30.1.80/32".into() }], deny: Vec::new() },
-            targets: vec![sallyport_api::Target { name: "t".into(), ip: target.into(), weight: 1 }],
-            addresses: Vec::new(),
-            pool: "default".into(),
-            source_nat: sallyport_api::SourceNat::default(),
-            lifecycle: sallyport_api::Lifecycle::default(),
-            expires_at: None,
-            mode: sallyport_api::Mode::default(),
+        let forward = |index: usize, target: &str| {
+            Forward::tcp("payments/f", u16::try_from(11000 + 7 * index).unwrap()).to([target]).spec()
         };
         let mut specs: Vec<_> = (0..ports).map(|index| forward(index, "10.30.1.79")).collect();
         let mut hosts = hosts();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sallyport_api::forward_slice::ForwardSliceSpec;
+use sallyport_api::testing::Forward;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::Place;
@@ -224,11 +225,7 @@ pub(crate) fn planned(carried: &Intents, text: &str) -> Intents {
 
 /// A manifest of a forward from 10.30.1.80 to 10.30.1.79.
 pub(crate) fn forward(name: &str, port: u16) -> String {
-    format!(
-        "---\napiVersion: sallyport.dev/v1alpha1\nkind: PortForward\nmetadata: {{ name: {name} }}\nspec:\n  \
-         ports: [ {{ name: p, port: {port} }} ]\n  sources: {{ allow: [ {{ cidr: 10.30.1.80/32 }} ] }}\n  \
-         targets: [ {{ name: t, ip: 10.30.1.79 }} ]\n"
-    )
+    format!("---\n{}", Forward::tcp(&format!("default/{name}"), port).manifest())
 }
 
 /// A manifest of a pool that grants everything and never turns forwarding on by itself.

@@ -1,5 +1,7 @@
 //! What is said about bad documents, and what survives beside them.
 
+use sallyport_api::testing::Forward;
+
 use super::*;
 
 const FORWARD: &str = "\
@@ -246,17 +248,7 @@ fn ordinary_yaml_of_other_editors_is_read() {
         format!("%YAML 1.2\n---\n{FORWARD}...\n"),
         format!("{FORWARD}---\n"),
         FORWARD.trim_end().to_owned(),
-        serde_json::json!({
-            "apiVersion": "sallyport.dev/v1alpha1",
-            "kind": "PortForward",
-            "metadata": { "name": "f", "namespace": "n" },
-            "spec": {
-                "ports": [ { "name": "p", "port": 8000 } ],
-                "sources": { "allow": [ { "cidr": "10.30.1.80/32" } ] },
-                "targets": [ { "name": "t", "ip": "10.30.1.79" } ],
-            },
-        })
-        .to_string(),
+        Forward::tcp("n/f", 8000).object().to_string(),
     ] {
         assert_eq!(one(&text).unwrap(), one(FORWARD).unwrap(), "{text:?}");
     }

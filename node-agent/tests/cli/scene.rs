@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use sallyport_api::testing::Forward;
+
 pub const AGENT: &str = env!("CARGO_BIN_EXE_sallyport-node-agent");
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -127,9 +129,5 @@ pub fn agent(arguments: &[&str]) -> Command {
 }
 
 pub fn forward(name: &str, port: u16) -> String {
-    format!(
-        "---\napiVersion: sallyport.dev/v1alpha1\nkind: PortForward\nmetadata: {{ name: {name} }}\nspec:\n  \
-         ports: [ {{ name: p, port: {port} }} ]\n  sources: {{ allow: [ {{ cidr: 10.30.1.80/32 }} ] }}\n  \
-         targets: [ {{ name: t, ip: 10.30.1.79 }} ]\n"
-    )
+    format!("---\n{}", Forward::tcp(&format!("default/{name}"), port).manifest())
 }

@@ -1,4 +1,4 @@
-//! Tests.
+//! What the agents' pods may do, where they run, and what a replacement keeps.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Tests.
+//! Who leads, and until when, against an API server that refuses, forgets or does not answer.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

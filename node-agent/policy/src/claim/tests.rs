@@ -1,4 +1,6 @@
-//! Which claims overlap.
+//! Which claims overlap, and what a forward claims.
+
+use sallyport_api::testing::Forward;
 
 use super::*;
 
@@ -74,14 +76,9 @@ fn a_conflict_behind_a_neighbour_is_found() {
 
 #[test]
 fn a_forward_claims_each_of_its_addresses_or_its_targets_families() {
-    let intent = |addresses: &[&str], targets: &[&str]| -> Intent {
-        serde_json::from_value(serde_json::json!({
-            "addresses": addresses,
-            "ports": [{ "protocol": "TCP", "port": 80, "endPort": 90, "targetPort": 80 }],
-            "allow": [],
-            "targets": targets.iter().map(|ip| serde_json::json!({ "ip": ip, "weight": 1 })).collect::<Vec<_>>(),
-        }))
-        .unwrap()
+    let intent = |addresses: &[&str], targets: &[&str]| Intent {
+        addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ..Forward::tcp("one/http", 80).through(90).to(targets.iter().copied()).intent()
     };
     let texts = |intent| Claim::of(&intent).iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(Claim::of(&intent(&[], &["10.0.0.9"])), [claim("tcp 80-90 any4")]);

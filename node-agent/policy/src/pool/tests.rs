@@ -1,5 +1,6 @@
 //! Grants at their borders, and what a refusal says.
 
+use sallyport_api::testing::Forward;
 use serde_json::{Value, json};
 
 use super::*;
@@ -20,11 +21,7 @@ fn grant() -> Value {
 
 /// 3306/TCP from 10.30.1.80 to 10.30.1.79, with the fields of `change`.
 fn intent(change: &Value) -> Intent {
-    let mut intent = json!({
-        "ports": [{ "protocol": "TCP", "port": 3306, "endPort": 3306, "targetPort": 3306 }],
-        "allow": ["10.30.1.80/32"],
-        "targets": [{ "ip": "10.30.1.79", "weight": 1 }],
-    });
+    let mut intent = serde_json::to_value(Forward::tcp("payments/mysql", 3306).intent()).unwrap();
     intent.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
     serde_json::from_value(intent).unwrap()
 }

@@ -1,5 +1,7 @@
 //! Each bad value, its field and its remedy.
 
+use sallyport_api::Protocol;
+use sallyport_api::testing::Forward;
 use serde_json::{Value, json};
 
 use super::*;
@@ -170,5 +172,15 @@ fn metadata_is_held_to_what_an_api_server_takes() {
             fields,
             "{name} {namespace:?}"
         );
+    }
+}
+
+#[test]
+fn forwards_of_tests_are_what_is_made_of_their_specs() {
+    let both = ["10.0.0.0/8", "fd00::/64"];
+    let wide =
+        Forward::on(Protocol::Udp, "n/y", 8053).through(8055).from(both).to(["10.1.2.3", "10.1.2.4", "fd00::79"]);
+    for forward in [Forward::tcp("payments/mysql", 3306), wide] {
+        assert_eq!(validate(&forward.spec()), Ok(forward.intent()));
     }
 }

@@ -8,6 +8,7 @@ use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::port_forward::{
     ForwardPort, Lifecycle, Mode, PortForwardSpec, Protocol, Source, SourceNat, SourceNatMode, Sources, Target,
 };
+use sallyport_api::testing;
 use sallyport_policy::observed::Forward;
 
 use crate::scene::Scene;
@@ -148,12 +149,7 @@ pub fn asks(forward: &Forward) -> &PortForwardSpec {
 
 /// The least that a forward has to say.
 pub fn minimal() -> PortForwardSpec {
-    serde_json::from_value(serde_json::json!({
-        "ports": [{ "name": "p", "port": 8080 }],
-        "sources": { "allow": [{ "cidr": "10.30.1.80/32" }] },
-        "targets": [{ "name": "t", "ip": "10.30.1.79" }],
-    }))
-    .unwrap()
+    testing::Forward::tcp("payments/f", 8080).spec()
 }
 
 /// A forward with so many rules that the chain of its protocol is split by port, and one bucket below once more.

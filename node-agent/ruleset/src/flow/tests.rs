@@ -1,8 +1,7 @@
 //! Which connections end, and which bypass their forward.
 
-use sallyport_api::forward_slice::ForwardRef;
-use sallyport_api::intent::IntentTarget;
 use sallyport_api::names::MARK_MASQUERADE;
+use sallyport_api::testing::Forward;
 
 use super::*;
 use crate::binding::bindings;
@@ -21,24 +20,14 @@ fn forward() -> SliceForward {
             target_port,
         })
     });
-    SliceForward {
-        uid: "uid".into(),
-        r#ref: ForwardRef { namespace: "payments".into(), name: "mysql".into() },
-        generation: 1,
-        hash: String::new(),
-        intent: Intent {
-            addresses: Vec::new(),
-            ports: ports.collect(),
-            allow: vec!["10.30.1.0/24".parse().unwrap(), "fd00:30::/64".parse().unwrap()],
-            deny: vec!["10.30.1.66/32".parse().unwrap()],
-            targets: [("10.30.1.79", 1), ("10.30.1.81", 0), ("fd00:30::79", 1)]
-                .map(|(text, weight)| IntentTarget { ip: ip(text), weight })
-                .into(),
-            source_nat: sallyport_api::SourceNatMode::Masquerade,
-            on_target_removed: OnTargetRemoved::Drain,
-            expires_at: None,
-        },
-    }
+    let mut forward = Forward::tcp("payments/mysql", 3306)
+        .from(["10.30.1.0/24", "fd00:30::/64"])
+        .to(["10.30.1.79", "10.30.1.81", "fd00:30::79"])
+        .slice_forward(|_| String::new());
+    forward.intent.ports = ports.collect();
+    forward.intent.deny = vec!["10.30.1.66/32".parse().unwrap()];
+    forward.intent.targets[1].weight = 0;
+    forward
 }
 
 /// The table of a node with these two addresses.
@@ -107,7 +96,7 @@ fn a_flow_ends_with_what_allowed_it() {
             };
             assert_eq!(allowed.forbids(&flow), fate == "ended", "{on_target_removed:?}: {row}");
             let drained = allowed.drains(&flow).map(|forward| forward.uid.as_str());
-            assert_eq!(drained, (fate == "drains").then_some("uid"), "{on_target_removed:?}: {row}");
+            assert_eq!(drained, (fate == "drains").then_some("mysql"), "{on_target_removed:?}: {row}");
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use sallyport_api::testing::Forward;
+
 use super::*;
 
 /// A directory of manifests beside a state directory.
@@ -13,11 +15,7 @@ struct Scene {
 }
 
 fn forward(name: &str, port: u16) -> String {
-    format!(
-        "apiVersion: sallyport.dev/v1alpha1\nkind: PortForward\nmetadata: {{ name: {name} }}\nspec:\n  \
-         ports: [ {{ name: p, port: {port} }} ]\n  sources: {{ allow: [ {{ cidr: 10.30.1.80/32 }} ] }}\n  \
-         targets: [ {{ name: t, ip: 10.30.1.79 }} ]\n"
-    )
+    Forward::tcp(&format!("default/{name}"), port).manifest()
 }
 
 impl Scene {

@@ -1,6 +1,7 @@
 //! Which pool decides on a lone host, for which namespaces, and what stays from decision to decision.
 
 use sallyport_api::condition::Reason;
+use sallyport_api::testing::Forward;
 
 use super::*;
 use crate::manifest;
@@ -12,11 +13,7 @@ fn objects(text: &str) -> Vec<Object> {
 }
 
 fn forward(name: &str, namespace: &str, port: u16) -> String {
-    format!(
-        "---\napiVersion: sallyport.dev/v1alpha1\nkind: PortForward\nmetadata: {{ name: {name}, namespace: {namespace} }}\n\
-         spec:\n  ports: [ {{ name: p, port: {port} }} ]\n  sources: {{ allow: [ {{ cidr: 10.30.1.80/32 }} ] }}\n  \
-         targets: [ {{ name: t, ip: 10.30.1.79 }} ]\n"
-    )
+    format!("---\n{}", Forward::tcp(&format!("{namespace}/{name}"), port).manifest())
 }
 
 fn pool(selector: &str, rest: &str) -> String {

@@ -1,4 +1,4 @@
-//! Tests.
+//! The agents' `DaemonSet`, kept by an API server that takes, compares or refuses what it is sent.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Tests.
+//! Which writes follow from what was decided, in which order, and what the API server gets.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Tests.
+//! What is known of objects after any order of news, lists, answers to writes, and forms that do not decode.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Tests.
+//! What should be: which forwards are in slices, which wait, and what unreadable objects and dead nodes change.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Tests.
+//! Which changes of a status are told as events, and which are no news.
 
 use std::slice;
 

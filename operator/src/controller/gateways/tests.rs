@@ -1,4 +1,4 @@
-//! Tests.
+//! How a node joins, is cleaned and leaves: each step waits for the one before it.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Tests.
+//! When a pool is ready, and which of the things that are amiss it tells.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

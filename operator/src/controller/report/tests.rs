@@ -1,4 +1,4 @@
-//! Tests.
+//! Which statuses are written at once, which wait, and which are no news; how forwards are counted.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 

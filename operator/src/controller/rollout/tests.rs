@@ -2,21 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use serde_json::{Value, json};
+use sallyport_api::testing::Forward;
 
 use super::*;
 
 /// A slice of the pool `p` with these forwards, each a uid and a hash; its hash is the list itself.
 fn slice(name: &str, forwards: &[(&str, &str)]) -> Arc<ForwardSlice> {
-    let list: Vec<Value> = forwards
-        .iter()
-        .map(|(uid, hash)| {
-            json!({ "uid": uid, "ref": { "namespace": "n", "name": uid }, "generation": 1, "hash": hash, "intent": {
-                "ports": [{ "protocol": "TCP", "port": 80, "endPort": 80, "targetPort": 80 }],
-                "allow": ["10.0.0.0/8"], "targets": [{ "ip": "10.1.2.3", "weight": 1 }] } })
-        })
-        .collect();
-    let spec = serde_json::from_value(json!({ "pool": "p", "hash": hash(forwards), "forwards": list })).unwrap();
+    let of = |(uid, hash): &(&str, &str)| Forward::tcp(&format!("n/{uid}"), 80).slice_forward(|_| (*hash).to_owned());
+    let list = forwards.iter().map(of).collect();
+    let spec = ForwardSliceSpec { pool: "p".into(), hash: hash(forwards), forwards: list, planned: Vec::new() };
     Arc::new(ForwardSlice::new(name, spec))
 }
 

@@ -1,4 +1,4 @@
-//! Tests.
+//! A forward's conditions, addresses, counts and plan, from what the gateways reported.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

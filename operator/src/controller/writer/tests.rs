@@ -1,4 +1,4 @@
-//! Tests.
+//! How writes are sent: one at a time an object, later and later after failures, none without the lease.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
