@@ -200,7 +200,9 @@ fn change(
     let installed = read(hosts);
     let ops = plan(&installed);
     let mut applied = installed.clone();
-    ops.iter().for_each(|op| applied.apply(op));
+    for op in &ops {
+        applied.apply(op);
+    }
     for (family, host) in Family::BOTH.into_iter().zip(hosts.iter_mut()) {
         let text = restore(&ops, family).unwrap_or_default();
         let text = text.as_str();
