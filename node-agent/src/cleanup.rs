@@ -7,10 +7,10 @@ use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine as _;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
-use sallyport_ruleset::installed::InstalledRuleset;
-use sallyport_ruleset::plan::plan;
-use sallyport_ruleset::rivals::Packets;
-use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::iptables::installed::InstalledRuleset;
+use sallyport_ruleset::iptables::plan::plan;
+use sallyport_ruleset::iptables::rule::Ruleset;
+use sallyport_ruleset::iptables::shadow::Packets;
 
 use crate::error_chain::chain_of;
 use crate::state::StateDir;

@@ -2,8 +2,8 @@
 //!
 //! The only place where the kernel is changed. Nothing here knows where the intents came from or when to look again.
 
+mod precedence;
 pub mod preview;
-mod rivalry;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,20 +15,20 @@ use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
-use sallyport_ruleset::drift::{Difference, Kind, differences, told};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, assess};
 use sallyport_ruleset::flow::Allowed;
-use sallyport_ruleset::installed::InstalledRuleset;
-use sallyport_ruleset::layout::lower;
-use sallyport_ruleset::op::Op;
-use sallyport_ruleset::plan::plan;
-use sallyport_ruleset::rivals::Packets;
-use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::iptables::drift::{Difference, Kind, differences, told};
+use sallyport_ruleset::iptables::installed::InstalledRuleset;
+use sallyport_ruleset::iptables::layout::lower;
+use sallyport_ruleset::iptables::op::Op;
+use sallyport_ruleset::iptables::plan::plan;
+use sallyport_ruleset::iptables::rule::Ruleset;
+use sallyport_ruleset::iptables::shadow::Packets;
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 
-use self::rivalry::Rivalry;
+use self::precedence::Precedence;
 use crate::cleanup;
 use crate::connections::{Connections, Draining};
 use crate::error_chain::chain_of;
@@ -94,7 +94,7 @@ pub struct Report {
     /// The listen addresses that are really on this host.
     pub listen: Vec<IpAddr>,
     /// Rules of somebody who keeps taking the first place, to whom it was left.
-    pub rival: Option<String>,
+    pub shadowed_by: Option<String>,
     /// What the host's other firewalls do with forwarded packets.
     pub firewall: Box<Assessment>,
     /// Tables that iptables cannot read, and what helps: nothing in their families is verified, and nothing new was programmed
@@ -115,16 +115,16 @@ pub struct Converger<E> {
     /// before this one kept.
     carried: BTreeMap<Family, Rc<Intents>>,
     /// Whether we have changed nothing since.
-    known: bool,
+    is_current: bool,
     /// Whether it was what it should be at the end of the last pass.
     held: bool,
     /// Whether each family that needed it was forwarded at the end of the last pass.
     forwarding: BTreeMap<Family, bool>,
-    /// As of when it was compiled then.
+    /// As of when its rules were made then.
     at: i64,
     /// Whether what was absent before us has been noted.
     remembered: bool,
-    rivalry: Rivalry,
+    precedence: Precedence,
     /// What the last pass left out.
     waiting: Waiting,
 }
@@ -132,22 +132,19 @@ pub struct Converger<E> {
 impl<E: Engine> Converger<E> {
     /// Knows nothing of the kernel yet.
     pub fn new(engine: E, sysctl: Option<Sysctl>) -> Self {
-        let (installed, connections, carried, forwarding, rivalry) = Default::default();
-        let (known, held, remembered, waiting) = Default::default();
-        let at = 0;
         Self {
             engine,
             sysctl,
-            installed,
-            connections,
-            carried,
-            known,
-            held,
-            forwarding,
-            at,
-            remembered,
-            rivalry,
-            waiting,
+            installed: None,
+            connections: Connections::default(),
+            carried: BTreeMap::new(),
+            is_current: false,
+            held: false,
+            forwarding: BTreeMap::new(),
+            at: 0,
+            remembered: false,
+            precedence: Precedence::default(),
+            waiting: Waiting::default(),
         }
     }
 
@@ -173,7 +170,7 @@ impl<E: Engine> Converger<E> {
 
         (self.held, self.at) = (false, facts.now);
         // What makes a table unreadable may go without a change of rules, as when a program is installed.
-        self.known &= self.installed.as_ref().is_some_and(|installed| installed.unreadable().next().is_none());
+        self.is_current &= self.installed.as_ref().is_some_and(|installed| installed.unreadable().next().is_none());
         let mut reach = None;
         for attempt in 0.. {
             self.observe().await?;
@@ -190,7 +187,7 @@ impl<E: Engine> Converger<E> {
             report.changed.get_or_insert(change);
             self.remember_absent(state)?;
             // Whatever comes of it, what was observed is no longer known to be true.
-            self.known = false;
+            self.is_current = false;
             self.connections.unsettle();
             self.engine.apply(&ops).await?;
             self.carried.extend(reach.iter().flat_map(|reach| reach.carried(&intents.node)));
@@ -199,7 +196,7 @@ impl<E: Engine> Converger<E> {
         self.carry(Some(intents));
         self.carried.extend(reach.iter().flat_map(|reach| reach.carried(&intents.node)));
         report.digest = self.installed.as_ref().map(InstalledRuleset::digest).unwrap_or_default();
-        report.rival = self.rival(&wanted, &packets);
+        report.shadowed_by = self.shadowed_by(&wanted, &packets);
 
         // An intent may say something else about connections while its rules stay as they are.
         if !self.connections.is_settled(intents, &report.failures) {
@@ -242,14 +239,14 @@ impl<E: Engine> Converger<E> {
         intents: &Intents,
         addresses: &[LocalAddress],
     ) -> Result<Option<Vec<Difference>>, Error> {
-        let mut due = self.rivalry.is_over(Instant::now());
-        if self.engine.moved()? {
+        let mut due = self.precedence.is_over(Instant::now());
+        if self.engine.changed()? {
             let before = self.installed.take();
             let now = self.engine.observe().await?;
             // Somebody's change may be in another table, or be none.
             due |= before.as_ref() != Some(&now);
             self.installed = Some(now);
-            self.known = true;
+            self.is_current = true;
         }
         let mut found = match &self.installed {
             Some(installed) if due && self.held => {
@@ -259,7 +256,7 @@ impl<E: Engine> Converger<E> {
             }
             _ => Vec::new(),
         };
-        found.retain(|difference| difference.kind != Kind::Rival || !self.rivalry.yields());
+        found.retain(|difference| difference.kind != Kind::Shadow || !self.precedence.is_yielded());
         for (family, before) in &self.forwarding {
             let on = self.is_forwarded(*family)?;
             due |= on != *before;
@@ -286,13 +283,13 @@ impl<E: Engine> Converger<E> {
 
     /// What the kernel holds: known from the last look if nothing moved since.
     pub(crate) async fn observe(&mut self) -> Result<&InstalledRuleset, Error> {
-        let known = self.known && !self.engine.moved()?;
-        let fresh = match self.installed.take() {
-            Some(installed) if known => installed,
+        let is_current = self.is_current && !self.engine.changed()?;
+        let found = match self.installed.take() {
+            Some(installed) if is_current => installed,
             _ => self.engine.observe().await?,
         };
-        self.known = true;
-        Ok(self.installed.insert(fresh))
+        self.is_current = true;
+        Ok(self.installed.insert(found))
     }
 
     /// The change to `ruleset`, which leaves the first place in a chain to somebody who keeps taking it back.
@@ -300,16 +297,16 @@ impl<E: Engine> Converger<E> {
         let Some(installed) = &self.installed else { return Vec::new() };
         let mut ops = plan(ruleset, packets, installed);
         if !ops.iter().any(Op::is_move) {
-            self.rivalry.is_settled();
-        } else if !self.rivalry.may_move(Instant::now()) {
+            self.precedence.is_settled();
+        } else if !self.precedence.may_move(Instant::now()) {
             ops.retain(|op| !op.is_move());
         }
         ops
     }
 
     /// What stands before us where we have left it at that.
-    fn rival(&self, ruleset: &Ruleset, packets: &Packets) -> Option<String> {
-        let installed = self.installed.as_ref().filter(|_| self.rivalry.yields())?;
+    fn shadowed_by(&self, ruleset: &Ruleset, packets: &Packets) -> Option<String> {
+        let installed = self.installed.as_ref().filter(|_| self.precedence.is_yielded())?;
         let mut ops = plan(ruleset, packets, installed);
         ops.retain(Op::is_move);
         Some(told(&differences(&ops, installed)))

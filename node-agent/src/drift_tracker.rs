@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use sallyport_ruleset::drift::{Difference, Kind, told};
+use sallyport_ruleset::iptables::drift::{Difference, Kind, told};
 
 use crate::converge::Report;
 
@@ -19,7 +19,7 @@ pub(crate) struct DriftTracker {
     /// When something was put back, the last times.
     repairs: VecDeque<Instant>,
     /// Who has been left the first place in a chain.
-    rival: Option<String>,
+    shadowed_by: Option<String>,
 }
 
 impl DriftTracker {
@@ -38,7 +38,7 @@ impl DriftTracker {
 
     /// A pass was good at `now`: what it has put back.
     pub(crate) fn passed(&mut self, report: &Report, now: Instant) -> Vec<Difference> {
-        self.rival.clone_from(&report.rival);
+        self.shadowed_by.clone_from(&report.shadowed_by);
         let found = std::mem::take(&mut self.pending);
         // What went by itself before the pass began was nobody's repair.
         if found.is_empty() || (report.changed.is_none() && report.forwarding.is_empty()) {
@@ -60,7 +60,7 @@ impl DriftTracker {
 
     fn repaired(&mut self, what: &[Difference], now: Instant) {
         // Moves to the first place are counted where they are made.
-        if what.iter().any(|difference| difference.kind != Kind::Rival) {
+        if what.iter().any(|difference| difference.kind != Kind::Shadow) {
             self.repairs.push_back(now);
             if self.repairs.len() > MANY {
                 self.repairs.pop_front();
@@ -77,10 +77,10 @@ impl DriftTracker {
     /// What lasts at `now`, although the passes are good.
     #[must_use]
     pub(crate) fn persistent(&self, now: Instant) -> Option<String> {
-        if let Some(rival) = &self.rival {
+        if let Some(rule) = &self.shadowed_by {
             return Some(format!(
                 "somebody keeps inserting rules before ours, so the first place is left to them for five minutes at a \
-                 time; stop that program or narrow its rules: {rival}"
+                 time; stop that program or narrow its rules: {rule}"
             ));
         }
         self.is_fight(now).then(|| {
@@ -144,7 +144,7 @@ mod tests {
     fn a_rival_is_named_until_a_pass_finds_none() {
         let (mut tracker, now) = (DriftTracker::default(), Instant::now());
         let rival = "IPv4 nat PREROUTING: a rule before ours would take our packets: -j ACCEPT";
-        tracker.passed(&Report { rival: Some(rival.to_owned()), ..Report::default() }, now);
+        tracker.passed(&Report { shadowed_by: Some(rival.to_owned()), ..Report::default() }, now);
         assert!(tracker.persistent(now).unwrap().ends_with(rival));
         tracker.passed(&Report::default(), now);
         assert_eq!(tracker.persistent(now), None);

@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use sallyport_ruleset::drift::Kind;
+use sallyport_ruleset::iptables::drift::Kind;
 use sallyport_runtime::admin::{self, Serving};
 use sallyport_runtime::tasks::Tasks;
 use tokio::sync::watch;
@@ -117,8 +117,8 @@ mod tests {
     use std::rc::Rc;
 
     use sallyport_engine::command;
-    use sallyport_ruleset::drift::Difference;
     use sallyport_ruleset::family::Family::V4;
+    use sallyport_ruleset::iptables::drift::Difference;
 
     use super::*;
     use crate::converge::fake::{forward, intents};

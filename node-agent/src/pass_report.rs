@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use sallyport_api::gateway_pool::FirewallBackend;
-use sallyport_ruleset::drift::{Difference, told};
+use sallyport_ruleset::iptables::drift::{Difference, told};
 
 use crate::connections::Draining;
 use crate::converge::preview::PlannedChange;

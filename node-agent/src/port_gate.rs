@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_engine::Engine;
 use sallyport_ruleset::facts::NodeFacts;
-use sallyport_ruleset::layout::lower;
+use sallyport_ruleset::iptables::layout::lower;
 use sallyport_ruleset::listener::{Listener, Place};
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 use sallyport_runtime::once::Once;

@@ -13,8 +13,8 @@ use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_engine::iptables::Variant;
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::layout::lower;
-use sallyport_ruleset::plan;
+use sallyport_ruleset::iptables::layout::lower;
+use sallyport_ruleset::iptables::plan;
 use sallyport_ruleset::table::ForwardingTable;
 
 use crate::args::Audience;

@@ -8,8 +8,8 @@ use std::io;
 
 use sallyport_engine::iptables::Variant;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::op::Op;
-use sallyport_ruleset::restore::restore;
+use sallyport_ruleset::iptables::op::Op;
+use sallyport_ruleset::iptables::restore::restore;
 
 /// What a script begins with: it ends at the first command that fails. No restore program takes it for a line of its own.
 pub const HEAD: &str = "set -e\n";
@@ -55,8 +55,8 @@ fn restore_program(variant: Option<Variant>, family: Family) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sallyport_ruleset::op::Step;
-    use sallyport_ruleset::rule::Table;
+    use sallyport_ruleset::iptables::op::Step;
+    use sallyport_ruleset::iptables::rule::Table;
 
     use super::*;
 

@@ -1,10 +1,10 @@
 //! A backend without a kernel: prints what would be applied, and remembers it as a kernel would.
 
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::installed::InstalledRuleset;
+use sallyport_ruleset::iptables::installed::InstalledRuleset;
+use sallyport_ruleset::iptables::op::Op;
+use sallyport_ruleset::iptables::restore::restore;
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::op::Op;
-use sallyport_ruleset::restore::restore;
 
 use crate::conntrack::Conntrack;
 use crate::iptables::Place;
@@ -38,7 +38,7 @@ impl Engine for DryRun {
         Ok(())
     }
 
-    fn moved(&mut self) -> Result<bool, Error> {
+    fn changed(&mut self) -> Result<bool, Error> {
         Ok(false)
     }
 
@@ -57,9 +57,9 @@ impl Engine for DryRun {
 
 #[cfg(test)]
 mod tests {
-    use sallyport_ruleset::plan::plan;
-    use sallyport_ruleset::rivals::Packets;
-    use sallyport_ruleset::rule::{Line, Rules, Ruleset};
+    use sallyport_ruleset::iptables::plan::plan;
+    use sallyport_ruleset::iptables::rule::{Line, Rules, Ruleset};
+    use sallyport_ruleset::iptables::shadow::Packets;
 
     use super::*;
 

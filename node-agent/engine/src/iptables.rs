@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Holder, HostFirewall, xtables};
-use sallyport_ruleset::installed::{Installed, InstalledRuleset, InstalledTable};
+use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset, InstalledTable};
+use sallyport_ruleset::iptables::op::{Op, Step};
+use sallyport_ruleset::iptables::restore::restore;
+use sallyport_ruleset::iptables::rule::Table;
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::op::{Op, Step};
-use sallyport_ruleset::restore::restore;
-use sallyport_ruleset::rule::Table;
 
 pub use self::detect::{Detected, detect};
 use self::lock::Lock;
@@ -291,7 +291,7 @@ impl Engine for Iptables {
         Ok(())
     }
 
-    fn moved(&mut self) -> Result<bool, Error> {
+    fn changed(&mut self) -> Result<bool, Error> {
         Ok(match self.seen {
             None => true,
             Some(Seen::Generation(seen)) => self.current_generation()? != seen,

@@ -13,9 +13,9 @@ pub mod netlink;
 pub mod route;
 pub mod sysctl;
 
-use sallyport_ruleset::installed::InstalledRuleset;
+use sallyport_ruleset::iptables::installed::InstalledRuleset;
+use sallyport_ruleset::iptables::op::Op;
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::op::Op;
 
 use crate::conntrack::Conntrack;
 use crate::iptables::Place;
@@ -52,7 +52,7 @@ pub trait Engine {
     async fn apply(&mut self, ops: &[Op]) -> Result<(), Error>;
 
     /// Whether anything may have changed since [`Self::observe`] last began; costs microseconds when nothing did.
-    fn moved(&mut self) -> Result<bool, Error>;
+    fn changed(&mut self) -> Result<bool, Error>;
 
     /// Chains and tables that [`Self::apply`] would bring into being, beside our own, by putting rules into them.
     fn absent(&self) -> Result<Vec<Place>, Error>;

@@ -13,10 +13,10 @@ use namespace::{in_namespace, run};
 use sallyport_engine::Engine;
 use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::installed::Installed;
-use sallyport_ruleset::plan::plan;
-use sallyport_ruleset::rivals::Packets;
-use sallyport_ruleset::rule::{Rules, Ruleset};
+use sallyport_ruleset::iptables::installed::Installed;
+use sallyport_ruleset::iptables::plan::plan;
+use sallyport_ruleset::iptables::rule::{Rules, Ruleset};
+use sallyport_ruleset::iptables::shadow::Packets;
 
 /// The cases of the rule set's own tests: folders with the text that each renders to.
 fn cases() -> Vec<PathBuf> {
@@ -78,13 +78,13 @@ fn a_foreign_change_is_noticed_and_a_quiet_kernel_is_not_looked_at_again() {
     in_namespace("a_foreign_change_is_noticed_and_a_quiet_kernel_is_not_looked_at_again", || {
         block_on(async {
             let mut engine = Iptables::new(Variant::Nft);
-            assert!(engine.moved().unwrap(), "what was never seen may be anything");
+            assert!(engine.changed().unwrap(), "what was never seen may be anything");
             engine.observe().await.unwrap();
-            assert!(!engine.moved().unwrap());
+            assert!(!engine.changed().unwrap());
             run("iptables-nft -t nat -N FOREIGN");
-            assert!(engine.moved().unwrap());
+            assert!(engine.changed().unwrap());
             engine.observe().await.unwrap();
-            assert!(!engine.moved().unwrap());
+            assert!(!engine.changed().unwrap());
         });
     });
 }

@@ -11,12 +11,12 @@ use sallyport_node_agent::manifest::{self, Object};
 use sallyport_node_agent::source::local::{Decided, decide_here};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::installed::{Installed, InstalledRuleset};
-use sallyport_ruleset::layout::lower;
-use sallyport_ruleset::plan::plan;
-use sallyport_ruleset::restore::restore;
-use sallyport_ruleset::rivals::Packets;
-use sallyport_ruleset::rule::{Ruleset, Table};
+use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::iptables::layout::lower;
+use sallyport_ruleset::iptables::plan::plan;
+use sallyport_ruleset::iptables::restore::restore;
+use sallyport_ruleset::iptables::rule::{Ruleset, Table};
+use sallyport_ruleset::iptables::shadow::Packets;
 use sallyport_ruleset::table::ForwardingTable;
 
 #[path = "../../ruleset/tests/support/grammar.rs"]

@@ -8,7 +8,7 @@
 mod assess;
 mod lane;
 pub mod nft;
-mod packet;
+pub(crate) mod packet;
 mod remedy;
 mod walk;
 pub mod xtables;
@@ -186,6 +186,8 @@ pub enum State {
     New,
     /// A later one.
     Established,
+    /// An error about a connection.
+    Related,
     /// Its destination was translated.
     Dnat,
     /// Any other.

@@ -9,21 +9,12 @@
 //! No I/O, no clock, no process, no random source: every function here can be called a million times in a test.
 
 pub mod binding;
-pub mod diff;
-pub mod drift;
 pub mod facts;
 pub mod firewall;
 pub mod flow;
 mod gate;
-pub mod installed;
-pub mod layout;
+pub mod iptables;
 pub mod listener;
-pub mod op;
-pub mod plan;
-pub mod restore;
-pub mod rivals;
-pub mod rule;
 pub mod table;
-mod words;
 
 pub use sallyport_policy::family;

@@ -43,7 +43,8 @@ pub fn in_the_way<'a>(bindings: &[Binding<'_>], listeners: &'a [Listener]) -> Ve
     listeners.iter().filter(|listener| bindings.iter().any(|binding| meets(listener, binding))).collect()
 }
 
-fn number(protocol: Protocol) -> u8 {
+/// The number of a protocol (`include/uapi/linux/in.h`).
+pub(crate) fn number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => 6,
         Protocol::Udp => 17,

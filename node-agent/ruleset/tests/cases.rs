@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use expect_test::expect_file;
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::plan::render;
-use sallyport_ruleset::restore::restore;
+use sallyport_ruleset::iptables::plan::render;
+use sallyport_ruleset::iptables::restore::restore;
 
 #[path = "support/compiled.rs"]
 mod compiled;

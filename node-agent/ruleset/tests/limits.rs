@@ -12,8 +12,8 @@ use sallyport_policy::digest::intent_hash;
 use sallyport_policy::limits::refused_target;
 use sallyport_policy::validate::validate;
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
-use sallyport_ruleset::layout::lower;
-use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::iptables::layout::lower;
+use sallyport_ruleset::iptables::rule::Ruleset;
 use sallyport_ruleset::table::ForwardingTable;
 use serde_json::json;
 

@@ -14,8 +14,8 @@ use sallyport_api::port_forward::{PortForwardSpec, Protocol, SourceNatMode};
 use sallyport_policy::decide::Verdict as Decided;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::{Allowed, Flow, Tuple};
-use sallyport_ruleset::plan::render;
-use sallyport_ruleset::restore::restore;
+use sallyport_ruleset::iptables::plan::render;
+use sallyport_ruleset::iptables::restore::restore;
 
 #[path = "support/compiled.rs"]
 mod compiled;

@@ -11,11 +11,11 @@ use proptest::sample::{Index, select};
 use sallyport_api::port_forward::PortForwardSpec;
 use sallyport_api::testing::Forward;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::installed::{Installed, InstalledRuleset};
-use sallyport_ruleset::plan::{plan, render};
-use sallyport_ruleset::restore::restore;
-use sallyport_ruleset::rivals::Packets;
-use sallyport_ruleset::rule::{Line, Ruleset};
+use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::iptables::plan::{plan, render};
+use sallyport_ruleset::iptables::restore::restore;
+use sallyport_ruleset::iptables::rule::{Line, Ruleset};
+use sallyport_ruleset::iptables::shadow::Packets;
 
 #[path = "support/compiled.rs"]
 mod compiled;

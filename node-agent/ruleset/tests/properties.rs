@@ -8,7 +8,7 @@ use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::port_forward::PortForwardSpec;
 use sallyport_policy::expiry::moment;
 use sallyport_ruleset::facts::NodeFacts;
-use sallyport_ruleset::rule::{Rules, Ruleset};
+use sallyport_ruleset::iptables::rule::{Rules, Ruleset};
 
 #[path = "support/compiled.rs"]
 mod compiled;

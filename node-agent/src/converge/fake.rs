@@ -12,10 +12,10 @@ use sallyport_engine::iptables::Place;
 use sallyport_engine::{Error, command};
 use sallyport_policy::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
-use sallyport_ruleset::installed::{Installed, UNREADABLE};
+use sallyport_ruleset::iptables::installed::{Installed, UNREADABLE};
+use sallyport_ruleset::iptables::op::Step;
+use sallyport_ruleset::iptables::rule::{Line, Table};
 use sallyport_ruleset::listener::Listener;
-use sallyport_ruleset::op::Step;
-use sallyport_ruleset::rule::{Line, Table};
 
 use super::*;
 use crate::manifest;
@@ -32,7 +32,7 @@ pub(crate) struct Kernel {
     /// What the agent applied.
     pub(crate) applied: Vec<Vec<Op>>,
     /// Whether the change counter moved.
-    pub(crate) moved: bool,
+    pub(crate) changed: bool,
     /// Somebody's change after each of the agent's, as [`meddle`](Self::meddle) takes it.
     pub(crate) meddling: Option<&'static str>,
     /// Called before each change.
@@ -65,7 +65,7 @@ impl Kernel {
     /// Somebody else changes IPv4 rules, as `iptables-restore --noflush` would.
     pub(crate) fn meddle(&mut self, text: &str) {
         restore(&mut self.rules.installed.v4, text);
-        self.moved = true;
+        self.changed = true;
     }
 
     /// What it holds, read without the agent's knowing.
@@ -119,7 +119,7 @@ impl Engine for Kernel {
     async fn observe(&mut self) -> Result<InstalledRuleset, Error> {
         refuse(&mut self.failures.0)?;
         self.observed += 1;
-        self.moved = false;
+        self.changed = false;
         let mut read = self.rules.observe().await?;
         for (family, table) in &self.native {
             let there = read.family_mut(*family).table_mut(*table);
@@ -159,8 +159,8 @@ impl Engine for Kernel {
         Ok(())
     }
 
-    fn moved(&mut self) -> Result<bool, Error> {
-        Ok(self.moved)
+    fn changed(&mut self) -> Result<bool, Error> {
+        Ok(self.changed)
     }
 
     fn absent(&self) -> Result<Vec<Place>, Error> {

@@ -3,14 +3,14 @@
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine;
-use sallyport_ruleset::diff::diff;
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::Allowed;
-use sallyport_ruleset::layout::lower;
-use sallyport_ruleset::op::Op;
-use sallyport_ruleset::plan::plan;
-use sallyport_ruleset::rivals::Packets;
+use sallyport_ruleset::iptables::diff::diff;
+use sallyport_ruleset::iptables::layout::lower;
+use sallyport_ruleset::iptables::op::Op;
+use sallyport_ruleset::iptables::plan::plan;
+use sallyport_ruleset::iptables::shadow::Packets;
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 
 use crate::converge::{Converger, Error, not_forwarded};
@@ -89,8 +89,8 @@ impl<E: Engine> Converger<E> {
         if intents.planned().next().is_none() {
             return Ok(Some(Vec::new()));
         }
-        let known = self.known && !self.engine.moved()?;
-        let Some(installed) = self.installed.as_ref().filter(|_| known) else { return Ok(None) };
+        let is_current = self.is_current && !self.engine.changed()?;
+        let Some(installed) = self.installed.as_ref().filter(|_| is_current) else { return Ok(None) };
         let forwards = self.waiting.others(intents);
         let facts = NodeFacts::of(addresses, self.at);
         let mut plans = Vec::new();
@@ -111,7 +111,7 @@ impl<E: Engine> Converger<E> {
             }
             let ruleset = lower(&table);
             let mut ops = plan(&ruleset, &Packets::of(&table), installed);
-            ops.retain(|op| !(op.is_move() && self.rivalry.yields()));
+            ops.retain(|op| !(op.is_move() && self.precedence.is_yielded()));
             let mut change = diff(&ops, installed);
             let forwarding = self.forwarded(&ruleset)?;
             match not_forwarded(&forwarding, intents.node.ip_forward) {

@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use sallyport_ruleset::op::Step;
-use sallyport_ruleset::rule::{Chains, Line, Table};
+use sallyport_ruleset::iptables::op::Step;
+use sallyport_ruleset::iptables::rule::{Chains, Line, Table};
 
 use super::fake::{Kernel, REQUIRE, forward, intents, local, planned, rules_of};
 use super::preview::{PlannedChange, Preview};
@@ -143,7 +143,7 @@ async fn a_change_that_is_none_of_ours_is_no_drift() {
     let wanted = intents(&forward("a", 8000));
     scene.pass(&wanted).await.unwrap();
     // As after a change of another table: the counter moved, what we look at did not.
-    scene.kernel().moved = true;
+    scene.kernel().changed = true;
     assert_eq!(scene.drift(&wanted).await, None);
 
     scene.kernel().meddle("*filter\n-A INPUT -j DROP\nCOMMIT\n");
@@ -256,22 +256,22 @@ async fn the_first_place_is_left_to_whoever_keeps_taking_it() {
     let wanted = intents(&forward("a", 8000));
     scene.pass(&wanted).await.unwrap();
     let rival = "*nat\n-I PREROUTING 1 -p tcp -m tcp --dport 8000 -j DNAT --to-destination 10.9.9.9\nCOMMIT\n";
-    for round in 1..=rivalry::MOVES {
+    for round in 1..=precedence::MOVES {
         scene.kernel().meddle(rival);
-        assert_eq!(scene.pass(&wanted).await.unwrap().rival, None);
+        assert_eq!(scene.pass(&wanted).await.unwrap().shadowed_by, None);
         assert_eq!(scene.kernel().applied.len(), 1 + round);
     }
     scene.kernel().meddle(rival);
-    let told = scene.pass(&wanted).await.unwrap().rival.unwrap();
-    assert_eq!(scene.kernel().applied.len(), 1 + rivalry::MOVES, "still fighting");
+    let told = scene.pass(&wanted).await.unwrap().shadowed_by.unwrap();
+    assert_eq!(scene.kernel().applied.len(), 1 + precedence::MOVES, "still fighting");
     assert!(told.starts_with("IPv4 nat PREROUTING: a rule before ours would take our packets: -p tcp"), "{told}");
-    scene.kernel().moved = true;
+    scene.kernel().changed = true;
     assert_eq!(scene.drift(&wanted).await, None, "that they are there is known");
 
     // What is missing altogether is repaired all the same, without fighting for the place.
     scene.kernel().meddle("*nat\n:SALLY-PRE - [0:0]\nCOMMIT\n");
     let report = scene.pass(&wanted).await.unwrap();
-    assert!(report.changed.is_some() && report.rival.is_some());
+    assert!(report.changed.is_some() && report.shadowed_by.is_some());
     let prerouting = scene.kernel().rules().await.v4.nat.foreign["PREROUTING"].clone();
     assert!(prerouting[0].contains("10.9.9.9"), "{prerouting:?}");
 
@@ -282,7 +282,7 @@ async fn the_first_place_is_left_to_whoever_keeps_taking_it() {
     );
     scene.kernel().meddle(&leave);
     assert_eq!(scene.drift(&wanted).await.as_deref(), Some(""));
-    assert_eq!(scene.pass(&wanted).await.unwrap().rival, None);
+    assert_eq!(scene.pass(&wanted).await.unwrap().shadowed_by, None);
 }
 
 #[tokio::test]

@@ -16,9 +16,9 @@ use sallyport_policy::intersection::intersection;
 use sallyport_ruleset::binding::bindings;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::installed::InstalledRuleset;
-use sallyport_ruleset::layout::lower;
-use sallyport_ruleset::rule::{Rules, Ruleset};
+use sallyport_ruleset::iptables::installed::InstalledRuleset;
+use sallyport_ruleset::iptables::layout::lower;
+use sallyport_ruleset::iptables::rule::{Rules, Ruleset};
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 
 use crate::converge::Converger;

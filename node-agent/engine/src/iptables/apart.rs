@@ -13,10 +13,10 @@ use netlink_packet_netfilter::nftables::{
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use sallyport_ruleset::drift::shortened;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::installed::{InstalledTable, UNREADABLE};
-use sallyport_ruleset::rule::{Line, Table, is_ours};
+use sallyport_ruleset::iptables::drift::shortened;
+use sallyport_ruleset::iptables::installed::{InstalledTable, UNREADABLE};
+use sallyport_ruleset::iptables::rule::{Line, Table, is_ours};
 
 use super::{Variant, vacant};
 use crate::command;

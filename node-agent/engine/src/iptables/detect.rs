@@ -5,7 +5,7 @@
 //! the rules are, then what the command `iptables` is.
 
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::rule::is_ours;
+use sallyport_ruleset::iptables::rule::is_ours;
 
 use super::apart::missing;
 use super::{Variant, has_family, has_legacy_tables};

@@ -9,7 +9,7 @@ use netlink_packet_netfilter::nftables::{ChainAttribute, ChainMessage, NfTablesM
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::rule::{Table, is_ours};
+use sallyport_ruleset::iptables::rule::{Table, is_ours};
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::{Error, Socket};

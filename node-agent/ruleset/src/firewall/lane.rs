@@ -13,7 +13,7 @@ use crate::family::Family;
 use crate::firewall::packet::Packet;
 use crate::firewall::walk::{Fate, fate};
 use crate::firewall::{BaseChain, FirewallTable, Hook, State, range_of};
-use crate::rule::protocol_name;
+use crate::iptables::rule::protocol_name;
 
 /// Priority at which connection tracking begins (`NF_IP_PRI_CONNTRACK`, `include/uapi/linux/netfilter_ipv4.h`).
 const CONNTRACK: i32 = -200;

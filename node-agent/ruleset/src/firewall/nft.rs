@@ -230,6 +230,7 @@ fn of_connection(left: &Value, right: &Value) -> Option<What> {
             Some(match state.as_str()? {
                 "new" => State::New,
                 "established" => State::Established,
+                "related" => State::Related,
                 _ => State::Other,
             })
         })?)),

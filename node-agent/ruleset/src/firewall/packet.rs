@@ -13,24 +13,24 @@ const CARRIED: [u8; 2] = [6, 17];
 
 /// What is known of some packets that look alike; `None` where nothing is.
 #[derive(Clone, Debug)]
-pub(super) struct Packet {
-    pub(super) family: Family,
-    pub(super) protocol: Option<u8>,
-    pub(super) sources: Option<Vec<RangeInclusive<IpAddr>>>,
-    pub(super) destinations: Option<Vec<RangeInclusive<IpAddr>>>,
-    pub(super) source_port: Option<RangeInclusive<u16>>,
-    pub(super) destination_port: Option<RangeInclusive<u16>>,
-    pub(super) inward: Option<Vec<String>>,
-    pub(super) outward: Option<Vec<String>>,
-    pub(super) states: Option<&'static [State]>,
+pub(crate) struct Packet {
+    pub(crate) family: Family,
+    pub(crate) protocol: Option<u8>,
+    pub(crate) sources: Option<Vec<RangeInclusive<IpAddr>>>,
+    pub(crate) destinations: Option<Vec<RangeInclusive<IpAddr>>>,
+    pub(crate) source_port: Option<RangeInclusive<u16>>,
+    pub(crate) destination_port: Option<RangeInclusive<u16>>,
+    pub(crate) inward: Option<Vec<String>>,
+    pub(crate) outward: Option<Vec<String>>,
+    pub(crate) states: Option<&'static [State]>,
     /// Bits of the connection mark that are known, and what is in them.
-    pub(super) mark: (u32, u32),
-    pub(super) reply: bool,
+    pub(crate) mark: (u32, u32),
+    pub(crate) reply: bool,
 }
 
 /// How many of the packets a rule fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fit {
+pub(crate) enum Fit {
     /// None.
     None,
     /// Those that it names, which may be some of these or none: a bridge, a blocklist, a rate.
@@ -59,18 +59,13 @@ impl From<bool> for Has {
 
 impl Packet {
     /// How many of these packets meet all `tests`.
-    pub(super) fn fits(&self, tests: &[Test]) -> Fit {
+    pub(crate) fn fits(&self, tests: &[Test]) -> Fit {
         tests.iter().map(|test| self.fits_one(test)).min().unwrap_or(Fit::All)
     }
 
-    fn fits_one(&self, test: &Test) -> Fit {
-        match (self.has(&test.what), test.negated) {
-            (Has::Yes, false) | (Has::No, true) => Fit::All,
-            (Has::No, false) | (Has::Yes, true) => Fit::None,
-            (Has::Partly, _) | (Has::Unknown, false) => Fit::Some,
-            // All but what it names: that may well be these.
-            (Has::Unknown, true) => Fit::Unclear,
-        }
+    /// How many of them meet `test`.
+    pub(crate) fn fits_one(&self, test: &Test) -> Fit {
+        fit(self.has(&test.what), test.negated)
     }
 
     fn has(&self, what: &What) -> Has {
@@ -84,8 +79,8 @@ impl Packet {
             },
             What::Sources(listed) => self.addresses(self.sources.as_deref(), listed),
             What::Destinations(listed) => self.addresses(self.destinations.as_deref(), listed),
-            What::SourcePorts(listed) => ports(self.source_port.as_ref(), listed),
-            What::DestinationPorts(listed) => ports(self.destination_port.as_ref(), listed),
+            What::SourcePorts(listed) => one_port(self.source_port.as_ref(), listed),
+            What::DestinationPorts(listed) => one_port(self.destination_port.as_ref(), listed),
             What::In(listed) => interfaces(self.inward.as_deref(), listed),
             What::Out(listed) => interfaces(self.outward.as_deref(), listed),
             What::States(listed) => match self.states {
@@ -116,7 +111,23 @@ impl Packet {
     }
 }
 
-fn ports(own: Option<&RangeInclusive<u16>>, listed: &[RangeInclusive<u16>]) -> Has {
+/// How many packets meet a test of what they have.
+fn fit(has: Has, negated: bool) -> Fit {
+    match (has, negated) {
+        (Has::Yes, false) | (Has::No, true) => Fit::All,
+        (Has::No, false) | (Has::Yes, true) => Fit::None,
+        (Has::Partly, _) | (Has::Unknown, false) => Fit::Some,
+        // All but what it names: that may well be these.
+        (Has::Unknown, true) => Fit::Unclear,
+    }
+}
+
+/// How many packets to `own` ports go to `listed` ones, or with `negated` to others.
+pub(crate) fn ports(own: &[RangeInclusive<u16>], listed: &[RangeInclusive<u16>], negated: bool) -> Fit {
+    fit(overlap(own, listed), negated)
+}
+
+fn one_port(own: Option<&RangeInclusive<u16>>, listed: &[RangeInclusive<u16>]) -> Has {
     own.map_or(Has::Unknown, |own| overlap(std::slice::from_ref(own), listed))
 }
 

@@ -12,8 +12,8 @@ use crate::family::Family;
 use crate::firewall::{
     BaseChain, FirewallRule, FirewallTable, Holder, Hook, State, Test, Verdict, What, protocol_number, range_of,
 };
-use crate::rule::is_ours;
-use crate::words::words;
+use crate::iptables::rule::is_ours;
+use crate::iptables::words::words;
 
 /// Reads the tables of `family` that `holder` shows.
 #[must_use]
@@ -44,7 +44,7 @@ pub fn parse(save: &str, family: Family, holder: Holder) -> Vec<FirewallTable> {
             table.used |= !is_ours(chain) && !rule.rsplit(' ').next().is_some_and(is_ours);
             // There may be very many of these, ours among them.
             if !drops_nothing {
-                table.chains.entry(chain.to_owned()).or_default().push(read(rule));
+                table.chains.entry(chain.to_owned()).or_default().push(self::rule(rule));
             }
         }
     }
@@ -68,7 +68,8 @@ fn base_chain(table: &str, name: &str, policy: &str) -> Option<BaseChain> {
     Some(BaseChain { name: name.to_owned(), hook, priority: priority(table)?, drops: policy == "DROP" })
 }
 
-fn read(rule: &str) -> FirewallRule {
+/// One rule, without the `-A CHAIN` in front.
+pub(crate) fn rule(rule: &str) -> FirewallRule {
     let words = words(rule);
     let mut words = words.iter().copied().peekable();
     let mut rule = FirewallRule { tests: Vec::new(), verdict: Verdict::Continue };
@@ -146,6 +147,7 @@ fn state(word: &str) -> State {
     match word {
         "NEW" => State::New,
         "ESTABLISHED" => State::Established,
+        "RELATED" => State::Related,
         "DNAT" => State::Dnat,
         _ => State::Other,
     }

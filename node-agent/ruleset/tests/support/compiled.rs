@@ -7,8 +7,8 @@ use sallyport_api::GatewayNodeSpec;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_policy::decide::Decision;
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
-use sallyport_ruleset::layout::lower;
-use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::iptables::layout::lower;
+use sallyport_ruleset::iptables::rule::Ruleset;
 use sallyport_ruleset::table::ForwardingTable;
 
 use crate::scene::{NodeFile, Scene};

@@ -4,11 +4,11 @@ use std::sync::LazyLock;
 
 use regex::RegexSet;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::installed::{Installed, InstalledRuleset};
-use sallyport_ruleset::plan::{plan, render};
-use sallyport_ruleset::restore::restore;
-use sallyport_ruleset::rivals::Packets;
-use sallyport_ruleset::rule::Ruleset;
+use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset};
+use sallyport_ruleset::iptables::plan::{plan, render};
+use sallyport_ruleset::iptables::restore::restore;
+use sallyport_ruleset::iptables::rule::Ruleset;
+use sallyport_ruleset::iptables::shadow::Packets;
 
 use super::kernel::Kernel;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use sallyport_ruleset::op::Step;
-use sallyport_ruleset::rule::{Line, Table};
+use sallyport_ruleset::iptables::op::Step;
+use sallyport_ruleset::iptables::rule::{Line, Table};
 
 use super::*;
 use crate::converge::fake::{Kernel, forward, intents, local, rules_of};
@@ -44,12 +44,12 @@ impl Scene {
     /// Somebody adds a rule that iptables cannot read.
     fn add_native(&mut self, family: Family, table: Table) {
         self.converger.engine.native.insert((family, table));
-        self.converger.engine.moved = true;
+        self.converger.engine.changed = true;
     }
 
     fn remove_native(&mut self) {
         self.converger.engine.native.clear();
-        self.converger.engine.moved = true;
+        self.converger.engine.changed = true;
     }
 
     /// The ports that are delivered over IPv4.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use kube::client::Body;
-use sallyport_ruleset::drift::{Difference, Kind};
+use sallyport_ruleset::iptables::drift::{Difference, Kind};
 use serde_json::json;
 
 use super::*;

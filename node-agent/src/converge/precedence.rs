@@ -9,13 +9,13 @@ pub(crate) const WINDOW: Duration = Duration::from_mins(5);
 
 /// Counts moves.
 #[derive(Debug, Default)]
-pub(crate) struct Rivalry {
+pub(crate) struct Precedence {
     moves: Vec<Instant>,
     /// The place is left to the other one until then.
     until: Option<Instant>,
 }
 
-impl Rivalry {
+impl Precedence {
     /// Whether the place may be taken back at `now`, which then counts as done.
     pub(crate) fn may_move(&mut self, now: Instant) -> bool {
         if self.until.is_some() {
@@ -41,7 +41,7 @@ impl Rivalry {
     }
 
     /// Whether the place is left to somebody.
-    pub(crate) fn yields(&self) -> bool {
+    pub(crate) fn is_yielded(&self) -> bool {
         self.until.is_some()
     }
 
@@ -59,31 +59,31 @@ mod tests {
     fn five_moves_then_a_truce_then_one_move_a_truce() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let mut rivalry = Rivalry::default();
+        let mut precedence = Precedence::default();
         for second in 0..5 {
-            assert!(rivalry.may_move(at(second)) && !rivalry.yields());
+            assert!(precedence.may_move(at(second)) && !precedence.is_yielded());
         }
-        assert!(!rivalry.may_move(at(5)) && rivalry.yields());
-        assert!(!rivalry.is_over(at(304)) && !rivalry.may_move(at(304)));
-        assert!(rivalry.is_over(at(305)) && rivalry.may_move(at(305)) && !rivalry.yields());
-        assert!(!rivalry.may_move(at(306)) && rivalry.yields(), "a fight of five again");
+        assert!(!precedence.may_move(at(5)) && precedence.is_yielded());
+        assert!(!precedence.is_over(at(304)) && !precedence.may_move(at(304)));
+        assert!(precedence.is_over(at(305)) && precedence.may_move(at(305)) && !precedence.is_yielded());
+        assert!(!precedence.may_move(at(306)) && precedence.is_yielded(), "a fight of five again");
     }
 
     #[test]
     fn moves_that_are_long_ago_do_not_count() {
         let start = Instant::now();
-        let mut rivalry = Rivalry::default();
+        let mut precedence = Precedence::default();
         for minute in 0..20 {
-            assert!(rivalry.may_move(start + Duration::from_mins(2) * minute), "{minute}");
+            assert!(precedence.may_move(start + Duration::from_mins(2) * minute), "{minute}");
         }
     }
 
     #[test]
     fn a_rival_that_leaves_ends_the_truce() {
         let now = Instant::now();
-        let mut rivalry = Rivalry::default();
-        while rivalry.may_move(now) {}
-        rivalry.is_settled();
-        assert!(!rivalry.yields());
+        let mut precedence = Precedence::default();
+        while precedence.may_move(now) {}
+        precedence.is_settled();
+        assert!(!precedence.is_yielded());
     }
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::family::Family;
-use crate::installed::Installed;
-use crate::rule::Table;
+use crate::iptables::installed::Installed;
+use crate::iptables::rule::Table;
 
 const INSTALLED: &str = "*nat\n:PREROUTING ACCEPT [0:0]\n:SALLY-PRE - [0:0]\n:SALLY-MT - [0:0]\n\
      -A PREROUTING -j SALLY-PRE\n-A SALLY-PRE -d 10.30.1.78/32 -j SALLY-M\n\

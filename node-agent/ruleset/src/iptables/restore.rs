@@ -1,8 +1,8 @@
 //! Changes → the text of `iptables-restore --noflush`. The only place where a change becomes text.
 
 use crate::family::Family;
-use crate::op::{Op, Step};
-use crate::rule::Table;
+use crate::iptables::op::{Op, Step};
+use crate::iptables::rule::Table;
 
 /// The text that does those of `ops` that are for `family`; `None` where nothing is to be restored.
 ///

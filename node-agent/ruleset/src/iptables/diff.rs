@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::installed::{InstalledRuleset, InstalledTable};
-use crate::op::{Op, Step};
-use crate::rule::Line;
+use crate::iptables::installed::{InstalledRuleset, InstalledTable};
+use crate::iptables::op::{Op, Step};
+use crate::iptables::rule::Line;
 
 /// What `ops` do to `installed`, a line for each rule with `-` or `+` in front; empty if no rule comes or goes.
 #[must_use]

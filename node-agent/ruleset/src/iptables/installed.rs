@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::family::Family;
 use crate::firewall::HostFirewall;
-use crate::op::{Op, Step};
-use crate::rule::{Chains, Line, Rules, Ruleset, Table, digest_of, is_ours};
+use crate::iptables::op::{Op, Step};
+use crate::iptables::rule::{Chains, Line, Rules, Ruleset, Table, digest_of, is_ours};
 
 /// What stands for the rules of a chain of ours that cannot be read: equal to no rule.
 pub const UNREADABLE: &str = "(cannot be read)";

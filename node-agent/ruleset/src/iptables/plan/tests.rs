@@ -1,8 +1,8 @@
 //! The order of a plan, and the place of our jumps.
 
 use super::*;
-use crate::restore::restore;
-use crate::rivals::tests::packets;
+use crate::iptables::restore::restore;
+use crate::iptables::shadow::tests::packets;
 
 /// The change to `desired` as text, if there is any.
 fn planned(desired: &Ruleset, installed: &InstalledRuleset) -> Option<String> {

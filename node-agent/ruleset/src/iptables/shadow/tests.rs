@@ -4,9 +4,9 @@ use super::*;
 
 /// 3306 to 10.30.1.79 and 3400-3409 to 10.30.1.81, on 10.30.1.78.
 pub(crate) fn packets() -> Packets {
-    let seen = |to: &[&str]| Seen {
+    let seen = |to: &[&str]| Requests {
         to: to.iter().map(|ip| ip.parse().unwrap()).collect(),
-        ports: [("tcp", [(3306, 3306), (3400, 3409)].into())].into(),
+        ports: [(6, [(3306, 3306), (3400, 3409)].into())].into(),
     };
     Packets { v4: [seen(&["10.30.1.78"]), seen(&["10.30.1.79", "10.30.1.81"])], v6: Default::default() }
 }
@@ -19,7 +19,7 @@ fn takes(table: Table, builtin: &str, before: &[&str], others: &[(&str, &[&str])
     for (chain, rules) in others {
         there.foreign.insert((*chain).to_owned(), owned(rules));
     }
-    taker(&packets(), Family::V4, table, &there, builtin, before.len()).is_some()
+    shadowing_rule(&packets(), Family::V4, table, &there, builtin, before.len()).is_some()
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::family::Family;
-use crate::installed::{InstalledRuleset, InstalledTable};
-use crate::op::{Op, Step};
-use crate::rule::Line;
+use crate::iptables::installed::{InstalledRuleset, InstalledTable};
+use crate::iptables::op::{Op, Step};
+use crate::iptables::rule::Line;
 
 /// Characters of a rule that are told.
 const RULE: usize = 160;
@@ -23,14 +23,14 @@ pub enum Kind {
     /// The rule in a built-in chain that leads to ours.
     Jump,
     /// Somebody's rule ahead of that one, which would take our packets.
-    Rival,
+    Shadow,
     /// The switch that lets the kernel forward packets.
     Forwarding,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Rules, Self::Jump, Self::Rival, Self::Forwarding];
+    pub const ALL: [Self; 4] = [Self::Rules, Self::Jump, Self::Shadow, Self::Forwarding];
 
     /// Its name, for people and metrics.
     #[must_use]
@@ -38,7 +38,7 @@ impl Kind {
         match self {
             Self::Rules => "rules",
             Self::Jump => "jump",
-            Self::Rival => "rival",
+            Self::Shadow => "rival",
             Self::Forwarding => "forwarding",
         }
     }
@@ -67,7 +67,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// What is wrong in `installed`, one for each of the `ops` that [put it right](crate::plan::plan), in their order.
+/// What is wrong in `installed`, one for each of the `ops` that [put it right](crate::iptables::plan::plan), in their order.
 #[must_use]
 pub fn differences(ops: &[Op], installed: &InstalledRuleset) -> Vec<Difference> {
     ops.iter().map(|op| difference(op, installed.family(op.family).table(op.table))).collect()
@@ -83,7 +83,7 @@ fn difference(op: &Op, there: &InstalledTable) -> Difference {
             (Kind::Rules, chain.as_str(), "the chain should not be there".to_owned())
         }
         Step::Jump { builtin, shadowed_by: Some(rule), .. } => {
-            (Kind::Rival, *builtin, format!("a rule before ours would take our packets: {}", shortened(rule)))
+            (Kind::Shadow, *builtin, format!("a rule before ours would take our packets: {}", shortened(rule)))
         }
         Step::Jump { builtin, chain, present: 0, .. } => {
             (Kind::Jump, *builtin, format!("the jump to {chain} is missing"))

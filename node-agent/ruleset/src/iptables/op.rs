@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::family::Family;
-use crate::rule::{Line, Table};
+use crate::iptables::rule::{Line, Table};
 
 /// One step of a change. Those of a table are one transaction: all of them happen, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub enum Step {
         present: usize,
     },
     /// Every jump from a built-in chain to a chain of ours goes, in a table that is
-    /// [unreadable](crate::installed::InstalledTable::unreadable): no restore text can name them there.
+    /// [unreadable](crate::iptables::installed::InstalledTable::unreadable): no restore text can name them there.
     Unhook {
         /// Ours.
         chain: &'static str,

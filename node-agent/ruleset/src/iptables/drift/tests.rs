@@ -1,10 +1,10 @@
 //! Each thing that somebody can do to our rules is named.
 
 use super::*;
-use crate::installed::Installed;
-use crate::plan::plan;
-use crate::rivals::tests::packets;
-use crate::rule::Ruleset;
+use crate::iptables::installed::Installed;
+use crate::iptables::plan::plan;
+use crate::iptables::rule::Ruleset;
+use crate::iptables::shadow::tests::packets;
 
 const OURS: &str = "*nat
 :PREROUTING ACCEPT [0:0]
@@ -83,7 +83,7 @@ fn what_was_done_is_named() {
         (
             "-A PREROUTING -j".to_owned(),
             "-A PREROUTING -p tcp -m tcp --dport 3306 -j ACCEPT\n-A PREROUTING -j".to_owned(),
-            Kind::Rival,
+            Kind::Shadow,
             "IPv4 nat PREROUTING: a rule before ours would take our packets: -p tcp -m tcp --dport 3306 -j ACCEPT"
                 .to_owned(),
         ),

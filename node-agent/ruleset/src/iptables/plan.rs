@@ -4,10 +4,10 @@
 //! and removed in the same transaction. Foreign rules are never named, so they cannot be changed or reordered.
 
 use crate::family::Family;
-use crate::installed::{Installed, InstalledRuleset, InstalledTable};
-use crate::op::{Op, Step};
-use crate::rivals::{self, Packets};
-use crate::rule::{Chains, Rules, Ruleset, Table};
+use crate::iptables::installed::{Installed, InstalledRuleset, InstalledTable};
+use crate::iptables::op::{Op, Step};
+use crate::iptables::rule::{Chains, Rules, Ruleset, Table};
+use crate::iptables::shadow::{Packets, shadowing_rule};
 
 /// Plans the change from `installed` to `desired`, whose packets look like `packets`.
 ///
@@ -34,7 +34,7 @@ fn plan_family(family: Family, desired: &Rules, packets: &Packets, installed: &I
     }
     let steps = |table| {
         let there = installed.table(table);
-        let shadow = |builtin: &str, before: usize| rivals::taker(packets, family, table, there, builtin, before);
+        let shadow = |builtin: &str, before: usize| shadowing_rule(packets, family, table, there, builtin, before);
         let steps = plan_table(table, desired.table(table), there, shadow);
         steps.into_iter().map(move |step| Op { family, table, step })
     };
