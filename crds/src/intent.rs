@@ -1,4 +1,4 @@
-//! The typed form of an accepted forward: what slices carry, agents compile and hashes cover.
+//! The typed form of an accepted forward: what slices carry, rules are made of and hashes cover.
 //!
 //! Values only, no user text: addresses, ports and enums. Lists are sorted and free of duplicates, host bits are
 //! masked, and a field equal to its default is left out when serialised, so that a new optional field changes no

@@ -1,7 +1,7 @@
 //! What no forward may ever ask for: targets that are always refused, and ports that stay the gateway's own.
 //!
 //! The one list of each. The schema's rule about targets is generated from it, and `sallyport-policy` holds to both what
-//! the operator decides and the agents compile, so neither a permissive pool nor an object that slipped past admission
+//! the operator decides and the agents carry, so neither a permissive pool nor an object that slipped past admission
 //! can lift them. `docs/security.md` shows them, and a test holds it to that.
 
 use crate::Protocol;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine as _;
 use sallyport_engine::conntrack::Conntrack;
-use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
+use sallyport_engine::iptables::{Iptables, Variant, remove_unused};
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::plan::plan;
 use sallyport_ruleset::iptables::rule::Ruleset;
@@ -50,7 +50,7 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
     });
     let known = host.is_ok();
     let host = host.unwrap_or_default();
-    let removed = remove_vacant(host.absent.as_deref().unwrap_or_default())?;
+    let removed = remove_unused(host.created_by_us.as_deref().unwrap_or_default())?;
     let sysctl = Sysctl::default();
     for record in &host.sysctls {
         sysctl.restore(record)?;

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_pool::IpForward;
-use sallyport_engine::iptables::remove_vacant;
+use sallyport_engine::iptables::remove_unused;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
@@ -122,7 +122,7 @@ pub struct Converger<E> {
     forwarding: BTreeMap<Family, bool>,
     /// As of when its rules were made then.
     at: i64,
-    /// Whether what was absent before us has been noted.
+    /// Whether it has been noted what comes into being with our rules.
     remembered: bool,
     precedence: Precedence,
     /// What the last pass left out.
@@ -185,7 +185,7 @@ impl<E: Engine> Converger<E> {
                 return Err(Error::Different { difference: change });
             }
             report.changed.get_or_insert(change);
-            self.remember_absent(state)?;
+            self.note_what_we_create(state)?;
             // Whatever comes of it, what was observed is no longer known to be true.
             self.is_current = false;
             self.connections.unsettle();
@@ -358,22 +358,22 @@ impl<E: Engine> Converger<E> {
     /// Takes away the chains and tables that came into being with our rules, now that those are gone.
     pub fn leave_nothing(&mut self, state: &StateDir) -> Result<(), Error> {
         let host = state.host_or_nothing();
-        if let Some(absent) = &host.absent {
-            remove_vacant(absent).map_err(sallyport_engine::Error::from)?;
-            keep(state, &Host { absent: None, ..host });
+        if let Some(created_by_us) = &host.created_by_us {
+            remove_unused(created_by_us).map_err(sallyport_engine::Error::from)?;
+            keep(state, &Host { created_by_us: None, ..host });
         }
         self.remembered = false;
         Ok(())
     }
 
     /// Notes, once, what did not exist before us, so that cleanup can take it away again.
-    fn remember_absent(&mut self, state: &StateDir) -> Result<(), Error> {
+    fn note_what_we_create(&mut self, state: &StateDir) -> Result<(), Error> {
         if self.remembered {
             return Ok(());
         }
         let host = state.host_or_nothing();
-        if host.absent.is_none() {
-            keep(state, &Host { absent: Some(self.engine.absent()?), ..host });
+        if host.created_by_us.is_none() {
+            keep(state, &Host { created_by_us: Some(self.engine.would_create()?), ..host });
         }
         self.remembered = true;
         Ok(())

@@ -11,7 +11,7 @@ use sallyport_api::forward_slice::SliceForward;
 use sallyport_engine::Engine;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::iptables::layout::lower;
-use sallyport_ruleset::listener::{Listener, Place};
+use sallyport_ruleset::listener::{Endpoint, Listener};
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 use sallyport_runtime::once::Once;
 
@@ -50,7 +50,7 @@ struct Wait {
     /// Hash of its intent: one that asks for something else is new again.
     hash: String,
     /// Where somebody listened when it came. Who listens elsewhere later is not waited for.
-    places: BTreeSet<Place>,
+    endpoints: BTreeSet<Endpoint>,
     /// Until when more of them are found.
     open: Instant,
     /// When it is admitted if nobody listens there until then.
@@ -61,9 +61,9 @@ struct Wait {
 }
 
 impl Wait {
-    fn new(forward: &SliceForward, listener: &Listener, places: BTreeSet<Place>, now: Instant) -> Self {
+    fn new(forward: &SliceForward, listener: &Listener, endpoints: BTreeSet<Endpoint>, now: Instant) -> Self {
         let failure = in_use(forward, listener);
-        Self { hash: forward.hash.clone(), places, open: now, free: now + FREE, listener: Some(*listener), failure }
+        Self { hash: forward.hash.clone(), endpoints, open: now, free: now + FREE, listener: Some(*listener), failure }
     }
 
     /// One that waited when the agent ended.
@@ -72,16 +72,16 @@ impl Wait {
                        the forward is programmed if none does any more";
         let failure = refused(forward, message.to_owned());
         let (open, free) = (now + START, now + START);
-        Self { hash: forward.hash.clone(), places: BTreeSet::new(), open, free, listener: None, failure }
+        Self { hash: forward.hash.clone(), endpoints: BTreeSet::new(), open, free, listener: None, failure }
     }
 
     /// Finds out who is in the way now.
     fn refresh(&mut self, forward: &SliceForward, sockets: &SocketView<'_>, now: Instant) {
         let there = sockets.in_the_way(forward);
         if now < self.open {
-            self.places.extend(there.iter().map(|listener| listener.place()));
+            self.endpoints.extend(there.iter().map(|listener| listener.endpoint()));
         }
-        if let Some(first) = there.into_iter().find(|listener| self.places.contains(&listener.place())) {
+        if let Some(first) = there.into_iter().find(|listener| self.endpoints.contains(&listener.endpoint())) {
             self.free = self.free.max(now + FREE);
             if self.listener != Some(*first) {
                 self.listener = Some(*first);
@@ -191,8 +191,8 @@ impl PortGate {
             }
             // What could not be read may be there.
             if converger.observe().await.is_ok_and(|installed| !installed.delivers(&lower(&alone))) {
-                let places = there.iter().map(|listener| listener.place()).collect();
-                return Some(Gate::Waiting(Wait::new(forward, first, places, now)));
+                let endpoints = there.iter().map(|listener| listener.endpoint()).collect();
+                return Some(Gate::Waiting(Wait::new(forward, first, endpoints, now)));
             }
         }
         Some(Gate::Admitted)

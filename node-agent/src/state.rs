@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sallyport_engine::iptables::Place;
+use sallyport_engine::iptables::NftObject;
 use sallyport_runtime::file;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -38,8 +38,9 @@ pub struct Host {
     pub boot: String,
     /// Forwarding settings, a record a family.
     pub sysctls: Vec<sysctl::Record>,
-    /// Chains and tables that did not exist; `None` until the agent first looked.
-    pub absent: Option<Vec<Place>>,
+    /// Chains and tables that did not exist before us; `None` until the agent first looked.
+    #[serde(rename = "absent")]
+    pub created_by_us: Option<Vec<NftObject>>,
 }
 
 /// What can go wrong with the state directory.
@@ -190,7 +191,7 @@ impl StateDir {
     pub fn host_or_nothing(&self) -> Host {
         self.host().unwrap_or_else(|error| {
             tracing::warn!(error = chain_of(&error), "how this host was before is lost; cleanup will not put it back");
-            Host { boot: boot().unwrap_or_default(), sysctls: Vec::new(), absent: Some(Vec::new()) }
+            Host { boot: boot().unwrap_or_default(), sysctls: Vec::new(), created_by_us: Some(Vec::new()) }
         })
     }
 

@@ -1,5 +1,5 @@
 //! The rules of ARCHITECTURE.md that a compiler does not hold: who may depend on whom, that every task is awaited, and that
-//! each invariant names a test that exists.
+//! each invariant of docs/invariants.md names a test that exists.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -128,24 +128,26 @@ fn what_is_pure_forbids_io_in_the_same_words() {
 
 #[test]
 fn every_invariant_names_a_test_that_exists() {
-    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    let section = architecture.split("## Invariants").nth(1).unwrap().split("\n## ").next().unwrap();
+    let list = fs::read_to_string(root().join("docs/invariants.md")).unwrap();
     let mut sources = Vec::new();
     collect(&root(), &mut sources);
     let sources: String = sources.into_iter().map(|(_, text)| text).collect();
-    let mut invariants = 0;
-    for row in
-        section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| #") && !line.starts_with("|--"))
-    {
-        let cell = row.trim_end_matches('|').rsplit('|').next().unwrap();
-        let tests: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
-        assert!(!tests.is_empty(), "no test is named in: {row}");
-        for test in tests.into_iter().filter(|name| !name.contains('.')) {
-            assert!(sources.contains(&format!("fn {test}(")), "there is no test {test}, named in: {row}");
+    // Of each invariant its number, and how many tests stand below it.
+    let mut invariants: Vec<(usize, usize)> = Vec::new();
+    for line in list.lines() {
+        if let Some(test) = line.trim_start().strip_prefix("- ") {
+            let test = test.strip_prefix('`').and_then(|test| test.strip_suffix('`')).unwrap();
+            assert!(sources.contains(&format!("fn {test}(")), "there is no test {test}, named in docs/invariants.md");
+            invariants.last_mut().unwrap().1 += 1;
+        } else if let Some(number) = line.split_once(". ").and_then(|(number, _)| number.parse().ok()) {
+            invariants.push((number, 0));
         }
-        invariants += 1;
     }
-    assert!(invariants >= 8, "only {invariants} invariants found: has the table changed its form?");
+    for (index, (number, tests)) in invariants.iter().enumerate() {
+        assert_eq!(*number, index + 1, "invariants are numbered one by one");
+        assert!(*tests > 0, "no test is named below invariant {number}");
+    }
+    assert!(invariants.len() >= 37, "only {} invariants found: has the list changed its form?", invariants.len());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use sallyport_ruleset::iptables::restore::restore;
 use sallyport_ruleset::listener::Listener;
 
 use crate::conntrack::Conntrack;
-use crate::iptables::Place;
+use crate::iptables::NftObject;
 use crate::{Engine, Error};
 
 /// Starts empty and holds what was applied.
@@ -42,7 +42,7 @@ impl Engine for DryRun {
         Ok(false)
     }
 
-    fn absent(&self) -> Result<Vec<Place>, Error> {
+    fn would_create(&self) -> Result<Vec<NftObject>, Error> {
         Ok(Vec::new())
     }
 

@@ -5,8 +5,8 @@
 mod apart;
 mod detect;
 pub mod lock;
+mod nft_objects;
 mod others;
-mod vacant;
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -23,7 +23,7 @@ use sallyport_ruleset::listener::Listener;
 
 pub use self::detect::{Detected, detect};
 use self::lock::Lock;
-pub use self::vacant::{Place, remove_vacant};
+pub use self::nft_objects::{NftObject, remove_unused};
 use crate::command;
 use crate::conntrack::Conntrack;
 use crate::generation::Generation;
@@ -299,9 +299,9 @@ impl Engine for Iptables {
         })
     }
 
-    fn absent(&self) -> Result<Vec<Place>, Error> {
+    fn would_create(&self) -> Result<Vec<NftObject>, Error> {
         Ok(match self.variant {
-            Variant::Nft => vacant::absent()?,
+            Variant::Nft => nft_objects::missing()?,
             Variant::Legacy => Vec::new(),
         })
     }

@@ -18,7 +18,7 @@ use sallyport_ruleset::iptables::op::Op;
 use sallyport_ruleset::listener::Listener;
 
 use crate::conntrack::Conntrack;
-use crate::iptables::Place;
+use crate::iptables::NftObject;
 
 /// What can go wrong with a backend.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ pub trait Engine {
     fn changed(&mut self) -> Result<bool, Error>;
 
     /// Chains and tables that [`Self::apply`] would bring into being, beside our own, by putting rules into them.
-    fn absent(&self) -> Result<Vec<Place>, Error>;
+    fn would_create(&self) -> Result<Vec<NftObject>, Error>;
 
     /// Connection tracking beside these rules; none where no kernel is involved.
     fn conntrack(&self) -> Result<Option<Conntrack>, Error>;

@@ -111,12 +111,12 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_is_told_by_its_process() {
+    fn a_listener_is_named_by_its_process() {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = server.local_addr().unwrap().port();
         let inode = listeners().unwrap().iter().find(|listener| listener.port == port).unwrap().inode;
-        let told = process_of(inode).unwrap();
-        assert!(told.ends_with(&format!("(process {})", std::process::id())), "{told}");
+        let named = process_of(inode).unwrap();
+        assert!(named.ends_with(&format!("(process {})", std::process::id())), "{named}");
         assert_eq!(process_of(u32::MAX), None);
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use namespace::{in_namespace, run};
 use sallyport_engine::Engine;
-use sallyport_engine::iptables::{Iptables, Variant, remove_vacant};
+use sallyport_engine::iptables::{Iptables, Variant, remove_unused};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::installed::Installed;
 use sallyport_ruleset::iptables::plan::plan;
@@ -95,13 +95,13 @@ fn what_iptables_made_for_us_goes_and_what_somebody_uses_stays() {
         block_on(async {
             run("iptables-nft -P INPUT DROP");
             let mut engine = Iptables::new(Variant::Nft);
-            let absent = engine.absent().unwrap();
+            let created = engine.would_create().unwrap();
             let desired = expected(&cases().into_iter().find(|case| case.ends_with("dual-stack")).unwrap());
             converge(&mut engine, &desired).await;
             converge(&mut engine, &Ruleset::default()).await;
             run("iptables-nft -t nat -A PREROUTING -p tcp --dport 80 -j REDIRECT");
 
-            remove_vacant(&absent).unwrap();
+            remove_unused(&created).unwrap();
 
             let list = std::process::Command::new("nft").args(["list", "ruleset"]).output().unwrap();
             let list = String::from_utf8(list.stdout).unwrap();

@@ -32,7 +32,7 @@ const NOW: i64 = 1_767_225_600;
 const HOOKS: [(&str, &str); 4] =
     [("FORWARD", "SALLY-FWD"), ("PREROUTING", "SALLY-PRE"), ("OUTPUT", "SALLY-PRE"), ("POSTROUTING", "SALLY-POST")];
 
-/// The text of a manifest file: read, decided upon, compiled, and rendered.
+/// The text of a manifest file: read, decided upon, lowered to rules, and rendered.
 pub fn manifests(mut data: &[u8]) {
     let mut objects = BTreeMap::new();
     for outcome in manifest::read(&mut data) {

@@ -8,29 +8,29 @@ use sallyport_api::condition::Reason;
 
 use crate::candidate::Candidate;
 use crate::claim::{Claim, ClaimTable, Held};
-use crate::observed::{Forward, Leaving};
+use crate::observed::{Forward, Outgoing};
 use crate::pool::Grant;
 use crate::validate::Problem;
 
 /// What the nodes of one pool may still carry, by port.
-pub struct Lingering<'a> {
+pub struct OutgoingClaims<'a> {
     by_port: BTreeMap<u16, Vec<Held<&'a str>>>,
     /// Ports in the longest range, less one.
     longest: u16,
 }
 
-impl<'a> Lingering<'a> {
+impl<'a> OutgoingClaims<'a> {
     /// Of `pool`.
-    pub fn of(pool: &str, leaving: &'a [Leaving]) -> Self {
-        let mut lingering = Self { by_port: BTreeMap::new(), longest: 0 };
-        for gone in leaving.iter().filter(|gone| gone.pool == pool) {
+    pub fn of(pool: &str, outgoing: &'a [Outgoing]) -> Self {
+        let mut claims = Self { by_port: BTreeMap::new(), longest: 0 };
+        for gone in outgoing.iter().filter(|gone| gone.pool == pool) {
             for claim in Claim::of(&gone.intent) {
                 let (first, last) = claim.ports();
-                lingering.longest = lingering.longest.max(last - first);
-                lingering.by_port.entry(first).or_default().push(Held { claim, owner: gone.uid.as_str() });
+                claims.longest = claims.longest.max(last - first);
+                claims.by_port.entry(first).or_default().push(Held { claim, owner: gone.uid.as_str() });
             }
         }
-        lingering
+        claims
     }
 
     /// The part of `claim` that somebody other than `uid` has too.
@@ -43,7 +43,7 @@ impl<'a> Lingering<'a> {
 }
 
 /// Why a candidate cannot have yet what nobody holds any more: some node may still carry the former holder.
-pub fn waits(candidate: &Candidate<'_>, unknown: bool, lingering: &Lingering<'_>) -> Option<Problem> {
+pub fn blocked_by(candidate: &Candidate<'_>, unknown: bool, outgoing: &OutgoingClaims<'_>) -> Option<Problem> {
     let held = |claim: &Claim| candidate.held.iter().any(|held| claim.is_within(held));
     let new: Vec<&Claim> = candidate.claims.iter().filter(|claim| !held(claim)).collect();
     let claim = new.first()?;
@@ -57,7 +57,7 @@ pub fn waits(candidate: &Candidate<'_>, unknown: bool, lingering: &Lingering<'_>
             ),
         });
     }
-    let claim = new.iter().find_map(|claim| lingering.conflict(claim, &candidate.forward.uid))?;
+    let claim = new.iter().find_map(|claim| outgoing.conflict(claim, &candidate.forward.uid))?;
     Some(Problem {
         field: "spec.ports".into(),
         reason: Reason::PortConflict,
@@ -76,13 +76,13 @@ pub struct Settled<'a> {
 impl Settled<'_> {
     /// Why `late` would be refused, who comes after all the others and may want to replace what the same forward has.
     /// It takes nothing from anybody.
-    pub fn refusal(&self, late: &Candidate<'_>, waits: Option<Problem>) -> Option<Problem> {
+    pub fn refusal(&self, late: &Candidate<'_>, blocked: Option<Problem>) -> Option<Problem> {
         let Quota { candidates, grants, .. } = self.quota;
         let own = candidates.iter().position(|candidate| candidate.forward.uid == late.forward.uid);
         if let Some((claim, by)) = self.table.conflict(&late.claims, own.unwrap_or(candidates.len())) {
             return Some(conflict(late, claim, candidates[by].forward));
         }
-        waits.or_else(|| (!self.quota.has_room(late, own)).then(|| over_quota(late, grants)))
+        blocked.or_else(|| (!self.quota.has_room(late, own)).then(|| over_quota(late, grants)))
     }
 }
 

@@ -15,8 +15,8 @@ use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::names::MAX_PLANS;
 
-use crate::arbitrate::{Lingering, arbitrate, waits};
-use crate::judge::{Contest, Judge, Pools, UsablePool};
+use crate::arbitrate::{OutgoingClaims, arbitrate, blocked_by};
+use crate::judge::{Candidates, Judge, Pools, UsablePool};
 use crate::observed::{Node, Observed, PoolObject};
 use crate::pool::validate_pool;
 use crate::slice;
@@ -67,9 +67,9 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
         .flat_map(|node| node.addresses.iter().copied())
         .collect();
     let mut judge = Judge::new(&pools, observed, &gateways);
-    let mut contests: BTreeMap<&str, Contest<'_>> = BTreeMap::new();
+    let mut candidates: BTreeMap<&str, Candidates<'_>> = BTreeMap::new();
     for forward in observed.forwards {
-        if let Err(problems) = judge.enter(forward, &mut contests) {
+        if let Err(problems) = judge.evaluate(forward, &mut candidates) {
             decision.forwards.insert(forward.key.clone(), Verdict::Refused(problems));
         }
     }
@@ -77,14 +77,14 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
 
     let mut accepted: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
     let mut planned: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
-    for (name, Contest { mut candidates, proposals }) in contests {
-        candidates.sort_by(|a, b| a.rank().cmp(&b.rank()));
-        let (unknown, lingering) = (observed.unknown.contains(name), Lingering::of(name, observed.leaving));
-        let waiting: Vec<_> = candidates.iter().map(|candidate| waits(candidate, unknown, &lingering)).collect();
-        let settled = arbitrate(&candidates, &waiting, &pools[name].typed.grants);
+    for (name, Candidates { mut active, proposed }) in candidates {
+        active.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        let (unknown, outgoing) = (observed.unknown.contains(name), OutgoingClaims::of(name, observed.outgoing));
+        let waiting: Vec<_> = active.iter().map(|candidate| blocked_by(candidate, unknown, &outgoing)).collect();
+        let settled = arbitrate(&active, &waiting, &pools[name].typed.grants);
         let mut plans = Vec::new();
-        for proposal in proposals {
-            let verdict = match settled.refusal(&proposal, waits(&proposal, unknown, &lingering)) {
+        for proposal in proposed {
+            let verdict = match settled.refusal(&proposal, blocked_by(&proposal, unknown, &outgoing)) {
                 Some(problem) => Verdict::Refused(vec![problem]),
                 None => Verdict::Accepted(proposal.entry.hash.clone()),
             };
@@ -100,7 +100,7 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
         }
         let outcome = settled.outcome;
         let here = accepted.entry(name.to_owned()).or_default();
-        for (candidate, refusal) in candidates.into_iter().zip(outcome) {
+        for (candidate, refusal) in active.into_iter().zip(outcome) {
             let key = candidate.forward.key.clone();
             if let Some(problem) = refusal {
                 decision.forwards.insert(key, Verdict::Refused(vec![problem]));

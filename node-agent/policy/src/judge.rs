@@ -19,13 +19,13 @@ use crate::observed::{Forward, Observed};
 use crate::pool::{Labels, Lifetime, Pool};
 use crate::validate::{Problem, revalidate, validate};
 
-/// Who wants something of one pool.
+/// The forwards that want something of one pool.
 #[derive(Default)]
-pub struct Contest<'a> {
+pub struct Candidates<'a> {
     /// Those whose wish is to be fulfilled.
-    pub candidates: Vec<Candidate<'a>>,
+    pub active: Vec<Candidate<'a>>,
     /// What forwards that are not to be applied would want.
-    pub proposals: Vec<Candidate<'a>>,
+    pub proposed: Vec<Candidate<'a>>,
 }
 
 /// A pool that has no problem of its own.
@@ -67,10 +67,10 @@ impl<'a> Judge<'a> {
     }
 
     /// Lets a forward take part where it may, or says why not.
-    pub fn enter(
+    pub fn evaluate(
         &mut self,
         forward: &'a Forward,
-        contests: &mut BTreeMap<&'a str, Contest<'a>>,
+        candidates: &mut BTreeMap<&'a str, Candidates<'a>>,
     ) -> Result<(), Vec<Problem>> {
         let spec = match &forward.spec {
             Ok(spec) => spec,
@@ -78,7 +78,7 @@ impl<'a> Judge<'a> {
                 // One that cannot be read asks for what it has.
                 let held = self.newest_held(forward, None).ok_or_else(|| vec![unreadable.clone()])?;
                 let keeping = self.keeping(forward, held, forward.generation)?;
-                contests.entry(held.pool).or_default().candidates.push(keeping);
+                candidates.entry(held.pool).or_default().active.push(keeping);
                 return Ok(());
             }
         };
@@ -86,7 +86,7 @@ impl<'a> Judge<'a> {
         let wanted = validate(spec).and_then(|intent| self.candidate(forward, asked, intent, forward.generation));
         if spec.mode == Mode::Apply {
             let wanted = wanted?;
-            contests.entry(asked).or_default().candidates.push(wanted);
+            candidates.entry(asked).or_default().active.push(wanted);
             return Ok(());
         }
         // One that is not to be applied contends for what it has, and only proposes what its spec asks beyond that.
@@ -95,7 +95,7 @@ impl<'a> Judge<'a> {
                 Ok(keeping) => {
                     let asks_it = |wanted: &Candidate<'_>| wanted.entry.intent == keeping.entry.intent;
                     let same = held.pool == asked && wanted.as_ref().is_ok_and(asks_it);
-                    contests.entry(held.pool).or_default().candidates.push(Candidate { keeps: !same, ..keeping });
+                    candidates.entry(held.pool).or_default().active.push(Candidate { keeps: !same, ..keeping });
                     if same {
                         return Ok(());
                     }
@@ -109,7 +109,7 @@ impl<'a> Judge<'a> {
             }
         }
         let wanted = wanted?;
-        contests.entry(asked).or_default().proposals.push(wanted);
+        candidates.entry(asked).or_default().proposed.push(wanted);
         Ok(())
     }
 

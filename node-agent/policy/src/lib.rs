@@ -5,7 +5,7 @@
 //! GatewayPool ─ pool ──────────────────┘
 //! ```
 //! The operator and a lone host decide by the same function, and every agent holds what it is given to the same limits
-//! once more. What becomes of an intent in a kernel is not here: `sallyport-ruleset` compiles it. No I/O, no clock, no
+//! once more. What becomes of an intent in a kernel is not here: `sallyport-ruleset` makes rules of it. No I/O, no clock, no
 //! process, no random source: every function here can be called a million times in a test.
 
 mod arbitrate;

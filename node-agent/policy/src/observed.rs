@@ -55,7 +55,7 @@ pub struct Node {
 
 /// A forward that some node may still carry although no slice has it any more, or not like this.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Leaving {
+pub struct Outgoing {
     /// Name of the pool whose nodes carry it.
     pub pool: String,
     /// `metadata.uid` of the `PortForward`.
@@ -78,7 +78,7 @@ pub struct Observed<'a> {
     /// The slices of the last decision: they record who holds which claim.
     pub slices: &'a BTreeMap<String, ForwardSliceSpec>,
     /// What left the slices and has not left every node: its claims are given to nobody else yet.
-    pub leaving: &'a [Leaving],
+    pub outgoing: &'a [Outgoing],
     /// Pools of which it is not known what every node carries: nobody is given a new claim there.
     pub unknown: &'a BTreeSet<String>,
     /// Networks of the cluster itself that no target may be in: its API server, its Services.

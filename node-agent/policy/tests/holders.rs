@@ -4,7 +4,7 @@
 use sallyport_api::Reason;
 use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source};
 use sallyport_policy::decide::{Decision, Verdict};
-use sallyport_policy::observed::{Forward, Leaving};
+use sallyport_policy::observed::{Forward, Outgoing};
 
 #[path = "support/scene.rs"]
 mod scene;
@@ -133,11 +133,11 @@ fn a_successor_waits_until_no_node_carries_the_former_holder() {
     decide(&mut scene);
     let former = scene.slices["default-0000"].forwards[0].clone();
     scene.forwards.remove(0);
-    scene.leaving =
-        vec![Leaving { pool: "default".into(), uid: former.uid.clone(), intent: former.intent.clone().into() }];
+    scene.outgoing =
+        vec![Outgoing { pool: "default".into(), uid: former.uid.clone(), intent: former.intent.clone().into() }];
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [Some(Reason::PortConflict), None]);
-    scene.leaving.clear();
+    scene.outgoing.clear();
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [None, None]);
 }
@@ -148,9 +148,9 @@ fn a_forward_never_waits_for_itself_nor_for_another_pool() {
     decide(&mut scene);
     let before = scene.slices["default-0000"].forwards[0].clone();
     scene.forwards[0].spec = Ok(on_ports(&[80, 81]).into());
-    let leaving =
-        |pool: &str, uid: &str| Leaving { pool: pool.into(), uid: uid.into(), intent: before.intent.clone().into() };
-    scene.leaving = vec![leaving("default", &before.uid), leaving("other", "uid-7")];
+    let outgoing =
+        |pool: &str, uid: &str| Outgoing { pool: pool.into(), uid: uid.into(), intent: before.intent.clone().into() };
+    scene.outgoing = vec![outgoing("default", &before.uid), outgoing("other", "uid-7")];
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [None]);
 }

@@ -16,7 +16,7 @@ use sallyport_api::port_forward::{Mode, PortForwardSpec, Protocol};
 use sallyport_api::testing;
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::digest::intent_hash;
-use sallyport_policy::observed::{Forward, Leaving};
+use sallyport_policy::observed::{Forward, Outgoing};
 use sallyport_policy::slice::cut;
 use sallyport_policy::validate::{Problem, validate};
 
@@ -233,12 +233,12 @@ proptest! {
         }
         // Some of those who hold a port have just been deleted, and the nodes may still carry them.
         let held = scene.decide();
-        scene.leaving = (held.slices.values().flat_map(|slice| &slice.forwards))
+        scene.outgoing = (held.slices.values().flat_map(|slice| &slice.forwards))
             .zip(&leaving)
             .filter(|(_, leaving)| **leaving)
             .map(|(forward, _)| {
                 scene.forwards.retain(|other| other.uid != forward.uid);
-                Leaving { pool: "default".into(), uid: forward.uid.clone(), intent: forward.intent.clone().into() }
+                Outgoing { pool: "default".into(), uid: forward.uid.clone(), intent: forward.intent.clone().into() }
             })
             .collect();
         for (key, verdict) in scene.decide().forwards {

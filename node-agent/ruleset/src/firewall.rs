@@ -2,13 +2,13 @@
 //! packet of ours passes.
 //!
 //! A kernel asks every base chain of a hook, so an accept of ours in one does not undo a drop in another. Here is what
-//! they hold; `walk` says what becomes of a `packet` in them, `assess` what that means for the forwards. Reading them from
-//! the host is the engine's, understanding what it read is `nft`'s and `xtables`'.
+//! they hold; `path` says which packets a forward has, `walk` what becomes of a `packet` in them, `assess` what that means
+//! for the forwards. Reading them from the host is the engine's, understanding what it read is `nft`'s and `xtables`'.
 
 mod assess;
-mod lane;
 pub mod nft;
 pub(crate) mod packet;
+mod path;
 mod remedy;
 mod walk;
 pub mod xtables;

@@ -20,13 +20,13 @@ pub struct Listener {
     pub inode: u32,
 }
 
-/// Where a socket listens: protocol, address and port. Whoever starts anew listens at the same place with another socket.
-pub type Place = (u8, IpAddr, u16);
+/// Where a socket listens: protocol, address and port. Whoever starts anew listens at the same endpoint with another socket.
+pub type Endpoint = (u8, IpAddr, u16);
 
 impl Listener {
     /// Where it listens.
     #[must_use]
-    pub fn place(&self) -> Place {
+    pub fn endpoint(&self) -> Endpoint {
         (self.protocol, self.ip, self.port)
     }
 }

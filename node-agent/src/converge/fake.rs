@@ -8,7 +8,7 @@ use sallyport_api::forward_slice::ForwardSliceSpec;
 use sallyport_api::testing::Forward;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
-use sallyport_engine::iptables::Place;
+use sallyport_engine::iptables::NftObject;
 use sallyport_engine::{Error, command};
 use sallyport_policy::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
@@ -51,8 +51,8 @@ pub(crate) struct Kernel {
     pub(crate) deaf: bool,
     /// How long each change takes.
     pub(crate) slow: Duration,
-    /// What it says does not exist.
-    pub(crate) absent: Vec<Place>,
+    /// Chains and tables that it says a change would make.
+    pub(crate) would_create: Vec<NftObject>,
     /// Tables into which somebody put a rule that iptables cannot read.
     pub(crate) native: BTreeSet<(Family, Table)>,
     /// Chains of ours that have such a rule.
@@ -163,8 +163,8 @@ impl Engine for Kernel {
         Ok(self.changed)
     }
 
-    fn absent(&self) -> Result<Vec<Place>, Error> {
-        Ok(self.absent.clone())
+    fn would_create(&self) -> Result<Vec<NftObject>, Error> {
+        Ok(self.would_create.clone())
     }
 
     fn conntrack(&self) -> Result<Option<Conntrack>, Error> {

@@ -343,24 +343,24 @@ async fn a_pool_that_requires_forwarding_never_writes_it_but_says_that_it_is_off
 
 #[tokio::test]
 async fn what_was_absent_before_us_is_noted_before_the_first_change_and_never_again() {
-    let place = |table: &str| {
+    let object = |table: &str| {
         serde_json::from_value(serde_json::json!({ "ipv6": false, "table": table, "chain": null })).unwrap()
     };
     let mut scene = Scene::new();
-    scene.kernel().absent = vec![place("nat")];
+    scene.kernel().would_create = vec![object("nat")];
     scene.pass(&intents("")).await.unwrap();
-    assert_eq!(scene.state.host().unwrap().absent, None, "noted without a change");
+    assert_eq!(scene.state.host().unwrap().created_by_us, None, "noted without a change");
 
     let host = scene.guard.path().join("state/host.json");
     scene.kernel().before_apply = Some(Box::new(move || assert!(host.exists(), "changed before it was noted")));
     scene.pass(&intents(&forward("a", 8000))).await.unwrap();
-    let noted = vec![place("nat")];
-    assert_eq!(scene.state.host().unwrap().absent.as_ref(), Some(&noted));
+    let noted = vec![object("nat")];
+    assert_eq!(scene.state.host().unwrap().created_by_us.as_ref(), Some(&noted));
 
     let kernel = std::mem::take(scene.kernel());
-    scene.converger = Converger::new(Kernel { absent: vec![place("filter")], ..kernel }, None);
+    scene.converger = Converger::new(Kernel { would_create: vec![object("filter")], ..kernel }, None);
     scene.pass(&intents(&forward("a", 9000))).await.unwrap();
-    assert_eq!(scene.state.host().unwrap().absent.as_ref(), Some(&noted));
+    assert_eq!(scene.state.host().unwrap().created_by_us.as_ref(), Some(&noted));
 }
 
 #[tokio::test]

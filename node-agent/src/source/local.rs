@@ -107,7 +107,7 @@ pub fn decide_here(
         nodes: &nodes,
         slices: held,
         // One host changes all its rules in one step and belongs to no cluster.
-        leaving: &[],
+        outgoing: &[],
         unknown: &BTreeSet::new(),
         forbidden: &[],
         now,

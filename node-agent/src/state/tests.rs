@@ -89,8 +89,8 @@ fn only_its_owner_can_read_what_is_kept() {
 fn what_was_kept_is_read_back_by_the_next_agent() {
     let (guard, state) = state();
     let mut host = state.host().unwrap();
-    assert_eq!((host.sysctls.len(), &host.absent), (0, &None));
-    host.absent = Some(Vec::new());
+    assert_eq!((host.sysctls.len(), &host.created_by_us), (0, &None));
+    host.created_by_us = Some(Vec::new());
     state.keep_intents(&intents("a")).unwrap();
     state.keep_host(&host).unwrap();
     state.keep_good_objects("x.yaml", &[object("a"), object("b")]).unwrap();
@@ -105,12 +105,21 @@ fn what_was_kept_is_read_back_by_the_next_agent() {
     }
 }
 
+/// A later agent has to find what this one wrote, and this one what an earlier one did.
+#[test]
+fn how_the_host_was_is_written_as_it_always_was() {
+    let host = Host { boot: "b".into(), created_by_us: Some(Vec::new()), ..Host::default() };
+    let text = r#"{"boot":"b","sysctls":[],"absent":[]}"#;
+    assert_eq!(serde_json::to_string(&host).unwrap(), text);
+    assert_eq!(serde_json::from_str::<Host>(text).unwrap(), host);
+}
+
 #[test]
 fn settings_of_an_earlier_boot_are_no_longer_to_be_put_back() {
     let (_guard, state) = state();
-    state.keep_host(&Host { boot: "another".into(), absent: Some(Vec::new()), ..Host::default() }).unwrap();
+    state.keep_host(&Host { boot: "another".into(), created_by_us: Some(Vec::new()), ..Host::default() }).unwrap();
     let host = state.host().unwrap();
-    assert_eq!(host.absent, None);
+    assert_eq!(host.created_by_us, None);
     assert_eq!(host.boot, boot().unwrap());
 }
 
@@ -304,7 +313,7 @@ fn a_host_record_that_is_not_understood_counts_as_nothing_to_put_back() {
     let (guard, state) = state();
     fs::write(guard.path().join("state/host.json"), "{").unwrap();
     let host = state.host_or_nothing();
-    assert_eq!((host.sysctls.len(), host.absent), (0, Some(Vec::new())));
+    assert_eq!((host.sysctls.len(), host.created_by_us), (0, Some(Vec::new())));
     assert_eq!(host.boot, boot().unwrap());
 }
 

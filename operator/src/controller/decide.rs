@@ -41,7 +41,7 @@ pub(crate) fn decide(
         nodes: &store.nodes.objects().map(|node| node_of(node)).collect::<Vec<_>>(),
         slices: &held,
         // A successor waits for those too that leave by this very decision.
-        leaving: &revisions.carried(),
+        outgoing: &revisions.carried(),
         unknown: revisions.unknown(),
         forbidden: &store.forbidden(),
         now,

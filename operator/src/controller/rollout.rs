@@ -11,7 +11,7 @@ use sallyport_api::gateway_node::{GatewayNodeStatus, ObservedSlice, SliceState};
 use sallyport_api::intent::Intent;
 use sallyport_api::names::UID_PREFIX;
 use sallyport_policy::digest::slice_hash;
-use sallyport_policy::observed::Leaving;
+use sallyport_policy::observed::Outgoing;
 
 /// Revisions of one slice that are remembered; a node that is further behind counts as unknown.
 const MAX_REVISIONS: usize = 64;
@@ -189,8 +189,8 @@ impl SliceRevisions {
     }
 
     /// Every forward that a live node may still carry and no slice has any more, or not like this.
-    pub(crate) fn leaving(&self) -> Vec<Leaving> {
-        let mut leaving = Vec::new();
+    pub(crate) fn outgoing(&self) -> Vec<Outgoing> {
+        let mut outgoing = Vec::new();
         for slice in self.slices.values() {
             let mut seen = BTreeSet::new();
             for revision in slice.revisions.iter().rev().skip(1) {
@@ -199,7 +199,7 @@ impl SliceRevisions {
                         .newest(uid)
                         .is_some_and(|(pool, newest)| *pool == slice.pool && newest.hash == carried.hash);
                     if !wanted && seen.insert((Arc::clone(uid), Arc::clone(&carried.hash))) {
-                        leaving.push(Leaving {
+                        outgoing.push(Outgoing {
                             pool: slice.pool.clone(),
                             uid: uid.to_string(),
                             intent: Arc::clone(&carried.intent),
@@ -208,15 +208,15 @@ impl SliceRevisions {
                 }
             }
         }
-        leaving
+        outgoing
     }
 
     /// Everything that a live node may carry: what is leaving, and what is in the slices.
-    pub(crate) fn carried(&self) -> Vec<Leaving> {
-        let mut carried = self.leaving();
+    pub(crate) fn carried(&self) -> Vec<Outgoing> {
+        let mut carried = self.outgoing();
         for slice in self.slices.values() {
             let newest = slice.revisions.last().into_iter().flat_map(|revision| &revision.forwards);
-            carried.extend(newest.map(|(uid, carried)| Leaving {
+            carried.extend(newest.map(|(uid, carried)| Outgoing {
                 pool: slice.pool.clone(),
                 uid: uid.to_string(),
                 intent: Arc::clone(&carried.intent),

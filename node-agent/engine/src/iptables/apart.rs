@@ -18,7 +18,7 @@ use sallyport_ruleset::iptables::drift::shortened;
 use sallyport_ruleset::iptables::installed::{InstalledTable, UNREADABLE};
 use sallyport_ruleset::iptables::rule::{Line, Table, is_ours};
 
-use super::{Variant, vacant};
+use super::{Variant, nft_objects};
 use crate::command;
 use crate::netlink::Socket;
 use crate::{Error, netlink};
@@ -125,7 +125,7 @@ pub(super) async fn unhook(variant: Variant, family: Family, table: Table, ours:
 /// asks one looks as if it asked nothing.
 pub(super) fn tables_with_sets(family: Family) -> Result<Vec<String>, netlink::Error> {
     let message = NfTablesMessage::GetSet(SetMessage { attributes: Vec::new() });
-    let request = NetfilterMessage::new(vacant::header(family == Family::V6), message);
+    let request = NetfilterMessage::new(nft_objects::header(family == Family::V6), message);
     let mut tables = Vec::new();
     Socket::open(NETLINK_NETFILTER)?.ask("list nftables sets", request, NLM_F_DUMP, |answer| {
         if let NetfilterMessageInner::NfTables(NfTablesMessage::NewSet(set)) = answer.inner {
@@ -158,7 +158,7 @@ impl Contents {
         let mut contents = Self { variant, family, table, chains: Vec::new(), jumps: BTreeMap::new(), native: None };
         match variant {
             Variant::Nft => {
-                contents.chains = vacant::chains(family, table.name())?;
+                contents.chains = nft_objects::chains(family, table.name())?;
                 for rule in rules_of(family, table)?.into_iter().filter(|rule| !is_ours(&rule.chain)) {
                     if let Some(text) = rule.jump() {
                         contents.jumps.entry(rule.chain.clone()).or_default().push(text);
@@ -307,7 +307,7 @@ impl NftRule {
             RuleAttribute::Handle(self.handle),
         ];
         let message = NfTablesMessage::DeleteRule(RuleMessage { attributes });
-        NetfilterMessage::new(vacant::header(family == Family::V6), message)
+        NetfilterMessage::new(nft_objects::header(family == Family::V6), message)
     }
 }
 
@@ -326,7 +326,7 @@ fn rules_of(family: Family, table: Table) -> Result<Vec<NftRule>, netlink::Error
 fn list_rules(family: Family, table: Table) -> Result<Vec<NftRule>, netlink::Error> {
     let attributes = vec![RuleAttribute::Table(table.name().to_owned())];
     let message = NfTablesMessage::GetRule(RuleMessage { attributes });
-    let request = NetfilterMessage::new(vacant::header(family == Family::V6), message);
+    let request = NetfilterMessage::new(nft_objects::header(family == Family::V6), message);
     let mut answers = Vec::new();
     // Kept first and looked at later: the sooner the list is read, the likelier it is whole.
     Socket::open(NETLINK_NETFILTER)?.ask("list nftables rules", request, NLM_F_DUMP, |answer| {

@@ -78,7 +78,7 @@ async fn add(firewall: &mut HostFirewall, variant: Variant, family: Family, own:
     }
 }
 
-/// Tells of tables of iptables with rules that iptables shows without the sets that they ask.
+/// Names tables of iptables with rules that iptables shows without the sets that they ask.
 fn add_sets(firewall: &mut HostFirewall, family: Family, in_the_way: &[InTheWay]) {
     let nft = if family == Family::V4 { "ip" } else { "ip6" };
     match tables_with_sets(family) {
@@ -86,10 +86,10 @@ fn add_sets(firewall: &mut HostFirewall, family: Family, in_the_way: &[InTheWay]
             let of_iptables = |name: &String| {
                 in_the_way.iter().any(|table| table.of_iptables && table.family == nft && table.table == *name)
             };
-            let told = tables.into_iter().filter(of_iptables).map(|name| {
+            let unseen = tables.into_iter().filter(of_iptables).map(|name| {
                 format!("what the sets in table {nft} {name} do there, which iptables leaves out (`nft list table {nft} {name}` shows it)")
             });
-            firewall.unread.extend(told);
+            firewall.unread.extend(unseen);
         }
         Err(error) => firewall.unread.push(format!("the sets of {nft}: {error}")),
     }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::{GatewayPool, PortForward};
 use sallyport_policy::decide::{Decision, decide};
-use sallyport_policy::observed::{Forward, Leaving, Node, Observed, PoolObject};
+use sallyport_policy::observed::{Forward, Node, Observed, Outgoing, PoolObject};
 use sallyport_policy::pool::Labels;
 use serde::Deserialize;
 use serde_json::Value;
@@ -22,7 +22,7 @@ pub struct Scene {
     pub namespaces: BTreeMap<String, Labels>,
     pub nodes: Vec<NodeFile>,
     pub slices: BTreeMap<String, ForwardSliceSpec>,
-    pub leaving: Vec<Leaving>,
+    pub outgoing: Vec<Outgoing>,
     pub unknown: BTreeSet<String>,
     pub forbidden: Vec<IpNet>,
     pub now: i64,
@@ -51,7 +51,7 @@ impl Scene {
             namespaces: BTreeMap::new(),
             nodes: serde_saphyr::from_multiple(nodes).unwrap(),
             slices: BTreeMap::new(),
-            leaving: Vec::new(),
+            outgoing: Vec::new(),
             unknown: BTreeSet::new(),
             forbidden: Vec::new(),
             now: 0,
@@ -85,7 +85,7 @@ impl Scene {
             namespaces: &self.namespaces,
             nodes: &nodes,
             slices: &self.slices,
-            leaving: &self.leaving,
+            outgoing: &self.outgoing,
             unknown: &self.unknown,
             forbidden: &self.forbidden,
             now: self.now,

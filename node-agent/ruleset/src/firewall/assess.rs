@@ -11,7 +11,7 @@ use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::ForwardRef;
 
 use crate::family::Family;
-use crate::firewall::lane::{anything, lanes};
+use crate::firewall::path::{any_packet, client_paths};
 use crate::firewall::remedy::{Conflict, conflict, passes_soon};
 use crate::firewall::walk::{Fate, fate};
 use crate::firewall::{BaseChain, FirewallTable, HostFirewall};
@@ -97,21 +97,22 @@ pub fn assess(
                     continue;
                 }
                 let mut any = false;
-                for lane in forwarding.by_forward(family).flat_map(|bindings| lanes(bindings, interface)) {
+                for path in forwarding.by_forward(family).flat_map(|bindings| client_paths(bindings, interface)) {
                     any = true;
-                    let fate = lane.fate(table, base);
+                    let fate = path.fate(table, base);
                     if fate == Fate::Dropped && !passes_soon(table) {
-                        let message = || conflict(table, base, family, Some(&lane)).to_string();
-                        blocked.entry(lane.forward).or_insert_with(message);
+                        let message = || conflict(table, base, family, Some(&path)).to_string();
+                        blocked.entry(path.forward).or_insert_with(message);
                     }
                     if fate > worst.0 {
-                        worst = (fate, Some(conflict(table, base, family, Some(&lane))));
+                        worst = (fate, Some(conflict(table, base, family, Some(&path))));
                     }
                 }
                 // A family in which the node listens nowhere is nobody's concern yet.
                 let listens = forwarding.listen.iter().any(|ip| Family::of(*ip) == family);
                 if !any && listens {
-                    let fate = [false, true].into_iter().map(|reply| fate(table, base, &anything(family, base, reply)));
+                    let fate =
+                        [false, true].into_iter().map(|reply| fate(table, base, &any_packet(family, base, reply)));
                     let fate = fate.max().unwrap_or(Fate::Pass);
                     if fate > worst.0 {
                         worst = (fate, Some(conflict(table, base, family, None)));
@@ -143,5 +144,5 @@ fn may_drop(table: &FirewallTable, base: &BaseChain, family: Family, forwarding:
     if table.holds_our_accept() && forwarding.is_empty(family) {
         return false;
     }
-    [false, true].into_iter().any(|reply| fate(table, base, &anything(family, base, reply)) != Fate::Pass)
+    [false, true].into_iter().any(|reply| fate(table, base, &any_packet(family, base, reply)) != Fate::Pass)
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::family::Family;
-use crate::firewall::lane::{Early, Lane, is_early};
+use crate::firewall::path::{ClientPath, PreDnat, is_pre_dnat};
 use crate::firewall::walk::fate;
 use crate::firewall::{BaseChain, FirewallTable, Holder};
 
@@ -33,7 +33,12 @@ const OURS_IN_NFT: &str = "ct status dnat ct mark and 0x10000000 == 0x10000000";
 const OURS_IN_IPTABLES: &str = "-m conntrack --ctstate DNAT -m connmark --mark 0x10000000/0x10000000";
 
 /// How `base` is called for people, and what would make it let these packets pass.
-pub(super) fn conflict(table: &FirewallTable, base: &BaseChain, family: Family, lane: Option<&Lane<'_>>) -> Conflict {
+pub(super) fn conflict(
+    table: &FirewallTable,
+    base: &BaseChain,
+    family: Family,
+    path: Option<&ClientPath<'_>>,
+) -> Conflict {
     let (name, chain) = (&table.name, &base.name);
     let held = match table.holder {
         Holder::Nftables => format!("table {} {name}", nft_family(table)),
@@ -42,9 +47,9 @@ pub(super) fn conflict(table: &FirewallTable, base: &BaseChain, family: Family, 
     let policy = if base.drops { ", policy drop" } else { "" };
     let place = format!("{held}, chain {chain} (hook {}, priority {}{policy})", base.hook.name(), base.priority);
     // There our mark cannot be seen yet, and the destination is still the gateway.
-    let early = is_early(base);
-    let lane = lane
-        .map(|lane| lane.seen_early(fate(table, base, &lane.request(base)) >= fate(table, base, &lane.answer(base))));
+    let pre_dnat = is_pre_dnat(base);
+    let path =
+        path.map(|path| path.pre_dnat(fate(table, base, &path.request(base)) >= fate(table, base, &path.answer(base))));
     let remedy = match table.holder {
         Holder::Nftables if passes_soon(table) => {
             "firewalld makes it while it reloads; if it stays, run `systemctl restart firewalld`".to_owned()
@@ -55,7 +60,7 @@ pub(super) fn conflict(table: &FirewallTable, base: &BaseChain, family: Family, 
                 .to_owned()
         }
         Holder::Nftables => {
-            let what = if early { early_in_nft(family, lane.as_ref()) } else { OURS_IN_NFT.to_owned() };
+            let what = if pre_dnat { pre_dnat_in_nft(family, path.as_ref()) } else { OURS_IN_NFT.to_owned() };
             let insert = format!("nft insert rule {} {name} {chain} {what} accept", nft_family(table));
             format!("run `{insert}` and put the same rule into the file that the table is loaded from")
         }
@@ -63,7 +68,7 @@ pub(super) fn conflict(table: &FirewallTable, base: &BaseChain, family: Family, 
             "move the rule that stands before the jump to SALLY-FWD behind it, or make it let these packets pass".to_owned()
         }
         Holder::Iptables { program, .. } => {
-            let what = if early { early_in_iptables(lane.as_ref()) } else { OURS_IN_IPTABLES.to_owned() };
+            let what = if pre_dnat { pre_dnat_in_iptables(path.as_ref()) } else { OURS_IN_IPTABLES.to_owned() };
             let insert = format!("{program} -t {name} -I {chain} {what} -j ACCEPT");
             format!("run `{insert}` and make whoever writes that table keep it")
         }
@@ -79,19 +84,21 @@ fn nft_family(table: &FirewallTable) -> &'static str {
     }
 }
 
-fn early_in_nft(family: Family, lane: Option<&Early>) -> String {
+fn pre_dnat_in_nft(family: Family, path: Option<&PreDnat>) -> String {
     let ip = if family == Family::V4 { "ip" } else { "ip6" };
-    match lane {
-        Some(Early { request: true, protocol, ip: own, port }) => format!("{ip} daddr {own} {protocol} dport {port}"),
-        Some(Early { request: false, protocol, ip: own, port }) => format!("{ip} saddr {own} {protocol} sport {port}"),
+    match path {
+        Some(PreDnat { request: true, protocol, ip: own, port }) => format!("{ip} daddr {own} {protocol} dport {port}"),
+        Some(PreDnat { request: false, protocol, ip: own, port }) => {
+            format!("{ip} saddr {own} {protocol} sport {port}")
+        }
         None => format!("{ip} daddr ADDRESS tcp dport PORT"),
     }
 }
 
-fn early_in_iptables(lane: Option<&Early>) -> String {
-    match lane {
-        Some(Early { request: true, protocol, ip, port }) => format!("-d {ip} -p {protocol} --dport {port}"),
-        Some(Early { request: false, protocol, ip, port }) => format!("-s {ip} -p {protocol} --sport {port}"),
+fn pre_dnat_in_iptables(path: Option<&PreDnat>) -> String {
+    match path {
+        Some(PreDnat { request: true, protocol, ip, port }) => format!("-d {ip} -p {protocol} --dport {port}"),
+        Some(PreDnat { request: false, protocol, ip, port }) => format!("-s {ip} -p {protocol} --sport {port}"),
         None => "-d ADDRESS -p tcp --dport PORT".to_owned(),
     }
 }

@@ -75,7 +75,7 @@ fn a_deleted_forward_is_released_only_when_no_node_carries_it() {
     scene.obey("gw1");
     let desired = scene.decide();
     assert!(desired.to_release.is_empty(), "gw2 has not read it back");
-    assert_eq!(scene.revisions.leaving().len(), 1);
+    assert_eq!(scene.revisions.outgoing().len(), 1);
     scene.obey("gw2");
     assert_eq!(scene.pass(), ["release a"]);
 }

@@ -42,8 +42,8 @@ fn update(revisions: &mut SliceRevisions, slices: &[&Arc<ForwardSlice>], reports
     revisions.update(slices.iter().copied(), &reports);
 }
 
-fn leaving(revisions: &SliceRevisions) -> Vec<String> {
-    revisions.leaving().into_iter().map(|leaving| leaving.uid).collect()
+fn outgoing(revisions: &SliceRevisions) -> Vec<String> {
+    revisions.outgoing().into_iter().map(|outgoing| outgoing.uid).collect()
 }
 
 const WITH: &[(&str, &str)] = &[("a", "1"), ("b", "1")];
@@ -68,7 +68,7 @@ fn a_forward_is_gone_only_when_every_live_node_reported_a_form_without_it() {
         update(&mut revisions, &[&slice("s", WITH)], &[&at_old]);
         update(&mut revisions, &[&slice("s", WITHOUT)], reports);
         assert_eq!(revisions.may_be_carried("a"), carried, "{case}");
-        assert_eq!(leaving(&revisions), if carried { vec!["a"] } else { vec![] }, "{case}");
+        assert_eq!(outgoing(&revisions), if carried { vec!["a"] } else { vec![] }, "{case}");
         assert_eq!(revisions.is_on_every_node("s"), !carried, "{case}");
         assert!(revisions.may_be_carried("b"), "{case}: the one that stays");
         assert!(revisions.unknown().is_empty(), "{case}");
@@ -103,13 +103,13 @@ fn what_moved_to_another_slice_is_not_leaving() {
     let mut revisions = SliceRevisions::default();
     update(&mut revisions, &[&slice("s", WITH), &slice("t", &[])], &[&old]);
     update(&mut revisions, &[&slice("s", WITHOUT), &slice("t", &[("a", "1")])], &[&old]);
-    assert!(leaving(&revisions).is_empty());
+    assert!(outgoing(&revisions).is_empty());
     assert!(revisions.may_be_carried("a"));
     // With another intent, its former one is.
     let mut revisions = SliceRevisions::default();
     update(&mut revisions, &[&slice("s", WITH), &slice("t", &[])], &[&old]);
     update(&mut revisions, &[&slice("s", WITHOUT), &slice("t", &[("a", "2")])], &[&old]);
-    assert_eq!(leaving(&revisions), ["a"]);
+    assert_eq!(outgoing(&revisions), ["a"]);
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn forms_that_no_node_can_have_are_forgotten() {
         update(&mut revisions, &[&slice("s", revision)], &[&behind]);
     }
     assert_eq!(revisions.slices["s"].revisions.len(), 3);
-    assert_eq!(leaving(&revisions), ["a", "a"], "both former intents");
+    assert_eq!(outgoing(&revisions), ["a", "a"], "both former intents");
     update(&mut revisions, &[&slice("s", &all[2])], &[&report(&[("s", &hash(&all[1]), true)])]);
     assert_eq!(revisions.slices["s"].revisions.len(), 2);
     update(&mut revisions, &[&slice("s", &all[2])], &[&report(&[("s", &hash(&all[2]), true)])]);

@@ -1,4 +1,5 @@
-//! Takes away the base chains and tables that exist only because iptables-nft made them for our jumps.
+//! Tables and chains of nftables as objects of the kernel: which of them iptables-nft would make for our jumps, and taking
+//! those away again that exist only because of that.
 //!
 //! Legacy tables cannot be taken away while their kernel module is loaded, and empty ones do nothing.
 
@@ -21,41 +22,41 @@ const NF_ACCEPT: u32 = 1;
 
 /// A table, or with `chain` a base chain of it, by the names that nftables uses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Place {
+pub struct NftObject {
     ipv6: bool,
     table: String,
     chain: Option<String>,
 }
 
-/// The places of our jumps that do not exist yet, chains before the tables that hold them.
-pub fn absent() -> Result<Vec<Place>, Error> {
-    let there: BTreeSet<Place> = list()?.into_iter().map(|(place, _)| place).collect();
-    let mut absent = Vec::new();
+/// Those that our jumps need and that do not exist yet, chains before the tables that hold them.
+pub fn missing() -> Result<Vec<NftObject>, Error> {
+    let there: BTreeSet<NftObject> = list()?.into_iter().map(|(object, _)| object).collect();
+    let mut missing = Vec::new();
     for family in Family::BOTH {
         for table in Table::BOTH {
-            let place = |chain: Option<&str>| Place {
+            let object = |chain: Option<&str>| NftObject {
                 ipv6: family == Family::V6,
                 table: table.name().to_owned(),
                 chain: chain.map(str::to_owned),
             };
-            let chains = table.hooks().iter().map(|(builtin, _)| place(Some(builtin)));
-            absent.extend(chains.chain([place(None)]).filter(|place| !there.contains(place)));
+            let chains = table.hooks().iter().map(|(builtin, _)| object(Some(builtin)));
+            missing.extend(chains.chain([object(None)]).filter(|object| !there.contains(object)));
         }
     }
-    Ok(absent)
+    Ok(missing)
 }
 
-/// Removes those of `places` that nobody has put anything into. Whoever does so meanwhile wins: the kernel itself
+/// Removes those of `objects` that nobody has put anything into. Whoever does so meanwhile wins: the kernel itself
 /// refuses to remove what is not empty. Returns how many went.
-pub fn remove_vacant(places: &[Place]) -> Result<usize, Error> {
+pub fn remove_unused(objects: &[NftObject]) -> Result<usize, Error> {
     let mut removed = 0;
-    for place in places {
-        // Listed again each time: a table is vacant once its chains are gone.
-        if list()?.iter().any(|(there, vacant)| there == place && *vacant) {
+    for object in objects {
+        // Listed again each time: a table is unused once its chains are gone.
+        if list()?.iter().any(|(there, unused)| there == object && *unused) {
             let socket = Socket::open(NETLINK_NETFILTER)?;
-            match socket.transaction("remove an empty chain or table", vec![(delete(place), NLM_F_NONREC)]) {
+            match socket.transaction("remove an empty chain or table", vec![(delete(object), NLM_F_NONREC)]) {
                 Ok(()) => removed += 1,
-                Err(Error::Refused { .. }) => tracing::debug!(?place, "is in use again"),
+                Err(Error::Refused { .. }) => tracing::debug!(place = ?object, "is in use again"),
                 Err(error) => return Err(error),
             }
         }
@@ -85,8 +86,8 @@ pub(super) fn chains(family: Family, table: &str) -> Result<Vec<String>, Error> 
     Ok(found)
 }
 
-/// Every table and chain of the families that iptables uses, each with whether it is vacant.
-fn list() -> Result<Vec<(Place, bool)>, Error> {
+/// Every table and chain of the families that iptables uses, each with whether it is unused.
+fn list() -> Result<Vec<(NftObject, bool)>, Error> {
     let mut found = Vec::new();
     for ipv6 in [false, true] {
         for message in [
@@ -106,7 +107,7 @@ fn list() -> Result<Vec<(Place, bool)>, Error> {
     Ok(found)
 }
 
-fn read(ipv6: bool, answer: &NfTablesMessage) -> Option<(Place, bool)> {
+fn read(ipv6: bool, answer: &NfTablesMessage) -> Option<(NftObject, bool)> {
     match answer {
         NfTablesMessage::NewTable(message) => {
             let (mut table, mut uses) = (None, 0);
@@ -117,7 +118,7 @@ fn read(ipv6: bool, answer: &NfTablesMessage) -> Option<(Place, bool)> {
                     _ => {}
                 }
             }
-            Some((Place { ipv6, table: table?, chain: None }, uses == 0))
+            Some((NftObject { ipv6, table: table?, chain: None }, uses == 0))
         }
         NfTablesMessage::NewChain(message) => {
             let (mut table, mut chain, mut policy, mut uses) = (None, None, None, 0);
@@ -130,21 +131,21 @@ fn read(ipv6: bool, answer: &NfTablesMessage) -> Option<(Place, bool)> {
                     _ => {}
                 }
             }
-            Some((Place { ipv6, table: table?, chain: Some(chain?) }, uses == 0 && policy == Some(NF_ACCEPT)))
+            Some((NftObject { ipv6, table: table?, chain: Some(chain?) }, uses == 0 && policy == Some(NF_ACCEPT)))
         }
         _ => None,
     }
 }
 
-fn delete(place: &Place) -> NetfilterMessage {
-    let table = place.table.clone();
-    let message = match place.chain.clone() {
+fn delete(object: &NftObject) -> NetfilterMessage {
+    let table = object.table.clone();
+    let message = match object.chain.clone() {
         None => NfTablesMessage::DeleteTable(TableMessage { attributes: vec![TableAttribute::Name(table)] }),
         Some(chain) => NfTablesMessage::DeleteChain(ChainMessage {
             attributes: vec![ChainAttribute::Table(table), ChainAttribute::Name(chain)],
         }),
     };
-    NetfilterMessage::new(header(place.ipv6), message)
+    NetfilterMessage::new(header(object.ipv6), message)
 }
 
 pub(super) fn header(ipv6: bool) -> NetfilterHeader {

@@ -23,12 +23,12 @@ const DNAT: i32 = -100;
 const SNAT: i32 = 100;
 
 /// Whether the destination is still the gateway in `base`, and our mark not yet there to be seen.
-pub(super) fn is_early(base: &BaseChain) -> bool {
+pub(super) fn is_pre_dnat(base: &BaseChain) -> bool {
     base.hook == Hook::Prerouting && base.priority <= DNAT
 }
 
-/// A lane before any translation, in the direction in which it is dropped.
-pub(super) struct Early {
+/// The packets of a path as a chain sees them that is asked before any translation, in the direction in which it drops them.
+pub(super) struct PreDnat {
     pub(super) request: bool,
     pub(super) protocol: &'static str,
     pub(super) ip: IpAddr,
@@ -36,15 +36,15 @@ pub(super) struct Early {
 }
 
 /// What is known of every packet of every forward.
-pub(super) fn anything(family: Family, base: &BaseChain, reply: bool) -> Packet {
-    let states: &'static [State] = match (reply, is_early(base)) {
+pub(super) fn any_packet(family: Family, base: &BaseChain, reply: bool) -> Packet {
+    let states: &'static [State] = match (reply, is_pre_dnat(base)) {
         (false, true) => &[State::New],
         (false, false) => &[State::New, State::Dnat],
         (true, _) => &[State::Established, State::Dnat],
     };
     let tracked = base.hook != Hook::Prerouting || base.priority > CONNTRACK;
     // A mark is set where destinations are translated.
-    let marked = tracked && (reply || !is_early(base));
+    let marked = tracked && (reply || !is_pre_dnat(base));
     Packet {
         family,
         protocol: None,
@@ -61,7 +61,7 @@ pub(super) fn anything(family: Family, base: &BaseChain, reply: bool) -> Packet 
 }
 
 /// The packets between a forward's clients and one of its targets, on one of its ports.
-pub(super) struct Lane<'a> {
+pub(super) struct ClientPath<'a> {
     pub(super) forward: &'a ForwardRef,
     family: Family,
     protocol: Protocol,
@@ -75,17 +75,20 @@ pub(super) struct Lane<'a> {
     source_nat: SourceNatMode,
 }
 
-/// The lanes of one forward, whose `bindings` of one family these are.
-pub(super) fn lanes<'a>(bindings: &[Binding<'a>], interface: &dyn Fn(IpNet) -> Option<String>) -> Vec<Lane<'a>> {
+/// The paths of one forward, whose `bindings` of one family these are.
+pub(super) fn client_paths<'a>(
+    bindings: &[Binding<'a>],
+    interface: &dyn Fn(IpNet) -> Option<String>,
+) -> Vec<ClientPath<'a>> {
     let Some(first) = bindings.first() else { return Vec::new() };
     let clients: Vec<_> = first.allowed().map(range_of).collect();
     let client_side: Option<Vec<String>> = first.allowed().map(interface).collect();
-    let mut lanes = Vec::new();
+    let mut paths = Vec::new();
     for target in first.targets().filter(|target| target.weight > 0) {
         let target_side = interface(target.ip.into()).map(|name| vec![name]);
         for bindings in bindings.chunk_by(|a, b| a.port == b.port) {
             let port = bindings[0].port;
-            lanes.push(Lane {
+            paths.push(ClientPath {
                 forward: &first.forward.r#ref,
                 family: first.family(),
                 protocol: port.protocol,
@@ -100,17 +103,17 @@ pub(super) fn lanes<'a>(bindings: &[Binding<'a>], interface: &dyn Fn(IpNet) -> O
             });
         }
     }
-    lanes
+    paths
 }
 
-impl Lane<'_> {
+impl ClientPath<'_> {
     /// What the chain does with requests or answers, whichever fare worse.
     pub(super) fn fate(&self, table: &FirewallTable, base: &BaseChain) -> Fate {
         fate(table, base, &self.request(base)).max(fate(table, base, &self.answer(base)))
     }
 
     fn known(&self, base: &BaseChain, reply: bool) -> Packet {
-        let any = anything(self.family, base, reply);
+        let any = any_packet(self.family, base, reply);
         let protocol = match self.protocol {
             Protocol::Tcp => 6,
             Protocol::Udp => 17,
@@ -126,7 +129,7 @@ impl Lane<'_> {
     /// Whether the chain sees packets from or to the gateway's own address on the side of the target.
     fn masqueraded(&self, base: &BaseChain, reply: bool) -> bool {
         let translated = match base.hook {
-            Hook::Prerouting => reply && is_early(base),
+            Hook::Prerouting => reply && is_pre_dnat(base),
             Hook::Forward => false,
             Hook::Postrouting => !reply && base.priority >= SNAT,
         };
@@ -134,16 +137,16 @@ impl Lane<'_> {
     }
 
     /// Those before any translation, in one of the directions.
-    pub(super) fn seen_early(&self, request: bool) -> Early {
+    pub(super) fn pre_dnat(&self, request: bool) -> PreDnat {
         let protocol = protocol_name(self.protocol);
         match self.listen.first() {
-            Some(ip) if request => Early { request, protocol, ip: *ip.start(), port: *self.listen_port.start() },
-            _ => Early { request: false, protocol, ip: self.target, port: *self.target_port.start() },
+            Some(ip) if request => PreDnat { request, protocol, ip: *ip.start(), port: *self.listen_port.start() },
+            _ => PreDnat { request: false, protocol, ip: self.target, port: *self.target_port.start() },
         }
     }
 
     pub(super) fn request(&self, base: &BaseChain) -> Packet {
-        let before = is_early(base);
+        let before = is_pre_dnat(base);
         let to = if before { self.listen.clone() } else { vec![self.target..=self.target] };
         Packet {
             sources: (!self.masqueraded(base, false)).then(|| self.clients.clone()),
