@@ -79,7 +79,7 @@ impl<'a> ForwardingTable<'a> {
 
     /// The bindings of `family`, a slice for each forward that has any, in order.
     pub fn by_forward(&self, family: Family) -> impl Iterator<Item = &[Binding<'a>]> {
-        let same = |a: &Binding<'_>, b: &Binding<'_>| a.forward.uid == b.forward.uid && a.family() == b.family();
+        let same = |a: &Binding<'_>, b: &Binding<'_>| std::ptr::eq(a.forward, b.forward) && a.family() == b.family();
         self.bindings.chunk_by(same).filter(move |bindings| bindings[0].family() == family)
     }
 
@@ -106,4 +106,31 @@ pub fn listen_addresses(node: &GatewayNodeSpec, local: &[LocalAddress]) -> Vec<I
     listen.sort_unstable();
     listen.dedup();
     listen
+}
+
+#[cfg(test)]
+mod tests {
+    use sallyport_api::testing::Forward;
+    use sallyport_policy::digest::intent_hash;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn forwards_are_told_apart_even_where_a_forged_slice_gives_two_one_uid() {
+        let forward = |name: &str, port: u16, target: &str| {
+            let forward = Forward::tcp(name, port).to([target]).slice_forward(intent_hash);
+            SliceForward { uid: "uid".into(), ..forward }
+        };
+        let both = [forward("payments/a", 8000, "10.30.1.79"), forward("payments/b", 8001, "10.30.1.81")];
+        let node: GatewayNodeSpec =
+            serde_json::from_value(json!({ "pool": "default", "state": "Active", "addresses": ["10.30.1.78"] }))
+                .unwrap();
+        let own = [LocalAddress { ip: "10.30.1.78".parse().unwrap(), prefix_len: 24, global: true }];
+        let table = ForwardingTable::new(&node, &both.each_ref(), &NodeFacts::of(&own, 0));
+        let targets =
+            |bindings: &[Binding<'_>]| bindings[0].targets().map(|target| target.ip.to_string()).collect::<String>();
+        let found: Vec<String> = table.by_forward(Family::V4).map(targets).collect();
+        assert_eq!(found, ["10.30.1.79", "10.30.1.81"], "{table:?}");
+    }
 }
