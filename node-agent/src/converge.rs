@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_pool::IpForward;
+use sallyport_api::id::RulesDigest;
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::drift::{Difference, Kind, differences, told};
@@ -82,7 +83,7 @@ pub enum Error {
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Digest of our rules as the kernel returned them.
-    pub digest: String,
+    pub digest: RulesDigest,
     /// The chains that were written; absent when the kernel was already right.
     pub changed: Option<String>,
     /// Forwards without rules here, and why.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::IntentHash;
 use sallyport_engine::Engine;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::layout::lower;
@@ -48,7 +49,7 @@ enum Gate {
 #[derive(Debug)]
 struct Wait {
     /// Hash of its intent: one that asks for something else is new again.
-    hash: String,
+    hash: IntentHash,
     /// Where somebody listened when it came. Who listens elsewhere later is not waited for.
     places: BTreeSet<Place>,
     /// Until when more of them are found.
@@ -123,10 +124,10 @@ impl PortGate {
         now: Instant,
     ) -> Waiting {
         let forwards = intents.forwards();
-        let current: BTreeMap<&str, &str> = forwards.iter().map(|f| (f.uid.as_str(), f.hash.as_str())).collect();
+        let current: BTreeMap<&str, &IntentHash> = forwards.iter().map(|f| (f.uid.as_str(), &f.hash)).collect();
         self.gates.retain(|uid, gate| match gate {
             Gate::Admitted => true,
-            Gate::Waiting(wait) => current.get(uid.as_str()) == Some(&wait.hash.as_str()),
+            Gate::Waiting(wait) => current.get(uid.as_str()) == Some(&&wait.hash),
         });
         let outside = forwards.into_iter().filter(|forward| !self.is_admitted(&forward.uid));
         let outside: Vec<&SliceForward> = outside.collect();

@@ -13,6 +13,7 @@ use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
+use sallyport_api::id::IntentHash;
 use sallyport_api::names::MAX_PLANS;
 
 use crate::arbitrate::{Lingering, arbitrate, waits};
@@ -29,7 +30,7 @@ use crate::validate::Problem;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It holds; the hash of its intent.
-    Accepted(String),
+    Accepted(IntentHash),
     /// It does not; never empty.
     Refused(Vec<Problem>),
 }

@@ -36,7 +36,7 @@ fn asking(asked: Option<i64>, grants: &[Value]) -> Scene {
 
 fn verdict<'a>(scene: &Scene, decision: &'a Decision) -> Result<&'a str, (Reason, &'a str)> {
     match &decision.forwards[&scene.forwards[0].key] {
-        Verdict::Accepted(hash) => Ok(hash),
+        Verdict::Accepted(hash) => Ok(hash.as_str()),
         Verdict::Refused(problems) => Err((problems[0].reason, &problems[0].message)),
     }
 }

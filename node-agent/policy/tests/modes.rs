@@ -5,6 +5,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use sallyport_api::Reason;
+use sallyport_api::id::IntentHash;
 use sallyport_api::names::MAX_PLANS;
 use sallyport_api::port_forward::{Mode, OnTargetRemoved, PortForwardSpec};
 use sallyport_policy::decide::{Decision, Verdict};
@@ -63,7 +64,7 @@ fn planned(decision: &Decision) -> Vec<String> {
     plans.map(|(name, plan)| format!("{name} {} {}", plan.r#ref, plan.intent.ports[0].port)).collect()
 }
 
-fn verdict(decision: &Decision, number: usize) -> Result<String, (Reason, String)> {
+fn verdict(decision: &Decision, number: usize) -> Result<IntentHash, (Reason, String)> {
     match &decision.forwards[&forward(number, &minimal()).key] {
         Verdict::Accepted(hash) => Ok(hash.clone()),
         Verdict::Refused(problems) => Err((problems[0].reason, problems[0].message.clone())),

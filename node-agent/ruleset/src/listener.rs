@@ -53,6 +53,7 @@ fn number(protocol: Protocol) -> u8 {
 #[cfg(test)]
 mod tests {
     use sallyport_api::forward_slice::SliceForward;
+    use sallyport_api::id::IntentHash;
     use sallyport_api::intent::Intent;
     use sallyport_api::testing::Forward;
 
@@ -70,7 +71,7 @@ mod tests {
 
     /// Whether one of `listeners` is in the way of `intent` on a host that listens on `listen`.
     fn is_in_the_way(intent: Intent, listen: &[IpAddr], listeners: &[Listener]) -> bool {
-        let forward = SliceForward { intent, ..forward().slice_forward(|_| String::new()) };
+        let forward = SliceForward { intent, ..forward().slice_forward(|_| IntentHash::default()) };
         !in_the_way(&bindings(&forward, listen).collect::<Vec<_>>(), listeners).is_empty()
     }
 

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::GatewayNodeSpec;
+use sallyport_api::id::IntentHash;
 use sallyport_engine::Engine;
 use sallyport_policy::digest::intent_hash;
 use sallyport_policy::intersection::intersection;
@@ -51,8 +52,8 @@ impl Reach {
     /// somebody else's, so only whoever may look at the node is told.
     pub(super) fn failures(&self, table: &ForwardingTable<'_>, forwards: &[&SliceForward]) -> Vec<Failure> {
         let failed: BTreeSet<&ForwardRef> = table.failures.iter().map(|failure| &failure.forward).collect();
-        let carried = self.carried.values().flatten().map(|forward| (forward.uid.as_str(), forward.hash.as_str()));
-        let carried: BTreeMap<&str, &str> = carried.collect();
+        let carried = self.carried.values().flatten().map(|forward| (forward.uid.as_str(), &forward.hash));
+        let carried: BTreeMap<&str, &IntentHash> = carried.collect();
         let concerned = |forward: &&&SliceForward| {
             !failed.contains(&forward.r#ref)
                 && bindings(forward, &table.listen).any(|binding| self.carried.contains_key(&binding.family()))
@@ -60,7 +61,7 @@ impl Reach {
         let failure = |forward: &&SliceForward| {
             let state = match carried.get(forward.uid.as_str()) {
                 Some(_) if !self.hooked => "its rules are there, but the jump to them is gone and waits as well",
-                Some(hash) if *hash == forward.hash => "its rules are there as they were",
+                Some(hash) if **hash == forward.hash => "its rules are there as they were",
                 Some(_) => "of its rules those are there that were before and are still allowed",
                 None => "it has no rules there yet",
             };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use sallyport_api::forward_slice::{ForwardSlice, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeStatus, ObservedSlice, SliceState};
+use sallyport_api::id::{IntentHash, SliceHash};
 use sallyport_api::intent::Intent;
 use sallyport_api::names::UID_PREFIX;
 use sallyport_policy::digest::slice_hash;
@@ -31,7 +32,7 @@ pub(crate) struct NodeReport<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Readback {
     /// Its kernel was read back with the intent of this hash.
-    Hash(Arc<str>),
+    Hash(IntentHash),
     /// It reported that it cannot.
     Failed,
     /// Its kernel was read back without it.
@@ -43,7 +44,7 @@ pub(crate) enum Readback {
 /// One forward in one revision of a slice.
 #[derive(Debug, PartialEq)]
 struct RevisedForward {
-    hash: Arc<str>,
+    hash: IntentHash,
     intent: Arc<Intent>,
 }
 
@@ -51,7 +52,7 @@ struct RevisedForward {
 #[derive(Debug)]
 struct Revision {
     generation: i64,
-    hash: String,
+    hash: SliceHash,
     forwards: BTreeMap<Arc<str>, Arc<RevisedForward>>,
 }
 
@@ -162,10 +163,10 @@ impl SliceRevisions {
         let carried = |forward: &SliceForward| {
             let known = last.and_then(|revision| revision.forwards.get_key_value(forward.uid.as_str()));
             match known {
-                Some((uid, carried)) if *carried.hash == *forward.hash => (Arc::clone(uid), Arc::clone(carried)),
+                Some((uid, carried)) if carried.hash == forward.hash => (Arc::clone(uid), Arc::clone(carried)),
                 _ => {
                     let carried =
-                        RevisedForward { hash: forward.hash.as_str().into(), intent: Arc::new(forward.intent.clone()) };
+                        RevisedForward { hash: forward.hash.clone(), intent: Arc::new(forward.intent.clone()) };
                     (forward.uid.as_str().into(), Arc::new(carried))
                 }
             }
@@ -198,7 +199,7 @@ impl SliceRevisions {
                     let wanted = self
                         .newest(uid)
                         .is_some_and(|(pool, newest)| *pool == slice.pool && newest.hash == carried.hash);
-                    if !wanted && seen.insert((Arc::clone(uid), Arc::clone(&carried.hash))) {
+                    if !wanted && seen.insert((Arc::clone(uid), carried.hash.clone())) {
                         leaving.push(Leaving {
                             pool: slice.pool.clone(),
                             uid: uid.to_string(),
@@ -280,7 +281,7 @@ impl ForwardRevisions<'_> {
         match revision.forwards.get(self.uid) {
             None => Readback::Nothing,
             Some(_) if failed() => Readback::Failed,
-            Some(carried) => Readback::Hash(Arc::clone(&carried.hash)),
+            Some(carried) => Readback::Hash(carried.hash.clone()),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Which connections end, and which bypass their forward.
 
+use sallyport_api::id::IntentHash;
 use sallyport_api::names::MARK_MASQUERADE;
 use sallyport_api::testing::Forward;
 
@@ -23,7 +24,7 @@ fn forward() -> SliceForward {
     let mut forward = Forward::tcp("payments/mysql", 3306)
         .from(["10.30.1.0/24", "fd00:30::/64"])
         .to(["10.30.1.79", "10.30.1.81", "fd00:30::79"])
-        .slice_forward(|_| String::new());
+        .slice_forward(|_| IntentHash::default());
     forward.intent.ports = ports.collect();
     forward.intent.deny = vec!["10.30.1.66/32".parse().unwrap()];
     forward.intent.targets[1].weight = 0;

@@ -197,7 +197,8 @@ impl Knowledge {
         let decoded = match content {
             Ok(decoded) => decoded,
             Err(error) => {
-                let content = ForwardSliceSpec { pool, hash: String::new(), forwards: Vec::new(), planned: Vec::new() };
+                let (hash, forwards, planned) = Default::default();
+                let content = ForwardSliceSpec { pool, hash, forwards, planned };
                 let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice::new(content));
                 slice.problem = Some(error.to_string());
                 slice.missing = false;

@@ -10,6 +10,7 @@ use sallyport_api::gateway_node::{
     DrainingForward, Drift, ForwardFailure, GatewayNodeStatus, NodePlan, NodeState, ObservedNodeState, ObservedSlice,
     SliceState,
 };
+use sallyport_api::id::SliceHash;
 use sallyport_api::names::{MAX_ADDRESSES, MAX_DRAINING, MAX_PLAN_TEXT, MAX_PLANS, UID_PREFIX};
 use sallyport_api::port_forward::AddressValue;
 use sallyport_policy::digest::FORMAT;
@@ -116,7 +117,7 @@ fn observed_slices(previous: &GatewayNodeStatus, facts: &Facts<'_>, failures: &[
         let verified = facts.verified.filter(|verified| verified.node == facts.intents.node)?;
         verified.slices.get(name)
     };
-    let slices = facts.intents.slices.iter().filter(|(_, slice)| !slice.hash.is_empty());
+    let slices = facts.intents.slices.iter().filter(|(_, slice)| slice.hash != SliceHash::default());
     let mut observed: Vec<ObservedSlice> = slices
         .map(|(name, slice)| {
             let here =

@@ -8,24 +8,24 @@ use super::*;
 
 /// A slice of the pool `p` with these forwards, each a uid and a hash; its hash is the list itself.
 fn slice(name: &str, forwards: &[(&str, &str)]) -> Arc<ForwardSlice> {
-    let of = |(uid, hash): &(&str, &str)| Forward::tcp(&format!("n/{uid}"), 80).slice_forward(|_| (*hash).to_owned());
+    let of = |(uid, hash): &(&str, &str)| Forward::tcp(&format!("n/{uid}"), 80).slice_forward(|_| (*hash).into());
     let list = forwards.iter().map(of).collect();
     let spec = ForwardSliceSpec { pool: "p".into(), hash: hash(forwards), forwards: list, planned: Vec::new() };
     Arc::new(ForwardSlice::new(name, spec))
 }
 
-fn hash(forwards: &[(&str, &str)]) -> String {
-    format!("{forwards:?}")
+fn hash(forwards: &[(&str, &str)]) -> SliceHash {
+    format!("{forwards:?}").into()
 }
 
 /// A report on slices: name, hash, whether read back.
-fn report(slices: &[(&str, &str, bool)]) -> GatewayNodeStatus {
+fn report(slices: &[(&str, &SliceHash, bool)]) -> GatewayNodeStatus {
     let observed_slices = slices
         .iter()
         .map(|(name, hash, done)| ObservedSlice {
             name: (*name).to_owned(),
             generation: 0,
-            hash: (*hash).to_owned(),
+            hash: (*hash).clone(),
             state: if *done { SliceState::Programmed } else { SliceState::Pending },
             failed: Vec::new(),
         })
@@ -89,7 +89,7 @@ fn dead_nodes_and_nodes_of_other_pools_are_not_waited_for() {
 #[test]
 fn a_hash_that_nobody_remembers_makes_the_pool_unknown() {
     let mut revisions = SliceRevisions::default();
-    let strange = report(&[("s", "never written by this leader", true)]);
+    let strange = report(&[("s", &"never written by this leader".into(), true)]);
     update(&mut revisions, &[&slice("s", WITHOUT)], &[&strange]);
     assert_eq!(revisions.unknown().iter().collect::<Vec<_>>(), ["p"]);
     assert!(revisions.may_be_carried("anything"));
@@ -175,7 +175,7 @@ fn what_a_node_does_for_a_forward_is_what_it_reported_and_nothing_else() {
         ("failed", failed(at_new.clone(), "0123456789abc"), long, Readback::Failed),
         ("another failed", failed(at_new.clone(), "0123456789abX"), long, hash_is("2")),
         ("on its way", report(&[("s", &hash(&new), false)]), long, Readback::Unknown),
-        ("a hash that nobody knows", report(&[("s", "?", true)]), long, Readback::Unknown),
+        ("a hash that nobody knows", report(&[("s", &"?".into(), true)]), long, Readback::Unknown),
         ("no report on the slice", report(&[]), long, Readback::Nothing),
     ] {
         assert_eq!(revisions.find(uid).map_or(Readback::Nothing, |forward| forward.on(&status)), carries, "{case}");

@@ -325,7 +325,7 @@ fn summaries_are_short_and_exact() {
             targets.as_array().unwrap().iter().map(|ip| json!({ "name": "t", "ip": ip })).collect();
         let spec = serde_json::from_value(object["spec"].clone()).unwrap();
         let counts = NodeCounts { desired: 3, programmed: 2, ..NodeCounts::default() };
-        let summary = summary(&spec, &counts, Some("v1:0123456789abcdef"));
+        let summary = summary(&spec, &counts, Some(&"v1:0123456789abcdef".into()));
         assert_eq!((summary.ports.as_str(), summary.targets.as_str()), (said, to));
         assert_eq!((summary.nodes.as_str(), summary.hash.as_str()), ("2/3", "01234567"));
     }
@@ -454,16 +454,16 @@ fn a_plan_shows_each_change_once_with_its_nodes_and_awaits_the_others() {
     let mut scene = Scene::settled(&["gw1", "gw2", "gw3"], &[("a", 3306)]);
     with_mode(&mut scene, "Plan", 3307);
     let hash = fresh(&mut scene, "a", &[]).hash.unwrap();
-    tells(&mut scene, "gw1", &hash, "+ one\n");
+    tells(&mut scene, "gw1", hash.as_str(), "+ one\n");
     tells(&mut scene, "gw2", "v1:of-an-older-plan", "+ stale\n");
-    tells(&mut scene, "gw3", &hash, "+ one\n");
+    tells(&mut scene, "gw3", hash.as_str(), "+ one\n");
     let status = fresh(&mut scene, "a", &[]);
     let shown = |status: &PortForwardStatus| -> Vec<String> {
         status.plan.iter().map(|p| format!("{} {} {}", p.nodes.join(","), p.nodes_total, p.change.trim())).collect()
     };
     assert_eq!(shown(&status), ["gw1,gw3 2 + one"]);
     assert!(message(&status, ConditionType::Programmed).contains("waiting for gw2"), "{status:?}");
-    tells(&mut scene, "gw2", &hash, "+ two\n");
+    tells(&mut scene, "gw2", hash.as_str(), "+ two\n");
     let status = fresh(&mut scene, "a", &[]);
     assert_eq!(shown(&status), ["gw1,gw3 2 + one", "gw2 1 + two"]);
     assert!(message(&status, ConditionType::Programmed).contains("status.plan shows"), "{status:?}");

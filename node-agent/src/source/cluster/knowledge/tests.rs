@@ -208,7 +208,7 @@ fn a_forward_that_is_not_understood_keeps_its_previous_version_if_it_had_one() {
     let content = Decoded {
         generation: 2,
         pool: "default".to_owned(),
-        hash: "v1:new".to_owned(),
+        hash: "v1:new".into(),
         forwards: vec![
             unsupported("a", &one("a", 1).uid),
             Entry::Understood(one("b", 9001)),

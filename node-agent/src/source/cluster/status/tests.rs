@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_api::gateway_pool::FirewallBackend;
+use sallyport_api::id::RulesDigest;
 use sallyport_engine::command;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, Conflict};
@@ -75,7 +76,7 @@ fn ended(outcome: Result<Report, Error>) -> PassReport {
 }
 
 fn verified() -> PassReport {
-    ended(Ok(Report { digest: "v1:digest".to_owned(), ..Report::default() }))
+    ended(Ok(Report { digest: "v1:digest".into(), ..Report::default() }))
 }
 
 fn failed(error: Error, drift: Option<&str>) -> PassReport {
@@ -113,7 +114,10 @@ fn a_verified_pass_is_told_in_full() {
     };
     assert_eq!(status.observed_slices, [expected]);
     assert_eq!((status.state, status.failures_total), (Some(ObservedNodeState::Active), 0));
-    assert_eq!((status.rules_digest.as_deref(), status.format_version), (Some("v1:digest"), Some(1)));
+    assert_eq!(
+        (status.rules_digest.as_ref().map(RulesDigest::as_str), status.format_version),
+        (Some("v1:digest"), Some(1))
+    );
     assert_eq!((synced(&status), status.backend), (is("True", "Synced"), Some(FirewallBackend::IptablesNft)));
     assert_eq!(words(&status, "IPForwarding"), Some(is("True", "Forwarding")));
     assert_eq!(status.conditions[0].observed_generation, Some(7));
@@ -287,7 +291,7 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
     };
     let report = |firewall| {
         let firewall = Box::new(firewall);
-        Report { digest: "v1:digest".to_owned(), firewall, ..Report::default() }
+        Report { digest: "v1:digest".into(), firewall, ..Report::default() }
     };
     let firewall =
         Assessment { conflicts: vec![conflict.clone()], blocked: vec![blocked.clone()], ..Assessment::default() };
