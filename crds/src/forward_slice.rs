@@ -8,7 +8,7 @@ use kube::core::cel::MergeStrategy;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::id::{IntentHash, SliceHash};
+use crate::id::{IntentHash, SliceHash, Uid};
 use crate::intent::Intent;
 use crate::names::{MAX_NAME, MAX_PLANS, MAX_SLICE_FORWARDS, NAME_PATTERN};
 
@@ -64,7 +64,7 @@ pub struct ForwardSliceSpec {
 pub struct SliceForward {
     /// `metadata.uid` of the `PortForward`.
     #[schemars(length(min = 1, max = 64))]
-    pub uid: String,
+    pub uid: Uid,
     /// Which `PortForward` it is.
     pub r#ref: ForwardRef,
     /// Generation of the `PortForward` that the intent was made from.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::forward_slice::ForwardRef;
 use crate::gateway_pool::{FirewallBackend, IpForward, ReservedPort};
-use crate::id::{IntentHash, RulesDigest, SliceHash};
+use crate::id::{IntentHash, RulesDigest, SliceHash, UidPrefix};
 use crate::names::{
     MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_DRAINING, MAX_NAME, MAX_PLAN_TEXT, MAX_PLANS, MAX_SLICE_FORWARDS, NAME_PATTERN,
 };
@@ -223,7 +223,7 @@ pub struct ObservedSlice {
     /// First 13 characters of the uids of the forwards in it that this node cannot carry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_SLICE_FORWARDS), inner(length(max = 36)))]
-    pub failed: Vec<String>,
+    pub failed: Vec<UidPrefix>,
 }
 
 /// How far a node is with a slice.
@@ -241,7 +241,7 @@ pub enum SliceState {
 pub struct DrainingForward {
     /// First 13 characters of the forward's uid.
     #[schemars(length(max = 36))]
-    pub uid: String,
+    pub uid: UidPrefix,
     /// How many they are on this node.
     #[schemars(range(min = 1))]
     pub connections: i32,

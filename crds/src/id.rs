@@ -10,6 +10,8 @@ use std::sync::Arc;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::names::UID_PREFIX;
+
 /// Declares types of which each is a text of its own kind, cheap to clone.
 macro_rules! texts {
     ($($(#[$doc:meta])+ $name:ident)+) => {$(
@@ -67,10 +69,22 @@ macro_rules! texts {
 }
 
 texts! {
+    /// `metadata.uid` of an object; of a forward on a lone host, its namespace and name.
+    Uid
+    /// As much of a forward's uid as statuses hold.
+    UidPrefix
     /// The hash of an intent: equal hashes mean equal behaviour.
     IntentHash
     /// The hash of a slice: of each forward's uid and hash.
     SliceHash
     /// The digest of all our rules in a kernel.
     RulesDigest
+}
+
+impl Uid {
+    /// As much of it as statuses hold.
+    #[must_use]
+    pub fn prefix(&self) -> UidPrefix {
+        self.0.chars().take(UID_PREFIX).collect::<String>().into()
+    }
 }

@@ -4,7 +4,7 @@
 //! added later changes no hash of an object that does not use it.
 
 use sallyport_api::forward_slice::SliceForward;
-use sallyport_api::id::{IntentHash, SliceHash};
+use sallyport_api::id::{IntentHash, SliceHash, Uid};
 use sallyport_api::intent::Intent;
 use sha2::{Digest as _, Sha256};
 
@@ -21,12 +21,12 @@ pub fn intent_hash(intent: &Intent) -> IntentHash {
 /// The hash of a slice: of each forward's uid and hash, in uid order.
 #[must_use]
 pub fn slice_hash(forwards: &[SliceForward]) -> SliceHash {
-    slice_hash_of(forwards.iter().map(|f| (f.uid.as_str(), &f.hash)).collect())
+    slice_hash_of(forwards.iter().map(|f| (&f.uid, &f.hash)).collect())
 }
 
 /// The hash of the slice whose forwards have these uids and hashes, whatever else is in it.
 #[must_use]
-pub fn slice_hash_of(mut pairs: Vec<(&str, &IntentHash)>) -> SliceHash {
+pub fn slice_hash_of(mut pairs: Vec<(&Uid, &IntentHash)>) -> SliceHash {
     pairs.sort_unstable();
     hash_of_lines(pairs.into_iter().map(|(uid, hash)| format!("{uid} {hash}"))).into()
 }

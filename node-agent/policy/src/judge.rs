@@ -9,6 +9,7 @@ use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_pool::GatewayPoolSpec;
+use sallyport_api::id::Uid;
 use sallyport_api::intent::Intent;
 
 use crate::candidate::Candidate;
@@ -55,7 +56,7 @@ pub struct Judge<'a> {
     observed: &'a Observed<'a>,
     gateways: &'a BTreeSet<IpAddr>,
     /// What the slices hold for each uid.
-    held: BTreeMap<&'a str, Vec<Held<'a>>>,
+    held: BTreeMap<&'a Uid, Vec<Held<'a>>>,
     /// When forwards expire or did; those only that could hold otherwise.
     pub expiries: BTreeMap<ForwardRef, i64>,
 }
@@ -115,7 +116,7 @@ impl<'a> Judge<'a> {
 
     /// What the slices hold for a forward: the newest form, and of the pool that it asks for if it is in several.
     fn newest_held(&self, forward: &Forward, asked: Option<&str>) -> Option<Held<'a>> {
-        let held = self.held.get(forward.uid.as_str())?;
+        let held = self.held.get(&forward.uid)?;
         held.iter().copied().max_by_key(|held| (Some(held.pool) == asked, held.entry.generation))
     }
 
@@ -169,7 +170,7 @@ impl<'a> Judge<'a> {
             return Err(vec![expired(&intent, limit)]);
         }
         let claims = Claim::of(&intent);
-        let held = self.held.get(forward.uid.as_str()).into_iter().flatten().filter(|held| held.pool == name);
+        let held = self.held.get(&forward.uid).into_iter().flatten().filter(|held| held.pool == name);
         let before: Vec<&Intent> = held.map(|held| &held.entry.intent).collect();
         let unchanged = before.contains(&&intent);
         let held = before.iter().flat_map(|intent| Claim::of(intent));
@@ -202,8 +203,8 @@ impl<'a> Judge<'a> {
     }
 }
 
-fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Vec<Held<'_>>> {
-    let mut held: BTreeMap<&str, Vec<Held<'_>>> = BTreeMap::new();
+fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&Uid, Vec<Held<'_>>> {
+    let mut held: BTreeMap<&Uid, Vec<Held<'_>>> = BTreeMap::new();
     for slice in slices.values() {
         for entry in &slice.forwards {
             held.entry(&entry.uid).or_default().push(Held { pool: &slice.pool, entry });

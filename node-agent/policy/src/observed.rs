@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_pool::GatewayPoolSpec;
+use sallyport_api::id::Uid;
 use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::PortForwardSpec;
 
@@ -21,7 +22,7 @@ pub struct Forward {
     /// Namespace and name.
     pub key: ForwardRef,
     /// `metadata.uid`.
-    pub uid: String,
+    pub uid: Uid,
     /// `metadata.generation`.
     pub generation: i64,
     /// `metadata.creationTimestamp` in seconds since 1970; orders candidates for a free port, and grants count from it.
@@ -59,7 +60,7 @@ pub struct Leaving {
     /// Name of the pool whose nodes carry it.
     pub pool: String,
     /// `metadata.uid` of the `PortForward`.
-    pub uid: String,
+    pub uid: Uid,
     /// What the nodes may still do for it.
     pub intent: Arc<Intent>,
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use sallyport_api::Reason;
+use sallyport_api::id::Uid;
 use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source};
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::observed::{Forward, Leaving};
@@ -149,8 +150,8 @@ fn a_forward_never_waits_for_itself_nor_for_another_pool() {
     let before = scene.slices["default-0000"].forwards[0].clone();
     scene.forwards[0].spec = Ok(on_ports(&[80, 81]).into());
     let leaving =
-        |pool: &str, uid: &str| Leaving { pool: pool.into(), uid: uid.into(), intent: before.intent.clone().into() };
-    scene.leaving = vec![leaving("default", &before.uid), leaving("other", "uid-7")];
+        |pool: &str, uid: &Uid| Leaving { pool: pool.into(), uid: uid.clone(), intent: before.intent.clone().into() };
+    scene.leaving = vec![leaving("default", &before.uid), leaving("other", &"uid-7".into())];
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [None]);
 }

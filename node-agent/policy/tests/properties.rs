@@ -195,7 +195,7 @@ proptest! {
                 if let Some(intent) = had {
                     let has = held(&after).get(forward.uid.as_str()).copied().cloned();
                     prop_assert_eq!(has, Some(intent), "{} lost: {:?}", &forward.key, &after.forwards[&forward.key]);
-                    prop_assert_eq!(homes.0.get(&*forward.uid), homes.1.get(&*forward.uid), "{} moved", forward.key);
+                    prop_assert_eq!(homes.0.get(forward.uid.as_str()), homes.1.get(forward.uid.as_str()), "{} moved", forward.key);
                 }
             }
             scene.slices = after.slices.clone();
@@ -268,7 +268,7 @@ fn bulky(number: usize, sources: u8) -> SliceForward {
     let allow: Vec<IpNet> = (0..u16::from(sources)).map(block).collect();
     let forward = testing::Forward::tcp(&format!("payments/f{number}"), 3306).slice_forward(intent_hash);
     let intent = Intent { deny: allow.clone(), allow, ..forward.intent };
-    SliceForward { uid: format!("uid-{number}"), hash: intent_hash(&intent), intent, ..forward }
+    SliceForward { uid: format!("uid-{number}").into(), hash: intent_hash(&intent), intent, ..forward }
 }
 
 proptest! {

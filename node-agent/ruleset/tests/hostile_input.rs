@@ -79,7 +79,7 @@ proptest! {
             _ => { key.name.clone_from(&text); key.namespace.clone_from(&second); }
         }
         let mut scene = scene(&[spec], &LISTEN);
-        scene.forwards[0].uid = uid;
+        scene.forwards[0].uid = uid.into();
         scene.forwards[0].key = key;
         let decision = scene.decide();
         let compiled = Scene::compile(&decision, &scene.nodes[0]).unwrap();
@@ -118,7 +118,7 @@ proptest! {
         let hash = if honest_hash { intent_hash(&intent) } else { "v1:0".into() };
         let scene = scene(&[], &LISTEN);
         let key = forward(0, &minimal()).key;
-        let forged = SliceForward { uid, r#ref: key.clone(), generation: 1, hash, intent };
+        let forged = SliceForward { uid: uid.into(), r#ref: key.clone(), generation: 1, hash, intent };
         let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &NodeFacts::of(&scene.nodes[0].local_addresses(), 0));
         changes_are_clean(&compiled)?;
         let programmed = compiled.table.failures.is_empty();

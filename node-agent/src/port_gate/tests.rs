@@ -72,7 +72,7 @@ impl Scene {
     }
 
     fn kept(&self) -> Vec<String> {
-        self.state.not_admitted().unwrap().into_keys().collect()
+        self.state.not_admitted().unwrap().into_keys().map(|uid| uid.to_string()).collect()
     }
 
     async fn ports(&mut self) -> usize {

@@ -11,6 +11,7 @@ use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::gateway_pool::{
     FirewallBackend, GatewayPoolSpec, Grant, GrantPort, IpForward, Listen, ListenAddress, ListenAddressType,
 };
+use sallyport_api::id::Uid;
 use sallyport_api::names::DEFAULT_POOL;
 use sallyport_api::{Mode, Protocol, SourceNatMode};
 use sallyport_policy::decide::{Verdict, decide};
@@ -43,7 +44,7 @@ pub fn decide_here(
     addresses: Vec<IpAddr>,
     held: &BTreeMap<String, ForwardSliceSpec>,
     broken_pool: Option<&str>,
-    first_seen: &BTreeMap<String, i64>,
+    first_seen: &BTreeMap<Uid, i64>,
     now: i64,
 ) -> Decided {
     let mut problems = Vec::new();
@@ -54,7 +55,7 @@ pub fn decide_here(
             Object::Forward(key, spec) => {
                 files.insert(object.identity(), *file);
                 // Without an API server nobody gives out uids; the name is as lasting as the file.
-                let uid = key.to_string();
+                let uid = Uid::from(key.to_string());
                 forwards.push(Forward {
                     key: key.clone(),
                     generation: 1,
@@ -74,13 +75,13 @@ pub fn decide_here(
     }
     if pools.is_empty() {
         if let Some(broken) = broken_pool {
-            let holders: BTreeMap<&str, Option<i64>> = held
+            let holders: BTreeMap<&Uid, Option<i64>> = held
                 .values()
                 .flat_map(|slice| &slice.forwards)
-                .map(|forward| (forward.uid.as_str(), forward.intent.expires_at))
+                .map(|forward| (&forward.uid, forward.intent.expires_at))
                 .collect();
             forwards.retain_mut(|forward| {
-                if let Some(expiry) = holders.get(forward.uid.as_str()) {
+                if let Some(expiry) = holders.get(&forward.uid) {
                     // A grant that limited its lifetime is not there to be asked, so it expires as it would have.
                     let expiry = expiry.and_then(|expiry| Timestamp::from_second(expiry).ok()).map(Time);
                     if let (Some(expiry), Ok(spec)) = (expiry, &mut forward.spec) {

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::condition::{self, Status};
 use sallyport_api::gateway_node::NodeState;
 use sallyport_api::gateway_pool::ForwardCounts;
+use sallyport_api::id::Uid;
 use sallyport_api::port_forward::PortForwardStatus;
 use sallyport_api::{ConditionType, ForwardRef, Mode, Reason};
 use sallyport_policy::decide::Verdict;
@@ -37,7 +38,7 @@ pub(crate) struct Reporter {
     progress: BTreeMap<ForwardRef, Instant>,
     next_look: Option<Instant>,
     /// What was last written about forwards whose newest form, status included, cannot be read, by uid.
-    unreadable: BTreeMap<String, PortForwardStatus>,
+    unreadable: BTreeMap<Uid, PortForwardStatus>,
 }
 
 impl Reporter {
@@ -95,8 +96,8 @@ impl Reporter {
                 continue;
             }
             let spec = entry.object().map(|object| &object.spec);
-            let uid = entry.meta().uid.clone().unwrap_or_default();
-            let held = all_held.get(uid.as_str()).copied().unwrap_or_default();
+            let uid = entry.uid();
+            let held = all_held.get(&uid).copied().unwrap_or_default();
             let asked = of_pool(gateways, spec.map_or("", |spec| spec.pool.as_str()));
             let subject = Subject {
                 key: &key,

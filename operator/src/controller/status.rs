@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::condition::{Stated, Status, upsert};
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_node::GatewayNodeStatus;
-use sallyport_api::id::IntentHash;
-use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
+use sallyport_api::id::{IntentHash, Uid};
+use sallyport_api::names::MAX_ADDRESSES;
 use sallyport_api::port_forward::{
     AddressValue, NodeCounts, PortForwardSpec, PortForwardStatus, Summary, TargetCounts,
 };
@@ -309,8 +309,8 @@ fn leaving_from(intent: &Intent, gateways: &[Gateway<'_>]) -> Vec<AddressValue> 
 }
 
 /// Connections of a forward that are left to end by themselves, over all gateways.
-fn draining(uid: &str, gateways: &[Gateway<'_>]) -> i32 {
-    let prefix = uid.get(..UID_PREFIX).unwrap_or(uid);
+fn draining(uid: &Uid, gateways: &[Gateway<'_>]) -> i32 {
+    let prefix = uid.prefix();
     let listed = gateways.iter().filter_map(Gateway::report).flat_map(|report| &report.draining);
     listed.filter(|listed| listed.uid == prefix).fold(0, |sum: i32, listed| sum.saturating_add(listed.connections))
 }

@@ -8,6 +8,7 @@ use sallyport_api::ConditionType;
 use sallyport_api::condition::{self, Stated};
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
+use sallyport_api::id::Uid;
 use sallyport_api::port_forward::PortForwardSpec;
 use sallyport_policy::decide::Verdict;
 use sallyport_runtime::text;
@@ -45,8 +46,8 @@ pub(crate) struct Held<'a> {
 }
 
 /// What the slices hold for each forward, by its uid.
-pub(crate) fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Held<'_>> {
-    let mut all: BTreeMap<&str, Held<'_>> = BTreeMap::new();
+pub(crate) fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&Uid, Held<'_>> {
+    let mut all: BTreeMap<&Uid, Held<'_>> = BTreeMap::new();
     for slice in slices.values() {
         for forward in &slice.forwards {
             all.entry(&forward.uid).or_default().forward = Some((&slice.pool, forward));
@@ -64,7 +65,7 @@ pub(crate) struct Subject<'a> {
     /// Namespace and name.
     pub(crate) key: &'a ForwardRef,
     /// `metadata.uid`.
-    pub(crate) uid: &'a str,
+    pub(crate) uid: &'a Uid,
     /// `metadata.generation`.
     pub(crate) generation: Option<i64>,
     /// What it asks; `None` if that never could be read.

@@ -97,7 +97,7 @@ fn forward(object: PortForward) -> Forward {
     let namespace = object.metadata.namespace.unwrap_or_else(|| "default".into());
     let name = object.metadata.name.unwrap();
     Forward {
-        uid: object.metadata.uid.unwrap_or_else(|| format!("{namespace}/{name}")),
+        uid: object.metadata.uid.unwrap_or_else(|| format!("{namespace}/{name}")).into(),
         key: ForwardRef { namespace, name },
         generation: object.metadata.generation.unwrap_or(1),
         created: object.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),

@@ -135,7 +135,7 @@ pub fn scene(specs: &[PortForwardSpec], listen: &[&str]) -> Scene {
 pub fn forward(number: usize, spec: &PortForwardSpec) -> Forward {
     Forward {
         key: ForwardRef { namespace: "payments".into(), name: format!("f{number}") },
-        uid: format!("uid-{number}"),
+        uid: format!("uid-{number}").into(),
         generation: 1,
         created: 0,
         spec: Ok(spec.clone().into()),

@@ -4,7 +4,7 @@
 //! are read apart from its intent.
 
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
-use sallyport_api::id::{IntentHash, SliceHash};
+use sallyport_api::id::{IntentHash, SliceHash, Uid};
 use sallyport_policy::digest::{intent_hash, slice_hash_of};
 use serde::Deserialize;
 use serde_json::Value;
@@ -53,7 +53,7 @@ pub(crate) enum Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unsupported {
     /// `metadata.uid` of the `PortForward`.
-    pub uid: String,
+    pub uid: Uid,
     /// Which `PortForward` it is.
     pub forward: ForwardRef,
     /// What is not understood.
@@ -71,7 +71,7 @@ struct Outer {
 
 #[derive(Deserialize)]
 struct Head {
-    uid: String,
+    uid: Uid,
     r#ref: ForwardRef,
     hash: IntentHash,
 }
@@ -95,7 +95,7 @@ pub(crate) fn decode(spec: Value, generation: i64) -> Result<Decoded, NotUnderst
         });
         pairs.push((head.uid, head.hash));
     }
-    let hash = slice_hash_of(pairs.iter().map(|(uid, hash)| (uid.as_str(), hash)).collect());
+    let hash = slice_hash_of(pairs.iter().map(|(uid, hash)| (uid, hash)).collect());
     let planned = outer.planned.iter().filter_map(|value| SliceForward::deserialize(value).ok()).collect();
     Ok(Decoded { generation, pool: outer.pool, hash, forwards, planned })
 }

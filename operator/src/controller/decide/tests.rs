@@ -7,6 +7,7 @@ use sallyport_policy::digest::slice_hash;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::controller::cache::Cache;
 use crate::fixture::{Scene, forward, node, pool};
 
 fn key(name: &str) -> ForwardRef {
@@ -131,7 +132,7 @@ fn an_unreadable_forward_keeps_what_it_had() {
 
     // After a restart nothing but the slice tells what it was.
     let unreadable = unreadable_form(scene.forward("a"), "sources");
-    scene.store.forwards = cache::Cache::default();
+    scene.store.forwards = Cache::default();
     scene.see(unreadable);
     assert!(scene.store.forwards.entry("apps", "a").unwrap().object().is_none());
     let desired = scene.decide();
@@ -170,7 +171,7 @@ fn an_unreadable_newcomer_is_refused_by_what_is_wrong_with_it() {
 #[test]
 fn an_unreadable_pool_freezes_its_slices_and_nodes() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
-    scene.store.pools = cache::Cache::default();
+    scene.store.pools = Cache::default();
     scene.see(unreadable_form(pool("default"), "grants"));
     scene.see(forward("b", 3307));
     let mut changed = scene.forward("a");

@@ -37,7 +37,7 @@ fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardSt
         unreadable: entry.problem(),
         verdict: desired.verdicts.get(&key),
         expires_at: desired.expiries.get(&key).copied().and_then(time),
-        held: held(&desired.slices).get(uid.as_str()).copied().unwrap_or_default(),
+        held: held(&desired.slices).get(&uid).copied().unwrap_or_default(),
         asked: &gateways,
     };
     forward_status(&subject, &gateways, &scene.revisions, old, &at(now))
@@ -72,7 +72,7 @@ fn with_report(change: impl FnOnce(&mut GatewayNodeStatus)) -> Scene {
 }
 
 fn fails(report: &mut GatewayNodeStatus, reason: &str) {
-    report.observed_slices[0].failed = vec![uid("a")[..13].to_owned()];
+    report.observed_slices[0].failed = vec![uid("a").prefix()];
     report.failures = serde_json::from_value(
         json!([{ "ref": { "namespace": "apps", "name": "a" }, "reason": reason, "message": "look here" }]),
     )
@@ -344,7 +344,7 @@ fn draining_connections_are_summed_over_the_gateways() {
     let mut scene = Scene::settled(&["gw1", "gw2", "gw3"], &[("a", 3306), ("b", 3307)]);
     for (node, connections) in [("gw1", 3), ("gw2", 4)] {
         let mut status = scene.done(node);
-        let prefix: String = uid("a").chars().take(UID_PREFIX).collect();
+        let prefix = uid("a").prefix();
         status.draining = vec![serde_json::from_value(json!({ "uid": prefix, "connections": connections })).unwrap()];
         scene.report(node, status);
     }

@@ -176,8 +176,7 @@ fn each_forward_that_cannot_be_carried_is_listed_with_its_slice() {
     let failures: Vec<_> = status.failures.iter().map(|f| (f.r#ref.name.as_str(), f.reason.as_str())).collect();
     assert_eq!(failures, [("a", "UnsupportedIntent"), ("b", "PortConflict")]);
     assert_eq!((status.failures_total, status.failures[1].message.chars().count()), (2, MESSAGE));
-    let prefix = |uid: &str| uid.chars().take(UID_PREFIX).collect::<String>();
-    assert_eq!(status.observed_slices[0].failed, [prefix("default/a"), prefix("default/b")]);
+    assert_eq!(status.observed_slices[0].failed, ["default/a", "default/b"].map(UidPrefix::from));
     assert_eq!(status.observed_slices[0].state, SliceState::Programmed);
     assert_eq!(synced(&status), is("False", "UnsupportedIntent"));
 }
@@ -225,12 +224,12 @@ fn forwards_with_the_most_draining_connections_are_listed_and_others_are_not() {
     let mut scene = scene(|_| {});
     assert_eq!(scene.good().draining, []);
     for number in 0..150 {
-        scene.draining.insert(format!("{number:08}-0000-4000-8000-000000000000"), 1000 - number);
+        scene.draining.insert(format!("{number:08}-0000-4000-8000-000000000000").into(), 1000 - number);
     }
     let listed = scene.good().draining;
     assert_eq!(listed.len(), MAX_DRAINING);
-    assert_eq!(listed[0], DrainingForward { uid: "00000000-0000".to_owned(), connections: 1000 });
-    assert_eq!(listed[99], DrainingForward { uid: "00000099-0000".to_owned(), connections: 901 });
+    assert_eq!(listed[0], DrainingForward { uid: "00000000-0000".into(), connections: 1000 });
+    assert_eq!(listed[99], DrainingForward { uid: "00000099-0000".into(), connections: 901 });
 }
 
 #[test]
