@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_pool::IpForward;
-use sallyport_api::id::RulesDigest;
+use sallyport_api::id::{Moment, RulesDigest};
 use sallyport_engine::iptables::remove_vacant;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::drift::{Difference, Kind, differences, told};
@@ -122,7 +122,7 @@ pub struct Converger<E> {
     /// Whether each family that needed it was forwarded at the end of the last pass.
     forwarding: BTreeMap<Family, bool>,
     /// As of when it was compiled then.
-    at: i64,
+    at: Moment,
     /// Whether what was absent before us has been noted.
     remembered: bool,
     rivalry: Rivalry,
@@ -135,7 +135,7 @@ impl<E: Engine> Converger<E> {
     pub fn new(engine: E, sysctl: Option<Sysctl>) -> Self {
         let (installed, connections, carried, forwarding, rivalry) = Default::default();
         let (known, held, remembered, waiting) = Default::default();
-        let at = 0;
+        let at = Moment::default();
         Self {
             engine,
             sysctl,

@@ -62,7 +62,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use sallyport_api::testing::Forward;
-    use sallyport_api::{OnTargetRemoved, Protocol, SourceNatMode};
+    use sallyport_api::{Moment, OnTargetRemoved, Protocol, SourceNatMode};
 
     use super::*;
 
@@ -93,7 +93,7 @@ mod tests {
             |intent| intent.targets[0].weight = 2,
             |intent| intent.source_nat = SourceNatMode::Preserve,
             |intent| intent.on_target_removed = OnTargetRemoved::Sever,
-            |intent| intent.expires_at = Some(0),
+            |intent| intent.expires_at = Some(Moment(0)),
         ];
         let mut hashes: Vec<IntentHash> = changes
             .iter()

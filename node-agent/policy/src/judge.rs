@@ -9,13 +9,13 @@ use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_pool::GatewayPoolSpec;
-use sallyport_api::id::Uid;
+use sallyport_api::id::{Moment, Uid};
 use sallyport_api::intent::Intent;
 
 use crate::candidate::Candidate;
 use crate::claim::Claim;
 use crate::digest;
-use crate::expiry::{has_expired, moment};
+use crate::expiry::has_expired;
 use crate::observed::{Forward, Observed};
 use crate::pool::{Labels, Lifetime, Pool};
 use crate::validate::{Problem, revalidate, validate};
@@ -31,8 +31,8 @@ pub struct Contest<'a> {
 
 /// A pool that has no problem of its own.
 pub struct UsablePool<'a> {
-    /// When it was created, in seconds since 1970.
-    pub created: i64,
+    /// When it was created.
+    pub created: Moment,
     /// What it offers, typed.
     pub typed: Pool,
     /// The same as its admin wrote it.
@@ -58,7 +58,7 @@ pub struct Judge<'a> {
     /// What the slices hold for each uid.
     held: BTreeMap<&'a Uid, Vec<Held<'a>>>,
     /// When forwards expire or did; those only that could hold otherwise.
-    pub expiries: BTreeMap<ForwardRef, i64>,
+    pub expiries: BTreeMap<ForwardRef, Moment>,
 }
 
 impl<'a> Judge<'a> {
@@ -215,7 +215,7 @@ fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&Uid, Vec<Held<
 
 /// `limit` is that of the grant, if not the forward itself says when.
 fn expired(intent: &Intent, limit: Option<String>) -> Problem {
-    let at = intent.expires_at.map(moment).unwrap_or_default();
+    let at = intent.expires_at.unwrap_or_default();
     let (field, message) = match limit {
         None => ("spec.expiresAt", format!("expired at {at}; set a later moment, or delete the forward")),
         Some(limit) => (

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use sallyport_api::Reason;
-use sallyport_api::id::Uid;
+use sallyport_api::id::{Moment, Uid};
 use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source};
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::observed::{Forward, Leaving};
@@ -35,7 +35,7 @@ fn in_order_of_age(specs: &[PortForwardSpec]) -> Scene {
     let mut scene = scene(&[], &LISTEN);
     for (number, spec) in specs.iter().enumerate() {
         let created = i64::try_from(number).unwrap();
-        scene.forwards.push(Forward { created, ..forward(number, spec) });
+        scene.forwards.push(Forward { created: Moment(created), ..forward(number, spec) });
     }
     scene
 }

@@ -10,6 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
+use sallyport_api::id::Moment;
 use sallyport_api::intent::Intent;
 use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
 use sallyport_api::port_forward::{Mode, PortForwardSpec, Protocol};
@@ -172,7 +173,7 @@ proptest! {
         for (number, edit) in edits.into_iter().enumerate() {
             let mut touched = None;
             match edit {
-                Edit::Create(spec, created) => scene.forwards.push(Forward { created, ..forward(number, &spec) }),
+                Edit::Create(spec, created) => scene.forwards.push(Forward { created: Moment(created), ..forward(number, &spec) }),
                 Edit::Change(at, spec) if !scene.forwards.is_empty() => {
                     let at = at.index(scene.forwards.len());
                     scene.forwards[at].generation += 1;
@@ -321,7 +322,7 @@ proptest! {
         let mut scene = scene(&specs, &LISTEN);
         let before = scene.decide();
         scene.slices = before.slices.clone();
-        scene.now = now;
+        scene.now = Moment(now);
         let after = scene.decide();
         for (forward, expiry) in scene.forwards.iter().zip(&expiries) {
             let expired = expiry.is_some_and(|expiry| expiry <= now);
@@ -333,5 +334,5 @@ proptest! {
 }
 
 fn time(seconds: i64) -> Option<Time> {
-    serde_json::from_value(sallyport_policy::expiry::moment(seconds).into()).ok()
+    Moment(seconds).to_time()
 }

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
-use sallyport_api::{GatewayPool, Mode, Uid};
+use sallyport_api::{GatewayPool, Mode, Moment, Uid};
 use sallyport_policy::decide::{self as policy, Verdict};
 use sallyport_policy::observed::{Forward, Node as ObservedNode, Observed, PoolObject};
 use sallyport_policy::validate::Problem;
@@ -23,13 +23,13 @@ use crate::controller::rollout::SliceRevisions;
 use crate::controller::slices;
 use crate::controller::store::Store;
 
-/// Decides at `now`, in seconds since 1970; `gone` are the nodes that nobody waits for.
+/// Decides at `now`; `gone` are the nodes that nobody waits for.
 pub(crate) fn decide(
     store: &Store,
     revisions: &SliceRevisions,
     gone: &BTreeSet<String>,
     retention: Retention,
-    now: i64,
+    now: Moment,
 ) -> Desired {
     let held = slices::held(revisions);
     let (forwards, mut verdicts) = forwards(store, &held, retention);
@@ -87,9 +87,9 @@ fn namespaces(store: &Store) -> BTreeMap<String, BTreeMap<String, String>> {
     store.namespaces.objects().map(|namespace| labels(&namespace.metadata)).collect()
 }
 
-/// In seconds since 1970.
-fn created(meta: &ObjectMeta) -> i64 {
-    meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+/// When an object was created; 1970 where the API server does not say.
+fn created(meta: &ObjectMeta) -> Moment {
+    meta.creation_timestamp.as_ref().map(Moment::from).unwrap_or_default()
 }
 
 /// The forwards that a verdict is asked for, and the verdicts on those for which it is clear already.

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::condition::{self, Status};
 use sallyport_api::gateway_node::NodeState;
 use sallyport_api::gateway_pool::ForwardCounts;
-use sallyport_api::id::Uid;
+use sallyport_api::id::{Moment, Uid};
 use sallyport_api::port_forward::PortForwardStatus;
 use sallyport_api::{ConditionType, ForwardRef, Mode, Reason};
 use sallyport_policy::decide::Verdict;
@@ -22,7 +22,7 @@ use crate::controller::pool_status::pool_status;
 use crate::controller::rollout::SliceRevisions;
 use crate::controller::status::forward_status;
 use crate::controller::store::Store;
-use crate::controller::subject::{Gateway, Subject, held, time};
+use crate::controller::subject::{Gateway, Subject, held};
 use crate::controller::write::{ForwardReport, Write};
 use crate::metrics::Metrics;
 
@@ -106,7 +106,7 @@ impl Reporter {
                 spec,
                 unreadable: entry.problem(),
                 verdict,
-                expires_at: desired.expiries.get(&key).copied().and_then(time),
+                expires_at: desired.expiries.get(&key).copied().and_then(Moment::to_time),
                 held,
                 asked,
             };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::ConditionType;
 use sallyport_api::condition::{self, Stated};
@@ -80,11 +79,6 @@ pub(crate) struct Subject<'a> {
     pub(crate) held: Held<'a>,
     /// The gateways of the pool that it asks for; it may still be carried by those of another.
     pub(crate) asked: &'a [Gateway<'a>],
-}
-
-/// Seconds since 1970 as the API writes them.
-pub(crate) fn time(seconds: i64) -> Option<Time> {
-    Timestamp::from_second(seconds).ok().map(Time)
 }
 
 /// The first three names, and how many more there are.

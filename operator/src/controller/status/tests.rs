@@ -4,10 +4,11 @@
 
 use jiff::Timestamp;
 use sallyport_api::gateway_node::{GatewayNode, SliceState};
+use sallyport_api::id::Moment;
 use serde_json::json;
 
 use super::*;
-use crate::controller::subject::{held, time};
+use crate::controller::subject::held;
 use crate::fixture::{Scene, forward, synced, uid};
 
 fn at(seconds: i64) -> Time {
@@ -36,7 +37,7 @@ fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardSt
         spec: entry.object().map(|object| &object.spec),
         unreadable: entry.problem(),
         verdict: desired.verdicts.get(&key),
-        expires_at: desired.expiries.get(&key).copied().and_then(time),
+        expires_at: desired.expiries.get(&key).copied().and_then(Moment::to_time),
         held: held(&desired.slices).get(&uid).copied().unwrap_or_default(),
         asked: &gateways,
     };
