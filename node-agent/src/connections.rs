@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use sallyport_api::Protocol;
 use sallyport_api::id::Uid;
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::conntrack::Conntrack;
@@ -38,7 +39,7 @@ pub struct Connections {
 }
 
 /// Protocol, listen address and target.
-type Way = (u8, SocketAddr, SocketAddr);
+type Way = (Protocol, SocketAddr, SocketAddr);
 
 fn way(flow: &Flow) -> Way {
     (flow.protocol, flow.original.dst, flow.reply.src)

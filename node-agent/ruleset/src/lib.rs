@@ -26,4 +26,5 @@ pub mod rule;
 pub mod table;
 mod words;
 
+pub use sallyport_api::Protocol;
 pub use sallyport_policy::family;

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use sallyport_api::Protocol;
 use sallyport_api::forward_slice::ForwardSliceSpec;
 use sallyport_api::id::Moment;
 use sallyport_api::testing::Forward;
@@ -187,7 +188,7 @@ impl Engine for Kernel {
 
 /// A TCP socket that listens on every IPv4 address.
 pub(crate) fn listener(port: u16) -> Listener {
-    Listener { protocol: 6, ip: "0.0.0.0".parse().unwrap(), port, inode: 0 }
+    Listener { protocol: Protocol::Tcp, ip: "0.0.0.0".parse().unwrap(), port, inode: 0 }
 }
 
 /// The addresses of the host of tests.
