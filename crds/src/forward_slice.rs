@@ -8,6 +8,7 @@ use kube::core::cel::MergeStrategy;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+use crate::id::{IntentHash, SliceHash, Uid};
 use crate::intent::Intent;
 use crate::names::{MAX_NAME, MAX_PLANS, MAX_SLICE_FORWARDS, NAME_PATTERN};
 
@@ -42,7 +43,7 @@ pub struct ForwardSliceSpec {
     pub pool: String,
     /// Digest of the uids and hashes below, in uid order.
     #[schemars(length(max = 80))]
-    pub hash: String,
+    pub hash: SliceHash,
     /// The forwards of this slice, in the order of their uids.
     // Atomic: it has one writer, and tracking who owns which field of each entry would double the object's size.
     #[serde(default)]
@@ -63,14 +64,14 @@ pub struct ForwardSliceSpec {
 pub struct SliceForward {
     /// `metadata.uid` of the `PortForward`.
     #[schemars(length(min = 1, max = 64))]
-    pub uid: String,
+    pub uid: Uid,
     /// Which `PortForward` it is.
     pub r#ref: ForwardRef,
     /// Generation of the `PortForward` that the intent was made from.
     pub generation: i64,
     /// Hash of `intent`.
     #[schemars(length(max = 80))]
-    pub hash: String,
+    pub hash: IntentHash,
     /// What the agents make the kernel do.
     pub intent: Intent,
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::forward_slice::ForwardRef;
 use crate::gateway_pool::{FirewallBackend, IpForward, ReservedPort};
+use crate::id::{IntentHash, RulesDigest, SliceHash, UidPrefix};
 use crate::names::{
     MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_DRAINING, MAX_NAME, MAX_PLAN_TEXT, MAX_PLANS, MAX_SLICE_FORWARDS, NAME_PATTERN,
 };
@@ -144,7 +145,7 @@ pub struct GatewayNodeStatus {
     /// Digest of all our rules as the kernel returned them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
-    pub rules_digest: Option<String>,
+    pub rules_digest: Option<RulesDigest>,
     /// `Synced`: the kernel carries every slice of the pool. `IPForwarding`: the kernel forwards.
     /// `HostFirewallCompatible`: no other firewall of the host drops what is forwarded. `AdminServing`: the agent answers
     /// probes.
@@ -189,7 +190,7 @@ pub struct NodePlan {
     pub r#ref: ForwardRef,
     /// Hash of the intent that the kernel was compared with.
     #[schemars(length(max = 80))]
-    pub hash: String,
+    pub hash: IntentHash,
     /// The rules that would go (`-`) and come (`+`), as the node agent's `plan` prints them.
     #[schemars(length(max = MAX_PLAN_TEXT))]
     pub change: String,
@@ -215,14 +216,14 @@ pub struct ObservedSlice {
     pub generation: i64,
     /// Hash of the slice that `state` speaks of.
     #[schemars(length(max = 80))]
-    pub hash: String,
+    pub hash: SliceHash,
     /// `Pending`: seen, not yet read back from the kernel. `Programmed`: read back, except for the forwards in
     /// `failed`.
     pub state: SliceState,
     /// First 13 characters of the uids of the forwards in it that this node cannot carry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_SLICE_FORWARDS), inner(length(max = 36)))]
-    pub failed: Vec<String>,
+    pub failed: Vec<UidPrefix>,
 }
 
 /// How far a node is with a slice.
@@ -240,7 +241,7 @@ pub enum SliceState {
 pub struct DrainingForward {
     /// First 13 characters of the forward's uid.
     #[schemars(length(max = 36))]
-    pub uid: String,
+    pub uid: UidPrefix,
     /// How many they are on this node.
     #[schemars(range(min = 1))]
     pub connections: i32,

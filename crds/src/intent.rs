@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::id::Moment;
 use crate::names::{MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_PORTS, MAX_SOURCES, MAX_TARGETS};
 use crate::port_forward::{OnTargetRemoved, Protocol, SourceNatMode};
 
@@ -43,7 +44,7 @@ pub struct Intent {
     /// When it expires, in seconds since 1970; absent if it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
-    pub expires_at: Option<i64>,
+    pub expires_at: Option<Moment>,
 }
 
 /// One listened port or range of an intent.

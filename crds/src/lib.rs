@@ -16,6 +16,7 @@ pub mod condition;
 pub mod forward_slice;
 pub mod gateway_node;
 pub mod gateway_pool;
+pub mod id;
 pub mod intent;
 pub mod limits;
 pub mod manifest;
@@ -31,6 +32,7 @@ pub use gateway_pool::{
     Firewall, FirewallBackend, GatewayPool, GatewayPoolSpec, GatewayPoolStatus, Grant, GrantPort, IpForward, Listen,
     ListenAddress, ListenAddressType, ReservedPort,
 };
+pub use id::{IntentHash, Moment, RulesDigest, SliceHash, Uid};
 pub use intent::{Intent, IntentPort, IntentTarget};
 pub use port_forward::{
     ForwardPort, Lifecycle, Mode, OnTargetRemoved, PlannedChange, PortForward, PortForwardSpec, PortForwardStatus,

@@ -17,6 +17,7 @@ use crate::admission::{
     ports_do_not_overlap, rules_are_bounded, shifted_range_is_short, sources_have_targets, target_is_allowed,
     target_range_within_ports, targets_have_sources,
 };
+use crate::id::IntentHash;
 use crate::names::{
     DEFAULT_POOL, MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_IP_TEXT, MAX_MOMENT_TEXT, MAX_NAME, MAX_PLAN_ENTRIES,
     MAX_PLAN_TEXT, MAX_PORTS, MAX_SOURCES, MAX_TARGETS, MAX_WEIGHT, NAME_PATTERN,
@@ -329,11 +330,11 @@ pub struct PortForwardStatus {
     /// Hash of the intent at `observedGeneration`: equal hashes mean equal behaviour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
-    pub hash: Option<String>,
+    pub hash: Option<IntentHash>,
     /// Hash that was last read back from the kernel of every required node. Equal to `hash` when `Programmed` is True.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
-    pub applied_hash: Option<String>,
+    pub applied_hash: Option<IntentHash>,
     /// When the forward expires, or did: the moment in `spec.expiresAt`, or the one that the grant's `maxLifetime` leads to,
     /// whichever is earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::forward_slice::{ForwardRef, SliceForward};
+use crate::id::IntentHash;
 use crate::intent::{Intent, IntentPort, IntentTarget};
 use crate::port_forward::{OnTargetRemoved, PortForwardSpec, Protocol, SourceNatMode};
 
@@ -76,9 +77,9 @@ impl Forward {
     }
 
     /// Its entry in a slice, where `hash` gives the hash of its intent. Its uid is its name.
-    pub fn slice_forward(&self, hash: impl Fn(&Intent) -> String) -> SliceForward {
+    pub fn slice_forward(&self, hash: impl Fn(&Intent) -> IntentHash) -> SliceForward {
         let (intent, r#ref) = (self.intent(), self.key.clone());
-        SliceForward { uid: r#ref.name.clone(), r#ref, generation: 1, hash: hash(&intent), intent }
+        SliceForward { uid: r#ref.name.as_str().into(), r#ref, generation: 1, hash: hash(&intent), intent }
     }
 
     /// As a user writes it.

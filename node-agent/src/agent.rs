@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use sallyport_api::NodeState;
 use sallyport_api::gateway_pool::FirewallBackend;
+use sallyport_api::id::Moment;
 use sallyport_engine::Engine;
 use sallyport_engine::iptables::{Iptables, Variant};
 use sallyport_engine::route::events::RouteEvents;
@@ -246,7 +247,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if self.retry.at.is_none() && begun >= self.sockets_read + SOCKETS {
             self.sockets_read = begun;
             // Who may be admitted depends on no time.
-            let facts = NodeFacts::of(&self.host.addresses, 0);
+            let facts = NodeFacts::of(&self.host.addresses, Moment::default());
             if self.host.port_gate.is_freed(&self.converger.engine, intents, &facts, begun) {
                 return self.pass(intents, "port freed").await;
             }

@@ -8,12 +8,13 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use sallyport_api::id::Moment;
 use sallyport_runtime::once::Once;
 
 use crate::error_chain::chain_of;
 use crate::state::StateDir;
 
-/// The highest time on disk is never older than this while any forward will end.
+/// The highest time on disk is never more seconds old than this while any forward will end.
 const KEEP: i64 = 60;
 /// A host's clock that is further behind is worth a warning.
 const BEHIND: Duration = Duration::from_secs(5);
@@ -25,10 +26,10 @@ pub(crate) struct Clock {
     /// The highest time so far, and when it was.
     highest: (Duration, Instant),
     state: Rc<StateDir>,
-    /// The highest time on disk, in seconds since 1970.
-    kept: i64,
+    /// The highest time on disk.
+    kept: Moment,
     /// When the next forward ends.
-    next: Option<i64>,
+    next: Option<Moment>,
     /// Whether the host's clock is behind.
     behind: bool,
     /// Why the time could not be kept.
@@ -45,9 +46,9 @@ impl Clock {
                 error,
                 "the highest time seen is lost: if this host's clock is wrong, what has ended opens again"
             );
-            0
+            Moment::default()
         });
-        let highest = Duration::from_secs(u64::try_from(kept).unwrap_or_default());
+        let highest = Duration::from_secs(u64::try_from(kept.0).unwrap_or_default());
         let wall = Box::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
         Self {
             wall,
@@ -60,8 +61,8 @@ impl Clock {
         }
     }
 
-    /// Seconds since 1970.
-    pub(crate) fn now(&mut self) -> i64 {
+    /// What time it is.
+    pub(crate) fn now(&mut self) -> Moment {
         // The host's clock first: read after the other, a pause between the two would push the time ahead for good.
         let (wall, instant) = ((self.wall)(), Instant::now());
         let (highest, then) = self.highest;
@@ -75,11 +76,11 @@ impl Clock {
         }
         self.behind = behind > BEHIND;
         self.highest = (wall.max(counted), instant);
-        i64::try_from(self.highest.0.as_secs()).unwrap_or(i64::MAX)
+        i64::try_from(self.highest.0.as_secs()).map_or(Moment::MAX, Moment)
     }
 
     /// Forwards end at these times, and those that ended until `now` are about to be closed.
-    pub(crate) fn expect(&mut self, ends: impl Iterator<Item = i64>, now: i64) {
+    pub(crate) fn expect(&mut self, ends: impl Iterator<Item = Moment>, now: Moment) {
         let mut ended = None;
         self.next = None;
         for end in ends {
@@ -98,14 +99,14 @@ impl Clock {
     pub(crate) fn is_due(&mut self) -> bool {
         let Some(next) = self.next else { return false };
         let now = self.now();
-        if now - self.kept >= KEEP {
+        if now >= self.kept.plus(KEEP) {
             self.keep(now);
         }
         next <= now
     }
 
     /// A state directory that cannot be written must not keep anything open that has to be closed.
-    fn keep(&mut self, now: i64) {
+    fn keep(&mut self, now: Moment) {
         match self.state.keep_highest_time(now) {
             Ok(()) => {
                 self.kept = now;

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use sallyport_api::Protocol;
+use sallyport_api::id::Uid;
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::netlink;
@@ -21,7 +23,7 @@ const RECOUNT: Duration = Duration::from_secs(5);
 const SHARE: u32 = 50;
 
 /// Open connections to targets that take no new ones, by the uid of their forward.
-pub type Draining = BTreeMap<String, usize>;
+pub type Draining = BTreeMap<Uid, usize>;
 
 /// What was decided about the open connections, and when.
 #[derive(Debug, Default)]
@@ -30,14 +32,14 @@ pub struct Connections {
     /// rules changed.
     settled: Option<(Rc<Intents>, Vec<Failure>)>,
     /// Where those that drain go, and the uid of their forward.
-    ways: BTreeMap<Way, String>,
+    ways: BTreeMap<Way, Uid>,
     draining: Draining,
     /// When they are counted again.
     recount: Option<Instant>,
 }
 
 /// Protocol, listen address and target.
-type Way = (u8, SocketAddr, SocketAddr);
+type Way = (Protocol, SocketAddr, SocketAddr);
 
 fn way(flow: &Flow) -> Way {
     (flow.protocol, flow.original.dst, flow.reply.src)

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_pool::IpForward;
+use sallyport_api::id::{Moment, RulesDigest};
 use sallyport_engine::iptables::remove_unused;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
@@ -82,7 +83,7 @@ pub enum Error {
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Digest of our rules as the kernel returned them.
-    pub digest: String,
+    pub digest: RulesDigest,
     /// The chains that were written; absent when the kernel was already right.
     pub changed: Option<String>,
     /// Forwards without rules here, and why.
@@ -121,7 +122,7 @@ pub struct Converger<E> {
     /// Whether each family that needed it was forwarded at the end of the last pass.
     forwarding: BTreeMap<Family, bool>,
     /// As of when its rules were made then.
-    at: i64,
+    at: Moment,
     /// Whether it has been noted what comes into being with our rules.
     remembered: bool,
     precedence: Precedence,
@@ -141,7 +142,7 @@ impl<E: Engine> Converger<E> {
             is_current: false,
             held: false,
             forwarding: BTreeMap::new(),
-            at: 0,
+            at: Moment::default(),
             remembered: false,
             precedence: Precedence::default(),
             waiting: Waiting::default(),

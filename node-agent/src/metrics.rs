@@ -136,7 +136,7 @@ mod tests {
         metrics.passed(&PassReport { repaired, ..PassReport::of(&wanted, Ok(Report::default())) });
         assert_eq!(metrics.ready(), Ok(()));
 
-        let draining = [("a".to_owned(), 3), ("b".to_owned(), 4)].into();
+        let draining = [("a".into(), 3), ("b".into(), 4)].into();
         metrics.updated(&PassReport { draining, ..PassReport::of(&wanted, Ok(Report::default())) });
 
         let mut text = String::new();

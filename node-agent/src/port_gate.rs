@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::{IntentHash, Uid};
 use sallyport_engine::Engine;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::iptables::layout::lower;
@@ -28,9 +29,9 @@ const START: Duration = Duration::from_mins(1);
 /// The forwards of this host at the gate, by uid; one that is not here has not been seen yet.
 #[derive(Debug, Default)]
 pub(crate) struct PortGate {
-    gates: BTreeMap<String, Gate>,
+    gates: BTreeMap<Uid, Gate>,
     /// Those that were not admitted, by uid, and whether they wait, as they are on disk.
-    kept: BTreeMap<String, bool>,
+    kept: BTreeMap<Uid, bool>,
     /// What cannot be seen or kept.
     failure: Once,
 }
@@ -48,7 +49,7 @@ enum Gate {
 #[derive(Debug)]
 struct Wait {
     /// Hash of its intent: one that asks for something else is new again.
-    hash: String,
+    hash: IntentHash,
     /// Where somebody listened when it came. Who listens elsewhere later is not waited for.
     endpoints: BTreeSet<Endpoint>,
     /// Until when more of them are found.
@@ -123,10 +124,10 @@ impl PortGate {
         now: Instant,
     ) -> Waiting {
         let forwards = intents.forwards();
-        let current: BTreeMap<&str, &str> = forwards.iter().map(|f| (f.uid.as_str(), f.hash.as_str())).collect();
+        let current: BTreeMap<&Uid, &IntentHash> = forwards.iter().map(|f| (&f.uid, &f.hash)).collect();
         self.gates.retain(|uid, gate| match gate {
             Gate::Admitted => true,
-            Gate::Waiting(wait) => current.get(uid.as_str()) == Some(&wait.hash.as_str()),
+            Gate::Waiting(wait) => current.get(uid) == Some(&&wait.hash),
         });
         let outside = forwards.into_iter().filter(|forward| !self.is_admitted(&forward.uid));
         let outside: Vec<&SliceForward> = outside.collect();
@@ -198,14 +199,14 @@ impl PortGate {
         Some(Gate::Admitted)
     }
 
-    fn is_admitted(&self, uid: &str) -> bool {
+    fn is_admitted(&self, uid: &Uid) -> bool {
         matches!(self.gates.get(uid), Some(Gate::Admitted))
     }
 
     /// Keeps who was not admitted. That is on disk before the intents are, so that a crash makes nobody look admitted.
     pub(crate) fn keep(&mut self, intents: &Intents, state: &StateDir) {
         let outside = intents.forwards().into_iter().filter(|forward| !self.is_admitted(&forward.uid));
-        let outside: BTreeMap<String, bool> =
+        let outside: BTreeMap<Uid, bool> =
             outside.map(|forward| (forward.uid.clone(), self.gates.contains_key(&forward.uid))).collect();
         if self.kept == outside {
             return;
@@ -221,8 +222,8 @@ impl PortGate {
 
     /// A pass came to its end: what was not wanted in it is no longer in the kernel, and comes anew.
     pub(crate) fn passed(&mut self, intents: &Intents) {
-        let wanted: BTreeSet<&str> = intents.forwards().into_iter().map(|forward| forward.uid.as_str()).collect();
-        self.gates.retain(|uid, gate| matches!(gate, Gate::Waiting(_)) || wanted.contains(uid.as_str()));
+        let wanted: BTreeSet<&Uid> = intents.forwards().into_iter().map(|forward| &forward.uid).collect();
+        self.gates.retain(|uid, gate| matches!(gate, Gate::Waiting(_)) || wanted.contains(uid));
     }
 
     /// Whether one that waits may be admitted.

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use sallyport_api::SourceNatMode;
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::gateway_pool::FirewallBackend;
+use sallyport_api::id::Moment;
 use sallyport_engine::iptables::Variant;
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
@@ -33,7 +34,7 @@ pub fn render(manifests: &Path, addresses: &[IpAddr], audience: Audience) -> any
     let state = StateDir::read_only(Path::new("/nonexistent"));
     directory.look(&all, &state)?;
     let (objects, mut problems) = directory.objects();
-    let now = jiff::Timestamp::now().as_second();
+    let now = Moment(jiff::Timestamp::now().as_second());
     let Decided { intents, problems: refused, .. } = decide_here(
         &objects,
         "render",

@@ -51,10 +51,9 @@ pub(crate) fn refusal<E: Engine>(
 
 /// Of a forward where `listener` was there first.
 pub(crate) fn in_use(forward: &SliceForward, listener: &Listener) -> Failure {
-    let protocol = if listener.protocol == 6 { "TCP" } else { "UDP" };
     let who = process_of(listener.inode).unwrap_or_else(|| "a program of this host".to_owned());
     let place = if listener.ip.is_unspecified() { "every address".to_owned() } else { listener.ip.to_string() };
-    let port = listener.port;
+    let (port, protocol) = (listener.port, listener.protocol);
     let wait = FREE.as_secs();
     refused(
         forward,

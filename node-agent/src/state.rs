@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sallyport_api::id::{Moment, Uid};
 use sallyport_engine::iptables::NftObject;
 use sallyport_runtime::file;
 use serde::de::DeserializeOwned;
@@ -127,12 +128,12 @@ impl StateDir {
     }
 
     /// Forwards among the intents that never were admitted, by uid, and whether they wait for a listener to go.
-    pub fn not_admitted(&self) -> Result<BTreeMap<String, bool>, Error> {
+    pub fn not_admitted(&self) -> Result<BTreeMap<Uid, bool>, Error> {
         Ok(self.load("newcomers.json")?.unwrap_or_default())
     }
 
     /// Keeps them, or forgets all: forwards that count as admitted by mistake take nothing from anybody.
-    pub fn keep_not_admitted(&self, forwards: &BTreeMap<String, bool>) -> Result<(), Error> {
+    pub fn keep_not_admitted(&self, forwards: &BTreeMap<Uid, bool>) -> Result<(), Error> {
         let path = self.path.join("newcomers.json");
         if forwards.is_empty() {
             return remove(&path);
@@ -153,26 +154,26 @@ impl StateDir {
         self.store("carried.json", carried, true)
     }
 
-    /// The highest time that was seen, in seconds since 1970; 0 if none was kept.
-    pub fn highest_time(&self) -> Result<i64, Error> {
+    /// The highest time that was seen; 1970 if none was kept.
+    pub fn highest_time(&self) -> Result<Moment, Error> {
         Ok(self.load("clock.json")?.unwrap_or_default())
     }
 
     /// Keeps the highest time that was seen; on disk when this returns.
-    pub fn keep_highest_time(&self, seconds: i64) -> Result<(), Error> {
+    pub fn keep_highest_time(&self, time: Moment) -> Result<(), Error> {
         if self.lock.is_none() {
             return Ok(());
         }
-        self.store("clock.json", &seconds, true)
+        self.store("clock.json", &time, true)
     }
 
-    /// Since when each forward is there, by uid, in seconds since 1970.
-    pub fn first_seen(&self) -> Result<BTreeMap<String, i64>, Error> {
+    /// Since when each forward is there, by uid.
+    pub fn first_seen(&self) -> Result<BTreeMap<Uid, Moment>, Error> {
         Ok(self.load("first-seen.json")?.unwrap_or_default())
     }
 
     /// Keeps since when each forward is there; on disk when this returns.
-    pub fn keep_first_seen(&self, first_seen: &BTreeMap<String, i64>) -> Result<(), Error> {
+    pub fn keep_first_seen(&self, first_seen: &BTreeMap<Uid, Moment>) -> Result<(), Error> {
         if self.lock.is_none() {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::Uid;
 use sallyport_ruleset::table::Failure;
 
 use crate::intents::Intents;
@@ -13,7 +14,7 @@ pub struct Waiting {
     /// Why, for each.
     pub failures: Vec<Failure>,
     /// Uids of the forwards that wait.
-    pub uids: BTreeSet<String>,
+    pub uids: BTreeSet<Uid>,
 }
 
 impl Waiting {

@@ -45,6 +45,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Client;
 use sallyport_api::GatewayNodeStatus;
+use sallyport_api::id::Moment;
 use sallyport_api::names::AGENT_NAME;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -85,10 +86,10 @@ pub(crate) struct Controller {
     events: Events,
     metrics: Arc<Metrics>,
     readiness: Readiness,
-    /// Seconds since 1970 by the API server's clock; never goes back.
-    now: i64,
+    /// The time by the API server's clock; never goes back.
+    now: Moment,
     /// When the next forward expires.
-    next_expiry: Option<i64>,
+    next_expiry: Option<Moment>,
     tick: Interval,
     /// Whether to pass again at the next tick.
     again: bool,
@@ -125,7 +126,7 @@ impl Controller {
             events,
             metrics,
             readiness,
-            now: 0,
+            now: Moment::default(),
             next_expiry: None,
             tick,
             again: false,
@@ -191,7 +192,7 @@ impl Controller {
     /// Looks at what changes by the clock alone; whether something has.
     fn look_at_the_clock(&mut self) -> bool {
         let now = self.leadership.now();
-        self.now = self.now.max(now.as_second());
+        self.now = self.now.max(Moment(now.as_second()));
         let liveness = self.tracker.track(&self.store, now);
         let changed = liveness != self.liveness || self.next_expiry.is_some_and(|expiry| expiry <= self.now);
         self.liveness = liveness;

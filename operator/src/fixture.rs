@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use kube::Resource;
 use kube::runtime::watcher::Event;
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus, NodeState};
+use sallyport_api::id::{Moment, Uid};
 use sallyport_api::names::{AGENT_LABEL, FINALIZER};
 use sallyport_api::testing::Forward;
 use serde::de::DeserializeOwned;
@@ -26,8 +27,8 @@ use crate::controller::uninstall;
 use crate::controller::write::Write;
 
 /// The uid of the forward called `name`, longer than the part of it that reports hold.
-pub(crate) fn uid(name: &str) -> String {
-    format!("{name:x<13}-0001")
+pub(crate) fn uid(name: &str) -> Uid {
+    format!("{name:x<13}-0001").into()
 }
 
 /// A forward of the namespace `apps`.
@@ -90,8 +91,8 @@ pub(crate) struct Scene {
     pub(crate) retention: Retention,
     /// Whether all this is to go.
     pub(crate) uninstalling: bool,
-    /// Seconds since 1970.
-    pub(crate) now: i64,
+    /// What time it is.
+    pub(crate) now: Moment,
     revision: u64,
 }
 

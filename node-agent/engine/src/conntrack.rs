@@ -8,11 +8,12 @@ use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, Nla, parse_u16_be, parse_u32_be,
 };
 use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,
-    Status, Tuple as TupleAttribute,
+    ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple,
+    Protocol as ProtocolNumber, Status, Tuple as TupleAttribute,
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use sallyport_ruleset::Protocol;
 use sallyport_ruleset::flow::{Flow, Tuple};
 
 use crate::netlink::{Error, Socket};
@@ -31,9 +32,6 @@ const FILTER_PROTOCOL: u32 = 1 << 3;
 // include/uapi/linux/netfilter/nf_conntrack_tcp.h
 const TIME_WAIT: u8 = 7;
 const CLOSE: u8 = 8;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 /// The connections tracked in one network namespace.
 ///
@@ -73,7 +71,7 @@ impl Conntrack {
         for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
             // A kernel before 5.8 ignores CTA_FILTER and sends everything: look again.
             self.list("list UDP connections", family, get_udp(), |flow| {
-                if flow.protocol == UDP {
+                if flow.protocol == Protocol::Udp {
                     flows.push(flow);
                 }
             })?;
@@ -134,7 +132,7 @@ fn other(kind: u16, value: Vec<u8>) -> ConntrackAttribute {
 /// Asks for UDP only. Built from plain attributes, because [`ConntrackAttribute::Other`] loses the
 /// flag `NLA_F_NESTED` that `CTA_FILTER` must have.
 fn get_udp() -> ConntrackMessage {
-    let protocol = TupleAttribute::Proto(vec![ProtoTuple::Protocol(Protocol::Udp)]);
+    let protocol = TupleAttribute::Proto(vec![ProtoTuple::Protocol(ProtocolNumber::Udp)]);
     let flags = DefaultNla::new(CTA_FILTER_ORIG_FLAGS, FILTER_PROTOCOL.to_ne_bytes().to_vec());
     ConntrackMessage::Other {
         message_type: ConntrackMessageType::Get.into(),
@@ -148,11 +146,15 @@ fn nested(kind: u16, inner: &impl Nla) -> DefaultNla {
     DefaultNla::new(kind | NLA_F_NESTED, bytes)
 }
 
-fn tuple_attributes(protocol: u8, tuple: &Tuple) -> Vec<TupleAttribute> {
+fn tuple_attributes(protocol: Protocol, tuple: &Tuple) -> Vec<TupleAttribute> {
+    let number = match protocol {
+        Protocol::Tcp => ProtocolNumber::Tcp,
+        Protocol::Udp => ProtocolNumber::Udp,
+    };
     vec![
         TupleAttribute::Ip(vec![IPTuple::SourceAddress(tuple.src.ip()), IPTuple::DestinationAddress(tuple.dst.ip())]),
         TupleAttribute::Proto(vec![
-            ProtoTuple::Protocol(Protocol::from(protocol)),
+            ProtoTuple::Protocol(number),
             ProtoTuple::SourcePort(tuple.src.port()),
             ProtoTuple::DestinationPort(tuple.dst.port()),
         ]),
@@ -200,9 +202,9 @@ fn is_closed(info: &ProtoInfo) -> bool {
 }
 
 /// Protocol and endpoints of one direction, `None` when it is neither TCP nor UDP.
-fn decode_tuple(parts: &[TupleAttribute]) -> Result<Option<(u8, Tuple)>, DecodeError> {
+fn decode_tuple(parts: &[TupleAttribute]) -> Result<Option<(Protocol, Tuple)>, DecodeError> {
     let (mut src, mut dst, mut src_port, mut dst_port) = (None, None, None, None);
-    let mut protocol = 0;
+    let mut protocol = None;
     for part in parts {
         match part {
             TupleAttribute::Ip(addresses) => {
@@ -217,7 +219,9 @@ fn decode_tuple(parts: &[TupleAttribute]) -> Result<Option<(u8, Tuple)>, DecodeE
             TupleAttribute::Proto(fields) => {
                 for field in fields {
                     match field {
-                        ProtoTuple::Protocol(number) => protocol = u8::from(*number),
+                        ProtoTuple::Protocol(ProtocolNumber::Tcp) => protocol = Some(Protocol::Tcp),
+                        ProtoTuple::Protocol(ProtocolNumber::Udp) => protocol = Some(Protocol::Udp),
+                        ProtoTuple::Protocol(_) => protocol = None,
                         ProtoTuple::SourcePort(port) => src_port = Some(*port),
                         ProtoTuple::DestinationPort(port) => dst_port = Some(*port),
                         _ => {}
@@ -227,9 +231,7 @@ fn decode_tuple(parts: &[TupleAttribute]) -> Result<Option<(u8, Tuple)>, DecodeE
             _ => {}
         }
     }
-    if protocol != TCP && protocol != UDP {
-        return Ok(None);
-    }
+    let Some(protocol) = protocol else { return Ok(None) };
     let (Some(src), Some(dst), Some(src_port), Some(dst_port)) = (src, dst, src_port, dst_port) else {
         return Err(DecodeError::from("tuple without addresses or ports"));
     };

@@ -12,6 +12,7 @@ use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROT
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use sallyport_ruleset::Protocol;
 use sallyport_ruleset::listener::Listener;
 
 use crate::netlink::{Error, Socket};
@@ -23,10 +24,12 @@ const LOOPBACK_INDEX: u32 = 1;
 pub fn listeners() -> Result<Vec<Listener>, Error> {
     let socket = Socket::open(NETLINK_SOCK_DIAG)?;
     let mut found = Vec::new();
-    for (protocol, states) in [(IPPROTO_TCP, StateFlags::LISTEN), (IPPROTO_UDP, StateFlags::CLOSE)] {
+    for (protocol, number, states) in
+        [(Protocol::Tcp, IPPROTO_TCP, StateFlags::LISTEN), (Protocol::Udp, IPPROTO_UDP, StateFlags::CLOSE)]
+    {
         for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
             let (states, extensions) = (states.clone(), ExtensionFlags::empty());
-            let request = InetRequest { family, protocol, extensions, states, socket_id };
+            let request = InetRequest { family, protocol: number, extensions, states, socket_id };
             let question = SockDiagMessage::InetRequest(request);
             let listed = socket.ask("list the host's listeners", question, NLM_F_DUMP, |answer| {
                 if let SockDiagMessage::InetResponse(response) = answer {
@@ -47,7 +50,7 @@ pub fn listeners() -> Result<Vec<Listener>, Error> {
 
 /// The places where a socket listens: two if it takes both families. Nothing for one that is not bound, or only to the
 /// loopback interface.
-fn decode(protocol: u8, response: &InetResponse) -> Vec<Listener> {
+fn decode(protocol: Protocol, response: &InetResponse) -> Vec<Listener> {
     let id = &response.header.socket_id;
     if id.source_port == 0 || id.interface_id == LOOPBACK_INDEX {
         return Vec::new();
@@ -80,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    fn at(protocol: u8, port: u16) -> Vec<String> {
+    fn at(protocol: Protocol, port: u16) -> Vec<String> {
         let all = listeners().unwrap();
         all.iter().filter(|l| l.protocol == protocol && l.port == port).map(|l| l.ip.to_string()).collect()
     }
@@ -95,8 +98,8 @@ mod tests {
         ] {
             let tcp = TcpListener::bind(format!("{address}:0")).unwrap();
             let udp = UdpSocket::bind(format!("{address}:0")).unwrap();
-            assert_eq!(at(IPPROTO_TCP, tcp.local_addr().unwrap().port()), seen, "{address}");
-            assert_eq!(at(IPPROTO_UDP, udp.local_addr().unwrap().port()), seen, "{address}");
+            assert_eq!(at(Protocol::Tcp, tcp.local_addr().unwrap().port()), seen, "{address}");
+            assert_eq!(at(Protocol::Udp, udp.local_addr().unwrap().port()), seen, "{address}");
         }
     }
 
@@ -104,10 +107,10 @@ mod tests {
     fn connections_are_no_listeners() {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
-        assert_eq!(at(IPPROTO_TCP, client.local_addr().unwrap().port()), [""; 0]);
+        assert_eq!(at(Protocol::Tcp, client.local_addr().unwrap().port()), [""; 0]);
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         udp.connect(server.local_addr().unwrap()).unwrap();
-        assert_eq!(at(IPPROTO_UDP, udp.local_addr().unwrap().port()), [""; 0]);
+        assert_eq!(at(Protocol::Udp, udp.local_addr().unwrap().port()), [""; 0]);
     }
 
     #[test]

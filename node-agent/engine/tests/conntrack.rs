@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use namespace::{in_namespace, run};
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::generation::Generation;
+use sallyport_ruleset::Protocol;
 use sallyport_ruleset::flow::{Flow, Tuple};
 
 /// Makes an entry: `conntrack -I` with the words of `entry`.
@@ -62,7 +63,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
         assert_eq!(ids.len(), 4, "an id for each of four");
         let expected = [
             Flow {
-                protocol: 6,
+                protocol: Protocol::Tcp,
                 original: tuple("10.30.0.10:40000", "10.30.1.78:3306"),
                 reply: tuple("10.30.2.20:3307", "10.30.1.78:41000"),
                 mark: 0x1005,
@@ -72,7 +73,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
                 is_over: false,
             },
             Flow {
-                protocol: 6,
+                protocol: Protocol::Tcp,
                 original: tuple("[2001:db8::10]:40001", "[2001:db8:1::78]:3306"),
                 reply: tuple("[2001:db8:1::78]:3306", "[2001:db8::10]:40001"),
                 mark: 0x1000,
@@ -82,7 +83,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
                 is_over: true,
             },
             Flow {
-                protocol: 17,
+                protocol: Protocol::Udp,
                 original: tuple("10.30.0.10:40002", "10.30.1.78:53"),
                 reply: tuple("10.30.2.20:5353", "10.30.0.10:40002"),
                 mark: 0x1000,
@@ -92,7 +93,7 @@ fn every_field_of_every_kind_of_flow_is_read() {
                 is_over: false,
             },
             Flow {
-                protocol: 17,
+                protocol: Protocol::Udp,
                 original: tuple("[2001:db8::10]:40003", "[2001:db8:1::78]:53"),
                 reply: tuple("[2001:db8:2::20]:53", "[2001:db8::10]:40003"),
                 mark: 0x1000,

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::LazyLock;
 
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::Moment;
 use sallyport_node_agent::manifest::{self, Object};
 use sallyport_node_agent::source::local::{Decided, decide_here};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
@@ -26,8 +27,8 @@ mod kernel;
 
 /// What the gateway has on its interfaces.
 const LOCAL: [(&str, u8); 4] = [("127.0.0.1", 8), ("10.30.1.78", 23), ("::1", 128), ("fd00:30::78", 64)];
-/// In seconds since 1970: some time in 2026.
-const NOW: i64 = 1_767_225_600;
+/// Some time in 2026.
+const NOW: Moment = Moment(1_767_225_600);
 /// Jumps of ours in chains of others.
 const HOOKS: [(&str, &str); 4] =
     [("FORWARD", "SALLY-FWD"), ("PREROUTING", "SALLY-PRE"), ("OUTPUT", "SALLY-PRE"), ("POSTROUTING", "SALLY-POST")];

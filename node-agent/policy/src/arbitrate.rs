@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sallyport_api::condition::Reason;
+use sallyport_api::id::Uid;
 
 use crate::candidate::Candidate;
 use crate::claim::{Claim, ClaimTable, Held};
@@ -14,7 +15,7 @@ use crate::validate::Problem;
 
 /// What the nodes of one pool may still carry, by port.
 pub struct OutgoingClaims<'a> {
-    by_port: BTreeMap<u16, Vec<Held<&'a str>>>,
+    by_port: BTreeMap<u16, Vec<Held<&'a Uid>>>,
     /// Ports in the longest range, less one.
     longest: u16,
 }
@@ -27,14 +28,14 @@ impl<'a> OutgoingClaims<'a> {
             for claim in Claim::of(&gone.intent) {
                 let (first, last) = claim.ports();
                 claims.longest = claims.longest.max(last - first);
-                claims.by_port.entry(first).or_default().push(Held { claim, owner: gone.uid.as_str() });
+                claims.by_port.entry(first).or_default().push(Held { claim, owner: &gone.uid });
             }
         }
         claims
     }
 
     /// The part of `claim` that somebody other than `uid` has too.
-    fn conflict(&self, claim: &Claim, uid: &str) -> Option<Claim> {
+    fn conflict(&self, claim: &Claim, uid: &Uid) -> Option<Claim> {
         let (first, last) = claim.ports();
         let near = self.by_port.range(first.saturating_sub(self.longest)..=last).flat_map(|(_, claims)| claims);
         let mut others = near.filter(|held| held.owner != uid && held.claim.overlaps(claim));

@@ -1,6 +1,7 @@
 //! Who wants what of a pool, once nothing but the wishes of others can be in the way.
 
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
+use sallyport_api::id::Moment;
 
 use crate::claim::Claim;
 use crate::observed::Forward;
@@ -26,7 +27,7 @@ pub struct Candidate<'a> {
 impl Candidate<'_> {
     /// Who was accepted like this comes first, so that nobody's edit takes their quota; then holders of all that they
     /// want, then of a part, then the older, then by name.
-    pub fn rank(&self) -> (bool, bool, bool, i64, &ForwardRef) {
+    pub fn rank(&self) -> (bool, bool, bool, Moment, &ForwardRef) {
         let all_held = self.claims.iter().all(|claim| self.held.iter().any(|held| claim.is_within(held)));
         (!self.unchanged, !all_held, self.held.is_empty(), self.forward.created, &self.forward.key)
     }

@@ -13,6 +13,7 @@ use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
+use sallyport_api::id::{IntentHash, Moment};
 use sallyport_api::names::MAX_PLANS;
 
 use crate::arbitrate::{OutgoingClaims, arbitrate, blocked_by};
@@ -29,7 +30,7 @@ use crate::validate::Problem;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It holds; the hash of its intent.
-    Accepted(String),
+    Accepted(IntentHash),
     /// It does not; never empty.
     Refused(Vec<Problem>),
 }
@@ -39,8 +40,8 @@ pub enum Verdict {
 pub struct Decision {
     /// The verdict on every forward.
     pub forwards: BTreeMap<ForwardRef, Verdict>,
-    /// When forwards expire or did, in seconds since 1970; those only that could hold otherwise.
-    pub expiries: BTreeMap<ForwardRef, i64>,
+    /// When forwards expire or did; those only that could hold otherwise.
+    pub expiries: BTreeMap<ForwardRef, Moment>,
     /// The problems of every pool; empty for a pool that works.
     pub pools: BTreeMap<String, Vec<Problem>>,
     /// The configuration of every node that a pool selects.

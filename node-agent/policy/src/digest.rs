@@ -4,6 +4,7 @@
 //! added later changes no hash of an object that does not use it.
 
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::{IntentHash, SliceHash, Uid};
 use sallyport_api::intent::Intent;
 use sha2::{Digest as _, Sha256};
 
@@ -12,22 +13,22 @@ pub const FORMAT: &str = "v1";
 
 /// The hash of one intent, for example `v1:9f2c…`.
 #[must_use]
-pub fn intent_hash(intent: &Intent) -> String {
+pub fn intent_hash(intent: &Intent) -> IntentHash {
     let canonical = serde_json::to_vec(intent).expect("an intent holds only strings, numbers and lists");
-    finish(Sha256::new().chain_update(canonical))
+    finish(Sha256::new().chain_update(canonical)).into()
 }
 
 /// The hash of a slice: of each forward's uid and hash, in uid order.
 #[must_use]
-pub fn slice_hash(forwards: &[SliceForward]) -> String {
-    slice_hash_of(forwards.iter().map(|f| (f.uid.as_str(), f.hash.as_str())).collect())
+pub fn slice_hash(forwards: &[SliceForward]) -> SliceHash {
+    slice_hash_of(forwards.iter().map(|f| (&f.uid, &f.hash)).collect())
 }
 
 /// The hash of the slice whose forwards have these uids and hashes, whatever else is in it.
 #[must_use]
-pub fn slice_hash_of(mut pairs: Vec<(&str, &str)>) -> String {
+pub fn slice_hash_of(mut pairs: Vec<(&Uid, &IntentHash)>) -> SliceHash {
     pairs.sort_unstable();
-    hash_of_lines(pairs.into_iter().map(|(uid, hash)| format!("{uid} {hash}")))
+    hash_of_lines(pairs.into_iter().map(|(uid, hash)| format!("{uid} {hash}"))).into()
 }
 
 /// The hash of these lines, in this order.
@@ -61,7 +62,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use sallyport_api::testing::Forward;
-    use sallyport_api::{OnTargetRemoved, Protocol, SourceNatMode};
+    use sallyport_api::{Moment, OnTargetRemoved, Protocol, SourceNatMode};
 
     use super::*;
 
@@ -75,9 +76,9 @@ mod tests {
         let canonical = serde_json::to_string(&intent()).unwrap();
         let expected = r#"{"ports":[{"protocol":"TCP","port":3306,"endPort":3306,"targetPort":3306}],"allow":["10.30.1.80/32"],"targets":[{"ip":"10.30.1.79","weight":1}]}"#;
         assert_eq!(canonical, expected);
-        assert_eq!(intent_hash(&intent()), "v1:2a9cab620706c09f70886b72f01dcf62");
+        assert_eq!(intent_hash(&intent()).as_str(), "v1:2a9cab620706c09f70886b72f01dcf62");
         assert_eq!(short_id("payments/mysql"), "b1eb8ff8d0a0ee31");
-        assert_eq!(slice_hash(&[]), "v1:e3b0c44298fc1c149afbf4c8996fb924");
+        assert_eq!(slice_hash(&[]).as_str(), "v1:e3b0c44298fc1c149afbf4c8996fb924");
     }
 
     #[test]
@@ -92,9 +93,9 @@ mod tests {
             |intent| intent.targets[0].weight = 2,
             |intent| intent.source_nat = SourceNatMode::Preserve,
             |intent| intent.on_target_removed = OnTargetRemoved::Sever,
-            |intent| intent.expires_at = Some(0),
+            |intent| intent.expires_at = Some(Moment(0)),
         ];
-        let mut hashes: Vec<String> = changes
+        let mut hashes: Vec<IntentHash> = changes
             .iter()
             .map(|change| {
                 let mut altered = intent();

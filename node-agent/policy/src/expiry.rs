@@ -1,19 +1,13 @@
 //! When a forward expires. What time it is now is for the caller to say.
 
-use k8s_openapi::jiff::Timestamp;
+use sallyport_api::id::Moment;
 use sallyport_api::intent::Intent;
 use sallyport_api::names::MAX_LIFETIME_HOURS;
 
-/// Whether the intent expired at `now`, in seconds since 1970, or before.
+/// Whether the intent expired at `now` or before.
 #[must_use]
-pub fn has_expired(intent: &Intent, now: i64) -> bool {
+pub fn has_expired(intent: &Intent, now: Moment) -> bool {
     intent.expires_at.is_some_and(|expiry| expiry <= now)
-}
-
-/// Seconds since 1970 as users write them, for example `2026-01-31T18:00:00Z`.
-#[must_use]
-pub fn moment(seconds: i64) -> String {
-    Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
 /// The seconds of a duration such as `1h30m`; `None` if it is none, or not from 1s to [`MAX_LIFETIME_HOURS`].
@@ -63,11 +57,5 @@ mod tests {
         ] {
             assert_eq!(lifetime(text), None, "{text}");
         }
-    }
-
-    #[test]
-    fn a_moment_is_written_as_users_write_it() {
-        assert_eq!(moment(1_769_882_400), "2026-01-31T18:00:00Z");
-        assert_eq!(moment(i64::MAX), i64::MAX.to_string());
     }
 }

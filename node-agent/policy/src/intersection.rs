@@ -73,7 +73,7 @@ pub fn smaller(a: IpNet, b: IpNet) -> Option<IpNet> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use sallyport_api::{OnTargetRemoved, Protocol, SourceNatMode};
+    use sallyport_api::{Moment, OnTargetRemoved, Protocol, SourceNatMode};
 
     use super::*;
 
@@ -94,7 +94,7 @@ mod tests {
             prop::collection::vec(net.clone(), 1..3),
             prop::collection::vec(net, 0..2),
             prop::collection::btree_map(1..6_u8, target, 1..4),
-            prop::option::of(1..9_i64),
+            prop::option::of((1..9_i64).prop_map(Moment)),
             any::<bool>(),
         )
             .prop_map(|(addresses, ports, allow, deny, targets, expires_at, masquerade)| Intent {
@@ -110,7 +110,7 @@ mod tests {
     }
 
     /// Whether a connection from `client` to `port` of `address` may be delivered to `target` at `now`.
-    fn allows(intent: &Intent, address: IpAddr, port: u16, client: IpAddr, target: (IpAddr, u16), now: i64) -> bool {
+    fn allows(intent: &Intent, address: IpAddr, port: u16, client: IpAddr, target: (IpAddr, u16), now: Moment) -> bool {
         let in_port = |range: &IntentPort| {
             range.protocol == Protocol::Tcp
                 && (range.port..=range.end_port).contains(&port)
@@ -133,7 +133,7 @@ mod tests {
             let packet = |intent: &Intent| {
                 let client = IpAddr::from([10, 0, 1, client]);
                 let target = (IpAddr::from([10, 0, 0, target]), port + shift);
-                allows(intent, IpAddr::from([10, 0, 0, address]), port, client, target, now)
+                allows(intent, IpAddr::from([10, 0, 0, address]), port, client, target, Moment(now))
             };
             let both = intersection(&was, &is);
             let expected = packet(&was) && packet(&is) && was.source_nat == is.source_nat;

@@ -9,12 +9,13 @@ use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_pool::GatewayPoolSpec;
+use sallyport_api::id::{Moment, Uid};
 use sallyport_api::intent::Intent;
 
 use crate::candidate::Candidate;
 use crate::claim::Claim;
 use crate::digest;
-use crate::expiry::{has_expired, moment};
+use crate::expiry::has_expired;
 use crate::observed::{Forward, Observed};
 use crate::pool::{Labels, Lifetime, Pool};
 use crate::validate::{Problem, revalidate, validate};
@@ -30,8 +31,8 @@ pub struct Candidates<'a> {
 
 /// A pool that has no problem of its own.
 pub struct UsablePool<'a> {
-    /// When it was created, in seconds since 1970.
-    pub created: i64,
+    /// When it was created.
+    pub created: Moment,
     /// What it offers, typed.
     pub typed: Pool,
     /// The same as its admin wrote it.
@@ -55,9 +56,9 @@ pub struct Judge<'a> {
     observed: &'a Observed<'a>,
     gateways: &'a BTreeSet<IpAddr>,
     /// What the slices hold for each uid.
-    held: BTreeMap<&'a str, Vec<Held<'a>>>,
+    held: BTreeMap<&'a Uid, Vec<Held<'a>>>,
     /// When forwards expire or did; those only that could hold otherwise.
-    pub expiries: BTreeMap<ForwardRef, i64>,
+    pub expiries: BTreeMap<ForwardRef, Moment>,
 }
 
 impl<'a> Judge<'a> {
@@ -115,7 +116,7 @@ impl<'a> Judge<'a> {
 
     /// What the slices hold for a forward: the newest form, and of the pool that it asks for if it is in several.
     fn newest_held(&self, forward: &Forward, asked: Option<&str>) -> Option<Held<'a>> {
-        let held = self.held.get(forward.uid.as_str())?;
+        let held = self.held.get(&forward.uid)?;
         held.iter().copied().max_by_key(|held| (Some(held.pool) == asked, held.entry.generation))
     }
 
@@ -169,7 +170,7 @@ impl<'a> Judge<'a> {
             return Err(vec![expired(&intent, limit)]);
         }
         let claims = Claim::of(&intent);
-        let held = self.held.get(forward.uid.as_str()).into_iter().flatten().filter(|held| held.pool == name);
+        let held = self.held.get(&forward.uid).into_iter().flatten().filter(|held| held.pool == name);
         let before: Vec<&Intent> = held.map(|held| &held.entry.intent).collect();
         let unchanged = before.contains(&&intent);
         let held = before.iter().flat_map(|intent| Claim::of(intent));
@@ -202,8 +203,8 @@ impl<'a> Judge<'a> {
     }
 }
 
-fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Vec<Held<'_>>> {
-    let mut held: BTreeMap<&str, Vec<Held<'_>>> = BTreeMap::new();
+fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&Uid, Vec<Held<'_>>> {
+    let mut held: BTreeMap<&Uid, Vec<Held<'_>>> = BTreeMap::new();
     for slice in slices.values() {
         for entry in &slice.forwards {
             held.entry(&entry.uid).or_default().push(Held { pool: &slice.pool, entry });
@@ -214,7 +215,7 @@ fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Vec<Held<
 
 /// `limit` is that of the grant, if not the forward itself says when.
 fn expired(intent: &Intent, limit: Option<String>) -> Problem {
-    let at = intent.expires_at.map(moment).unwrap_or_default();
+    let at = intent.expires_at.unwrap_or_default();
     let (field, message) = match limit {
         None => ("spec.expiresAt", format!("expired at {at}; set a later moment, or delete the forward")),
         Some(limit) => (

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_pool::GatewayPoolSpec;
+use sallyport_api::id::{Moment, Uid};
 use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::PortForwardSpec;
 
@@ -21,11 +22,11 @@ pub struct Forward {
     /// Namespace and name.
     pub key: ForwardRef,
     /// `metadata.uid`.
-    pub uid: String,
+    pub uid: Uid,
     /// `metadata.generation`.
     pub generation: i64,
-    /// `metadata.creationTimestamp` in seconds since 1970; orders candidates for a free port, and grants count from it.
-    pub created: i64,
+    /// `metadata.creationTimestamp`; orders candidates for a free port, and grants count from it.
+    pub created: Moment,
     /// What it asks, shared with whoever observed it; or why that cannot be read. Then it asks for what the slices hold for it,
     /// and is refused for that reason where they hold nothing.
     pub spec: Result<Arc<PortForwardSpec>, Problem>,
@@ -36,8 +37,8 @@ pub struct Forward {
 pub struct PoolObject {
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.creationTimestamp` in seconds since 1970; the older pool keeps a node that two select.
-    pub created: i64,
+    /// `metadata.creationTimestamp`; the older pool keeps a node that two select.
+    pub created: Moment,
     /// What it offers.
     pub spec: GatewayPoolSpec,
 }
@@ -59,7 +60,7 @@ pub struct Outgoing {
     /// Name of the pool whose nodes carry it.
     pub pool: String,
     /// `metadata.uid` of the `PortForward`.
-    pub uid: String,
+    pub uid: Uid,
     /// What the nodes may still do for it.
     pub intent: Arc<Intent>,
 }
@@ -83,6 +84,6 @@ pub struct Observed<'a> {
     pub unknown: &'a BTreeSet<String>,
     /// Networks of the cluster itself that no target may be in: its API server, its Services.
     pub forbidden: &'a [IpNet],
-    /// What time it is, in seconds since 1970.
-    pub now: i64,
+    /// What time it is.
+    pub now: Moment,
 }

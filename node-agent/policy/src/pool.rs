@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use kube::core::{Selector, SelectorExt as _};
 use sallyport_api::condition::Reason;
 use sallyport_api::gateway_pool::{GatewayPoolSpec, ListenAddress, ListenAddressType, ReservedPort};
+use sallyport_api::id::Moment;
 use sallyport_api::intent::Intent;
 use sallyport_api::names::MAX_LIFETIME_HOURS;
 use sallyport_api::{Protocol, SourceNatMode};
@@ -80,8 +81,8 @@ struct MaxLifetime {
 pub struct Lifetime {
     /// The grants that let it last longest, by index; never empty.
     pub grants: Vec<usize>,
-    /// When it expires, in seconds since 1970; `None` if it does not.
-    pub expires_at: Option<i64>,
+    /// When it expires; `None` if it does not.
+    pub expires_at: Option<Moment>,
     /// Why it expires then, if not because it says so itself: the limit, in words.
     pub limit: Option<String>,
 }
@@ -231,18 +232,18 @@ impl Pool {
 
     /// How long a forward lasts that was `created` then and asks to expire as `asked`, if `covering` grants cover it.
     #[must_use]
-    pub fn lifetime(&self, covering: &[usize], created: i64, asked: Option<i64>) -> Lifetime {
+    pub fn lifetime(&self, covering: &[usize], created: Moment, asked: Option<Moment>) -> Lifetime {
         let expiry = |index: &usize| {
-            let limit = self.grants[*index].max_lifetime.as_ref().map(|max| created.saturating_add(max.seconds));
+            let limit = self.grants[*index].max_lifetime.as_ref().map(|max| created.plus(max.seconds));
             limit.into_iter().chain(asked).min()
         };
         // A grant for no forward at all lets none last.
         let open: Vec<usize> =
             covering.iter().copied().filter(|index| self.grants[*index].max_forwards != Some(0)).collect();
         let usable = if open.is_empty() { covering } else { &open };
-        let latest = usable.iter().map(|index| expiry(index).unwrap_or(i64::MAX)).max().unwrap_or_default();
+        let latest = usable.iter().map(|index| expiry(index).unwrap_or(Moment::MAX)).max().unwrap_or_default();
         let grants: Vec<usize> =
-            usable.iter().copied().filter(|index| expiry(index).unwrap_or(i64::MAX) == latest).collect();
+            usable.iter().copied().filter(|index| expiry(index).unwrap_or(Moment::MAX) == latest).collect();
         let expires_at = grants.first().and_then(expiry);
         let limit = grants.first().filter(|_| expires_at != asked).and_then(|index| {
             let grant = &self.grants[*index];

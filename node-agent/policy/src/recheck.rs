@@ -5,18 +5,19 @@
 
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::Moment;
 use sallyport_api::intent::{Intent, IntentPort};
 
 use crate::digest::intent_hash;
-use crate::expiry::{has_expired, moment};
+use crate::expiry::has_expired;
 use crate::limits;
 use crate::pool::Reserved;
 use crate::validate::{Problem, Problems, range, rule_count};
 
-/// Why no agent may program `forward` at `now` (in seconds since 1970), if its node keeps the ports `reserved`; `None`
+/// Why no agent may program `forward` at `now`, if its node keeps the ports `reserved`; `None`
 /// where only the host itself can be in its way.
 #[must_use]
-pub fn recheck(forward: &SliceForward, reserved: &[Reserved], now: i64) -> Option<Problem> {
+pub fn recheck(forward: &SliceForward, reserved: &[Reserved], now: Moment) -> Option<Problem> {
     let intent = &forward.intent;
     if intent_hash(intent) != forward.hash {
         let message =
@@ -24,7 +25,7 @@ pub fn recheck(forward: &SliceForward, reserved: &[Reserved], now: i64) -> Optio
         return Some(problem("spec", Reason::UnsupportedIntent, message));
     }
     if has_expired(intent, now) {
-        let at = intent.expires_at.map(moment).unwrap_or_default();
+        let at = intent.expires_at.unwrap_or_default();
         let message = format!("expired at {at}; set a later moment, or create the forward anew");
         return Some(problem("spec.expiresAt", Reason::Expired, message));
     }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
+use sallyport_api::id::Uid;
 use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
 
 use crate::digest::slice_hash;
@@ -17,20 +18,17 @@ pub fn cut(
     mut planned: BTreeMap<String, Vec<SliceForward>>,
     existing: &BTreeMap<String, ForwardSliceSpec>,
 ) -> BTreeMap<String, ForwardSliceSpec> {
-    let homes: BTreeMap<(&str, &str), Home<'_>> = existing
+    let homes: BTreeMap<(&str, &Uid), Home<'_>> = existing
         .iter()
         .flat_map(|(name, slice)| {
-            slice.forwards.iter().map(move |f| ((slice.pool.as_str(), f.uid.as_str()), Home { slice: name, entry: f }))
+            slice.forwards.iter().map(move |f| ((slice.pool.as_str(), &f.uid), Home { slice: name, entry: f }))
         })
         .collect();
-    let unchanged = |pool: &str, forward: &SliceForward| {
-        homes.get(&(pool, forward.uid.as_str())).is_some_and(|home| home.entry == forward)
-    };
-    let plans: BTreeMap<(&str, &str), &str> = existing
+    let unchanged =
+        |pool: &str, forward: &SliceForward| homes.get(&(pool, &forward.uid)).is_some_and(|home| home.entry == forward);
+    let plans: BTreeMap<(&str, &Uid), &str> = existing
         .iter()
-        .flat_map(|(name, slice)| {
-            slice.planned.iter().map(move |f| ((slice.pool.as_str(), f.uid.as_str()), name.as_str()))
-        })
+        .flat_map(|(name, slice)| slice.planned.iter().map(move |f| ((slice.pool.as_str(), &f.uid), name.as_str())))
         .collect();
     let pools: BTreeSet<String> = accepted.keys().chain(planned.keys()).cloned().collect();
     let mut slices = BTreeMap::new();
@@ -41,7 +39,7 @@ pub fn cut(
         let mut open: BTreeMap<String, Open> = BTreeMap::new();
         let mut homeless = Vec::new();
         for forward in forwards {
-            match homes.get(&(pool.as_str(), forward.uid.as_str())) {
+            match homes.get(&(pool.as_str(), &forward.uid)) {
                 Some(home) => homeless.extend(open.entry(home.slice.to_owned()).or_default().add(forward)),
                 None => homeless.push(forward),
             }
@@ -55,7 +53,7 @@ pub fn cut(
             }
         }
         for forward in planned.remove(&pool).unwrap_or_default() {
-            let mut rest = match plans.get(&(pool.as_str(), forward.uid.as_str())) {
+            let mut rest = match plans.get(&(pool.as_str(), &forward.uid)) {
                 Some(home) => open.entry((*home).to_owned()).or_default().plan(forward),
                 None => Some(forward),
             };

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sallyport_api::condition::Reason;
+use sallyport_api::id::Moment;
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::names::{
     MAX_ADDRESSES, MAX_PORTS, MAX_RULES_PER_FORWARD, MAX_SHIFTED_RANGE, MAX_SOURCES, MAX_TARGETS, MAX_WEIGHT,
@@ -93,7 +94,7 @@ pub fn validate(spec: &PortForwardSpec) -> Result<Intent, Vec<Problem>> {
         targets,
         source_nat: spec.source_nat.mode,
         on_target_removed: spec.lifecycle.on_target_removed,
-        expires_at: spec.expires_at.as_ref().map(|time| time.0.as_second()),
+        expires_at: spec.expires_at.as_ref().map(Moment::from),
     };
     as_a_whole(problems, intent)
 }

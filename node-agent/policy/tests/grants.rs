@@ -5,6 +5,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use sallyport_api::Reason;
+use sallyport_api::id::Moment;
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::observed::Forward;
 use serde_json::{Value, json};
@@ -18,11 +19,11 @@ use scene::Scene;
 use specs::{LISTEN, forward, minimal, scene};
 
 /// The forward 8080/TCP from 10.30.1.80 to 10.30.1.79, created at 1000, in a pool with these grants.
-fn asking(asked: Option<i64>, grants: &[Value]) -> Scene {
+fn asking(asked: Option<Moment>, grants: &[Value]) -> Scene {
     let mut spec = minimal();
-    spec.expires_at = asked.map(|at| serde_json::from_value(sallyport_policy::expiry::moment(at).into()).unwrap());
+    spec.expires_at = asked.map(|at| at.to_time().unwrap());
     let mut scene = scene(&[], &LISTEN);
-    scene.forwards = vec![Forward { created: 1000, ..forward(0, &spec) }];
+    scene.forwards = vec![Forward { created: Moment(1000), ..forward(0, &spec) }];
     let all = serde_json::to_value(&scene.pools[0].spec.grants[0]).unwrap();
     let grant = |(number, change): (usize, &Value)| {
         let mut grant = all.clone();
@@ -36,7 +37,7 @@ fn asking(asked: Option<i64>, grants: &[Value]) -> Scene {
 
 fn verdict<'a>(scene: &Scene, decision: &'a Decision) -> Result<&'a str, (Reason, &'a str)> {
     match &decision.forwards[&scene.forwards[0].key] {
-        Verdict::Accepted(hash) => Ok(hash),
+        Verdict::Accepted(hash) => Ok(hash.as_str()),
         Verdict::Refused(problems) => Err((problems[0].reason, &problems[0].message)),
     }
 }
@@ -74,6 +75,7 @@ fn a_lifetime_is_the_longest_that_a_covering_grant_allows() {
         (None, &[life("1h"), closed], Some(4600)),
     ];
     for (asked, grants, expiry) in rows {
+        let (asked, expiry) = (asked.map(Moment), expiry.map(Moment));
         let scene = asking(asked, grants);
         let decision = scene.decide();
         let slice = decision.slices.values().next().unwrap();
@@ -85,7 +87,7 @@ fn a_lifetime_is_the_longest_that_a_covering_grant_allows() {
 #[test]
 fn who_has_expired_is_told_what_ended_it_and_what_helps() {
     let rows = [
-        (Some(2000), "expired at 1970-01-01T00:33:20Z; set a later moment, or delete the forward"),
+        (Some(Moment(2000)), "expired at 1970-01-01T00:33:20Z; set a later moment, or delete the forward"),
         (
             None,
             "expired at 1970-01-01T01:16:40Z: grant g0 allows maxLifetime 60m from its creation; create it anew, or ask \
@@ -94,9 +96,9 @@ fn who_has_expired_is_told_what_ended_it_and_what_helps() {
     ];
     for (asked, message) in rows {
         let mut scene = asking(asked, &[json!({ "maxLifetime": "60m" })]);
-        scene.now = 4599;
+        scene.now = Moment(4599);
         assert_eq!(verdict(&scene, &scene.decide()).is_ok(), asked.is_none());
-        scene.now = 4600;
+        scene.now = Moment(4600);
         let decision = scene.decide();
         assert_eq!(verdict(&scene, &decision), Err((Reason::Expired, message)));
         assert!(decision.slices.is_empty());
@@ -110,7 +112,7 @@ fn a_place_is_taken_under_a_grant_that_lets_the_forward_last() {
     let mut second = scene.forwards[0].clone();
     second.key.name = "older".into();
     second.uid = "older".into();
-    second.created = 999;
+    second.created = Moment(999);
     let mut spec = minimal();
     spec.ports[0].port = 8081;
     second.spec = Ok(spec.into());
@@ -120,7 +122,7 @@ fn a_place_is_taken_under_a_grant_that_lets_the_forward_last() {
                    or ask the pool's admin";
     assert_eq!(verdict(&scene, &decision), Err((Reason::QuotaExceeded, message)));
     // Who asks for no more than g0 allows gets a place there.
-    scene.forwards[0] = asking(Some(4600), &[]).forwards.remove(0);
+    scene.forwards[0] = asking(Some(Moment(4600)), &[]).forwards.remove(0);
     assert!(verdict(&scene, &scene.decide()).is_ok());
 }
 
@@ -144,7 +146,7 @@ fn a_grant_that_is_tightened_closes_what_it_no_longer_covers_and_names_the_claus
         assert_eq!(before.slices.len(), 1);
         let mut scene = asking(None, std::slice::from_ref(&tightened));
         scene.slices = before.slices;
-        scene.now = 2000;
+        scene.now = Moment(2000);
         let decision = scene.decide();
         let (_, message) = verdict(&scene, &decision).unwrap_err();
         assert!(message.contains(words), "{tightened}: {message}");
@@ -171,8 +173,8 @@ proptest! {
                 grant
             })
             .collect();
-        let mut scene = asking(asked, &written);
-        scene.now = now;
+        let mut scene = asking(asked.map(Moment), &written);
+        scene.now = Moment(now);
         let decision = scene.decide();
         // Open, at any moment, exactly if some grant that covers it and the forward itself still say so.
         let open = grants.iter().any(|(covers, life)| *covers && life.is_none_or(|life| now < 1000 + life))
@@ -180,9 +182,9 @@ proptest! {
         prop_assert_eq!(verdict(&scene, &decision).is_ok(), open);
         for slice in decision.slices.values() {
             for other in now..1080 {
-                scene.now = other;
+                scene.now = Moment(other);
                 let later = verdict(&scene, &scene.decide()).is_ok();
-                prop_assert_eq!(later, slice.forwards[0].intent.expires_at.is_none_or(|expiry| other < expiry), "{}", other);
+                prop_assert_eq!(later, slice.forwards[0].intent.expires_at.is_none_or(|expiry| Moment(other) < expiry), "{}", other);
             }
         }
     }

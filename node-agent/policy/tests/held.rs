@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+use sallyport_api::id::Moment;
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::port_forward::{OnTargetRemoved, PortForwardSpec, Protocol, SourceNatMode};
 use sallyport_api::{Reason, SliceForward};
@@ -64,7 +65,7 @@ fn intents() -> impl Strategy<Value = Intent> {
         vec(net(), 0..2),
         vec(target(), 0..4),
         any::<bool>(),
-        prop::option::of(0..1000_i64),
+        prop::option::of((0..1000_i64).prop_map(Moment)),
     )
         .prop_map(|(addresses, ports, allow, deny, targets, preserve, expires_at)| Intent {
             addresses,

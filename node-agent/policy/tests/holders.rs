@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use sallyport_api::Reason;
+use sallyport_api::id::{Moment, Uid};
 use sallyport_api::port_forward::{ForwardPort, PortForwardSpec, Source};
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::observed::{Forward, Outgoing};
@@ -34,7 +35,7 @@ fn in_order_of_age(specs: &[PortForwardSpec]) -> Scene {
     let mut scene = scene(&[], &LISTEN);
     for (number, spec) in specs.iter().enumerate() {
         let created = i64::try_from(number).unwrap();
-        scene.forwards.push(Forward { created, ..forward(number, spec) });
+        scene.forwards.push(Forward { created: Moment(created), ..forward(number, spec) });
     }
     scene
 }
@@ -149,8 +150,8 @@ fn a_forward_never_waits_for_itself_nor_for_another_pool() {
     let before = scene.slices["default-0000"].forwards[0].clone();
     scene.forwards[0].spec = Ok(on_ports(&[80, 81]).into());
     let outgoing =
-        |pool: &str, uid: &str| Outgoing { pool: pool.into(), uid: uid.into(), intent: before.intent.clone().into() };
-    scene.outgoing = vec![outgoing("default", &before.uid), outgoing("other", "uid-7")];
+        |pool: &str, uid: &Uid| Outgoing { pool: pool.into(), uid: uid.clone(), intent: before.intent.clone().into() };
+    scene.outgoing = vec![outgoing("default", &before.uid), outgoing("other", &"uid-7".into())];
     let decision = decide(&mut scene);
     assert_eq!(refusals(&scene, &decision), [None]);
 }

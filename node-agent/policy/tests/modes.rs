@@ -5,6 +5,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use sallyport_api::Reason;
+use sallyport_api::id::{IntentHash, Moment};
 use sallyport_api::names::MAX_PLANS;
 use sallyport_api::port_forward::{Mode, OnTargetRemoved, PortForwardSpec};
 use sallyport_policy::decide::{Decision, Verdict};
@@ -28,7 +29,7 @@ fn on(port: i32, mode: Mode) -> PortForwardSpec {
 }
 
 fn time(seconds: i64) -> Time {
-    serde_json::from_value(sallyport_policy::expiry::moment(seconds).into()).unwrap()
+    Moment(seconds).to_time().unwrap()
 }
 
 fn scene_of(specs: &[PortForwardSpec]) -> Scene {
@@ -63,7 +64,7 @@ fn planned(decision: &Decision) -> Vec<String> {
     plans.map(|(name, plan)| format!("{name} {} {}", plan.r#ref, plan.intent.ports[0].port)).collect()
 }
 
-fn verdict(decision: &Decision, number: usize) -> Result<String, (Reason, String)> {
+fn verdict(decision: &Decision, number: usize) -> Result<IntentHash, (Reason, String)> {
     match &decision.forwards[&forward(number, &minimal()).key] {
         Verdict::Accepted(hash) => Ok(hash.clone()),
         Verdict::Refused(problems) => Err((problems[0].reason, problems[0].message.clone())),
@@ -178,13 +179,16 @@ fn what_is_kept_expires_as_it_said_whatever_waits() {
         decide(&mut scene);
         scene.forwards[0].spec = Ok(PortForwardSpec { expires_at: Some(time(200)), ..on(80, mode) }.into());
         let decision = decide(&mut scene);
-        assert_eq!((carried(&decision), decision.expiries.values().collect::<Vec<_>>()), (vec![(80, 1)], vec![&100]));
-        scene.now = 100;
+        assert_eq!(
+            (carried(&decision), decision.expiries.values().collect::<Vec<_>>()),
+            (vec![(80, 1)], vec![&Moment(100)])
+        );
+        scene.now = Moment(100);
         let decision = decide(&mut scene);
         assert_eq!((carried(&decision), refusal(&decision, 0).0), (vec![], Reason::Expired), "{mode:?}");
         let decision = decide(&mut scene);
         assert!(verdict(&decision, 0).is_ok(), "it could be carried anew");
-        assert_eq!((carried(&decision), decision.expiries.values().collect::<Vec<_>>()), (vec![], vec![&200]));
+        assert_eq!((carried(&decision), decision.expiries.values().collect::<Vec<_>>()), (vec![], vec![&Moment(200)]));
     }
 }
 
@@ -193,9 +197,12 @@ fn a_grant_that_is_shortened_shortens_what_is_kept() {
     let mut scene = edited_to(&on(80, Mode::Paused));
     scene.pools[0].spec.grants[0].max_lifetime = Some("1h".into());
     let decision = decide(&mut scene);
-    assert_eq!((carried(&decision), decision.expiries.values().collect::<Vec<_>>()), (vec![(80, 1)], vec![&3600]));
+    assert_eq!(
+        (carried(&decision), decision.expiries.values().collect::<Vec<_>>()),
+        (vec![(80, 1)], vec![&Moment(3600)])
+    );
     assert_eq!(verdict(&decision, 0).as_ref(), Ok(&scene.slices["default-0000"].forwards[0].hash));
-    scene.now = 3600;
+    scene.now = Moment(3600);
     assert_eq!(refusal(&decide(&mut scene), 0).0, Reason::Expired);
 }
 

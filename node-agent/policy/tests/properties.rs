@@ -10,6 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
+use sallyport_api::id::Moment;
 use sallyport_api::intent::Intent;
 use sallyport_api::names::{MAX_SLICE_BYTES, MAX_SLICE_FORWARDS};
 use sallyport_api::port_forward::{Mode, PortForwardSpec, Protocol};
@@ -172,7 +173,7 @@ proptest! {
         for (number, edit) in edits.into_iter().enumerate() {
             let mut touched = None;
             match edit {
-                Edit::Create(spec, created) => scene.forwards.push(Forward { created, ..forward(number, &spec) }),
+                Edit::Create(spec, created) => scene.forwards.push(Forward { created: Moment(created), ..forward(number, &spec) }),
                 Edit::Change(at, spec) if !scene.forwards.is_empty() => {
                     let at = at.index(scene.forwards.len());
                     scene.forwards[at].generation += 1;
@@ -195,7 +196,7 @@ proptest! {
                 if let Some(intent) = had {
                     let has = held(&after).get(forward.uid.as_str()).copied().cloned();
                     prop_assert_eq!(has, Some(intent), "{} lost: {:?}", &forward.key, &after.forwards[&forward.key]);
-                    prop_assert_eq!(homes.0.get(&*forward.uid), homes.1.get(&*forward.uid), "{} moved", forward.key);
+                    prop_assert_eq!(homes.0.get(forward.uid.as_str()), homes.1.get(forward.uid.as_str()), "{} moved", forward.key);
                 }
             }
             scene.slices = after.slices.clone();
@@ -268,7 +269,7 @@ fn bulky(number: usize, sources: u8) -> SliceForward {
     let allow: Vec<IpNet> = (0..u16::from(sources)).map(block).collect();
     let forward = testing::Forward::tcp(&format!("payments/f{number}"), 3306).slice_forward(intent_hash);
     let intent = Intent { deny: allow.clone(), allow, ..forward.intent };
-    SliceForward { uid: format!("uid-{number}"), hash: intent_hash(&intent), intent, ..forward }
+    SliceForward { uid: format!("uid-{number}").into(), hash: intent_hash(&intent), intent, ..forward }
 }
 
 proptest! {
@@ -321,7 +322,7 @@ proptest! {
         let mut scene = scene(&specs, &LISTEN);
         let before = scene.decide();
         scene.slices = before.slices.clone();
-        scene.now = now;
+        scene.now = Moment(now);
         let after = scene.decide();
         for (forward, expiry) in scene.forwards.iter().zip(&expiries) {
             let expired = expiry.is_some_and(|expiry| expiry <= now);
@@ -333,5 +334,5 @@ proptest! {
 }
 
 fn time(seconds: i64) -> Option<Time> {
-    serde_json::from_value(sallyport_policy::expiry::moment(seconds).into()).ok()
+    Moment(seconds).to_time()
 }

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use sallyport_api::id::Moment;
 
 use crate::listener::Listener;
 
@@ -16,14 +17,14 @@ pub struct NodeFacts<'a> {
     /// The sockets that listen. Read only where a forward may have to wait for one of them, else empty; rules do not depend on
     /// them.
     pub listeners: &'a [Listener],
-    /// The time by which forwards expire, in seconds since 1970.
-    pub now: i64,
+    /// The time by which forwards expire.
+    pub now: Moment,
 }
 
 impl<'a> NodeFacts<'a> {
     /// A host with these addresses at `now`, on which nothing is known to listen.
     #[must_use]
-    pub fn of(addresses: &'a [LocalAddress], now: i64) -> Self {
+    pub fn of(addresses: &'a [LocalAddress], now: Moment) -> Self {
         Self { addresses, now, ..Self::default() }
     }
 }

@@ -26,8 +26,8 @@ pub struct Tuple {
 /// A tracked TCP or UDP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow {
-    /// IP protocol number: 6 for TCP, 17 for UDP.
-    pub protocol: u8,
+    /// TCP or UDP; no others are looked at.
+    pub protocol: Protocol,
     /// As the client sent it.
     pub original: Tuple,
     /// As the answers come: its source is the real server.
@@ -49,14 +49,6 @@ impl Flow {
     #[must_use]
     pub fn is_ours(&self) -> bool {
         self.dnat && self.mark & MARK_OURS != 0
-    }
-
-    fn protocol(&self) -> Option<Protocol> {
-        match self.protocol {
-            6 => Some(Protocol::Tcp),
-            17 => Some(Protocol::Udp),
-            _ => None,
-        }
     }
 }
 
@@ -82,7 +74,7 @@ impl<'a> Allowed<'a> {
 
     fn find(&self, flow: &Flow) -> Option<(IntentPort, &'a SliceForward)> {
         let port = flow.original.dst.port();
-        let ports = self.claims.get(&(flow.original.dst.ip(), flow.protocol()?))?;
+        let ports = self.claims.get(&(flow.original.dst.ip(), flow.protocol))?;
         let (_, (range, forward)) = ports.range(..=port).next_back()?;
         let admitted = port <= range.end_port && admits(&forward.intent, flow.original.src.ip());
         admitted.then_some((*range, *forward))
@@ -96,8 +88,7 @@ impl<'a> Allowed<'a> {
             return false;
         }
         let Some((range, forward)) = self.find(flow) else { return true };
-        let severed =
-            flow.protocol() == Some(Protocol::Udp) || forward.intent.on_target_removed == OnTargetRemoved::Sever;
+        let severed = flow.protocol == Protocol::Udp || forward.intent.on_target_removed == OnTargetRemoved::Sever;
         severed && delivered_to(&forward.intent, range, flow).is_none()
     }
 
@@ -123,7 +114,7 @@ impl<'a> Allowed<'a> {
     /// rules were there: only the first packet of a flow is translated, so it never would.
     #[must_use]
     pub fn bypasses(&self, flow: &Flow) -> bool {
-        flow.protocol() == Some(Protocol::Udp) && !flow.is_ours() && self.find(flow).is_some()
+        flow.protocol == Protocol::Udp && !flow.is_ours() && self.find(flow).is_some()
     }
 }
 

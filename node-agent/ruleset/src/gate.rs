@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use sallyport_api::SourceNatMode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::Moment;
 use sallyport_api::intent::Intent;
 use sallyport_policy::intersection::smaller;
 use sallyport_policy::pool::Reserved;
@@ -20,7 +21,7 @@ pub(crate) fn refuse(
     reserved: &[Reserved],
     listen: &[IpAddr],
     local: &[LocalAddress],
-    now: i64,
+    now: Moment,
 ) -> Option<(Reason, String)> {
     if let Some(problem) = recheck(forward, reserved, now) {
         return Some((problem.reason, problem.message));

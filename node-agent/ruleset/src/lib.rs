@@ -17,4 +17,5 @@ pub mod iptables;
 pub mod listener;
 pub mod table;
 
+pub use sallyport_api::Protocol;
 pub use sallyport_policy::family;

@@ -10,8 +10,8 @@ use crate::family::Family;
 /// A socket of this host that takes connections or datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Listener {
-    /// IP protocol number: 6 for TCP, 17 for UDP.
-    pub protocol: u8,
+    /// TCP if it takes connections, UDP if it takes datagrams.
+    pub protocol: Protocol,
     /// Where it listens; unspecified for every address of its family.
     pub ip: IpAddr,
     /// Its port.
@@ -21,7 +21,7 @@ pub struct Listener {
 }
 
 /// Where a socket listens: protocol, address and port. Whoever starts anew listens at the same endpoint with another socket.
-pub type Endpoint = (u8, IpAddr, u16);
+pub type Endpoint = (Protocol, IpAddr, u16);
 
 impl Listener {
     /// Where it listens.
@@ -36,24 +36,17 @@ impl Listener {
 pub fn in_the_way<'a>(bindings: &[Binding<'_>], listeners: &'a [Listener]) -> Vec<&'a Listener> {
     let meets = |listener: &Listener, Binding { listen, port, .. }: &Binding<'_>| {
         let everywhere = listener.ip.is_unspecified() && Family::of(listener.ip) == Family::of(*listen);
-        number(port.protocol) == listener.protocol
+        port.protocol == listener.protocol
             && (port.port..=port.end_port).contains(&listener.port)
             && (listener.ip == *listen || everywhere)
     };
     listeners.iter().filter(|listener| bindings.iter().any(|binding| meets(listener, binding))).collect()
 }
 
-/// The number of a protocol (`include/uapi/linux/in.h`).
-pub(crate) fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use sallyport_api::forward_slice::SliceForward;
+    use sallyport_api::id::IntentHash;
     use sallyport_api::intent::Intent;
     use sallyport_api::testing::Forward;
 
@@ -61,7 +54,7 @@ mod tests {
     use crate::binding::bindings;
 
     fn listener(protocol: Protocol, ip: &str, port: u16) -> Listener {
-        Listener { protocol: number(protocol), ip: ip.parse().unwrap(), port, inode: 7 }
+        Listener { protocol, ip: ip.parse().unwrap(), port, inode: 7 }
     }
 
     /// TCP 3306 to 3310 on every listen address, for IPv4.
@@ -71,7 +64,7 @@ mod tests {
 
     /// Whether one of `listeners` is in the way of `intent` on a host that listens on `listen`.
     fn is_in_the_way(intent: Intent, listen: &[IpAddr], listeners: &[Listener]) -> bool {
-        let forward = SliceForward { intent, ..forward().slice_forward(|_| String::new()) };
+        let forward = SliceForward { intent, ..forward().slice_forward(|_| IntentHash::default()) };
         !in_the_way(&bindings(&forward, listen).collect::<Vec<_>>(), listeners).is_empty()
     }
 

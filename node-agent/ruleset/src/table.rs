@@ -110,6 +110,7 @@ pub fn listen_addresses(node: &GatewayNodeSpec, local: &[LocalAddress]) -> Vec<I
 
 #[cfg(test)]
 mod tests {
+    use sallyport_api::id::Moment;
     use sallyport_api::testing::Forward;
     use sallyport_policy::digest::intent_hash;
     use serde_json::json;
@@ -127,7 +128,7 @@ mod tests {
             serde_json::from_value(json!({ "pool": "default", "state": "Active", "addresses": ["10.30.1.78"] }))
                 .unwrap();
         let own = [LocalAddress { ip: "10.30.1.78".parse().unwrap(), prefix_len: 24, global: true }];
-        let table = ForwardingTable::new(&node, &both.each_ref(), &NodeFacts::of(&own, 0));
+        let table = ForwardingTable::new(&node, &both.each_ref(), &NodeFacts::of(&own, Moment::default()));
         let targets =
             |bindings: &[Binding<'_>]| bindings[0].targets().map(|target| target.ip.to_string()).collect::<String>();
         let found: Vec<String> = table.by_forward(Family::V4).map(targets).collect();

@@ -6,6 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::Moment;
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
 use sallyport_api::port_forward::{Protocol, SourceNatMode};
 use sallyport_api::testing::Forward;
@@ -79,7 +80,7 @@ proptest! {
             _ => { key.name.clone_from(&text); key.namespace.clone_from(&second); }
         }
         let mut scene = scene(&[spec], &LISTEN);
-        scene.forwards[0].uid = uid;
+        scene.forwards[0].uid = uid.into();
         scene.forwards[0].key = key;
         let decision = scene.decide();
         let compiled = Scene::compile(&decision, &scene.nodes[0]).unwrap();
@@ -118,8 +119,8 @@ proptest! {
         let hash = if honest_hash { intent_hash(&intent) } else { "v1:0".into() };
         let scene = scene(&[], &LISTEN);
         let key = forward(0, &minimal()).key;
-        let forged = SliceForward { uid, r#ref: key.clone(), generation: 1, hash, intent };
-        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &NodeFacts::of(&scene.nodes[0].local_addresses(), 0));
+        let forged = SliceForward { uid: uid.into(), r#ref: key.clone(), generation: 1, hash, intent };
+        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &NodeFacts::of(&scene.nodes[0].local_addresses(), Moment::default()));
         changes_are_clean(&compiled)?;
         let programmed = compiled.table.failures.is_empty();
         prop_assert!(honest_hash || !programmed, "a hash that does not fit was taken");

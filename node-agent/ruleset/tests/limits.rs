@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sallyport_api::condition::Reason;
+use sallyport_api::id::Moment;
 use sallyport_api::limits::{REFUSED_TARGETS, RESERVED_PORTS};
 use sallyport_api::testing::Forward;
 use sallyport_api::{GatewayNodeSpec, Protocol};
@@ -33,7 +34,7 @@ fn refusals(protocol: Protocol, ports: (u16, u16), target: IpAddr) -> [(Reason, 
     let node: GatewayNodeSpec =
         serde_json::from_value(json!({ "pool": "default", "state": "Active", "addresses": [gateway] })).unwrap();
     let own = LocalAddress { ip: gateway.parse().unwrap(), prefix_len: 24, global: true };
-    let mut table = ForwardingTable::new(&node, &[&forged], &NodeFacts::of(&[own], 0));
+    let mut table = ForwardingTable::new(&node, &[&forged], &NodeFacts::of(&[own], Moment::default()));
     assert_eq!(lower(&table), Ruleset::default(), "{target} {ports:?}/{protocol}");
     let agent = table.failures.remove(0);
     [(operator.reason, operator.message), (agent.reason, agent.message)]

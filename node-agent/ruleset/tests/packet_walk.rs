@@ -243,7 +243,7 @@ fn delivered(host: &Host, outcomes: &[(f64, Connection)], shares: &[oracle::Shar
 fn as_ours(connection: &Connection) -> Flow {
     let server = connection.translated.unwrap_or(connection.dst);
     Flow {
-        protocol: if connection.protocol == "tcp" { 6 } else { 17 },
+        protocol: if connection.protocol == "tcp" { Protocol::Tcp } else { Protocol::Udp },
         original: Tuple { src: connection.src, dst: connection.dst },
         reply: Tuple { src: server, dst: connection.src },
         mark: OURS,

@@ -5,8 +5,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::Moment;
 use sallyport_api::port_forward::PortForwardSpec;
-use sallyport_policy::expiry::moment;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::iptables::rule::{Rules, Ruleset};
 
@@ -43,7 +43,7 @@ proptest! {
         if order % 2 == 0 {
             forwards.reverse();
         }
-        prop_assert_eq!(compile(node, &forwards, &NodeFacts::of(&scene.nodes[0].local_addresses(), 0)), compiled);
+        prop_assert_eq!(compile(node, &forwards, &NodeFacts::of(&scene.nodes[0].local_addresses(), Moment::default())), compiled);
     }
 
     #[test]
@@ -104,7 +104,7 @@ proptest! {
         now in 0..22_i64,
     ) {
         for (spec, expiry) in specs.iter_mut().zip(&expiries) {
-            spec.expires_at = expiry.map(|at| serde_json::from_value(moment(at).into()).unwrap());
+            spec.expires_at = expiry.map(|at| Moment(at).to_time().unwrap());
         }
         let scene = scene(&specs, &LISTEN);
         let before = scene.decide();
@@ -112,10 +112,10 @@ proptest! {
         let local = scene.nodes[0].local_addresses();
         let all: Vec<&SliceForward> = before.slices.values().flat_map(|slice| &slice.forwards).collect();
         let lasting: Vec<&SliceForward> =
-            all.iter().copied().filter(|forward| forward.intent.expires_at.is_none_or(|expiry| expiry > now)).collect();
+            all.iter().copied().filter(|forward| forward.intent.expires_at.is_none_or(|expiry| expiry > Moment(now))).collect();
         // An agent that hears nothing any more.
-        let compiled = compile(node, &all, &NodeFacts::of(&local, now));
-        let without = compile(node, &lasting, &NodeFacts::of(&local, now));
+        let compiled = compile(node, &all, &NodeFacts::of(&local, Moment(now)));
+        let without = compile(node, &lasting, &NodeFacts::of(&local, Moment(now)));
         prop_assert_eq!(&compiled.ruleset, &without.ruleset);
         prop_assert_eq!(compiled.table.failures.len() - without.table.failures.len(), all.len() - lasting.len());
     }

@@ -126,13 +126,15 @@ impl PassLog {
                     cause,
                     backend,
                     forwards,
-                    rules = report.digest,
+                    rules = report.digest.as_str(),
                     ended = report.ended,
                     "programmed and verified"
                 );
             }
             None if cause == "drift" => {}
-            None => tracing::info!(cause, backend, forwards, rules = report.digest, "verified, nothing to change"),
+            None => {
+                tracing::info!(cause, backend, forwards, rules = report.digest.as_str(), "verified, nothing to change");
+            }
         }
     }
 }

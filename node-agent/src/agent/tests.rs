@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use sallyport_api::id::Moment;
 use sallyport_engine::route::addresses::local_addresses;
 use sallyport_ruleset::table::Failure;
 
@@ -361,7 +362,7 @@ fn a_failure_is_told_with_its_file() {
 
 /// A forward on the host of tests that expires `seconds` after 1970.
 fn expiring(name: &str, port: u16, seconds: i64) -> String {
-    forward(name, port) + &format!("  expiresAt: {}\n", sallyport_policy::expiry::moment(seconds))
+    forward(name, port) + &format!("  expiresAt: {}\n", Moment(seconds))
 }
 
 #[tokio::test]
@@ -422,7 +423,7 @@ async fn what_expires_is_closed_by_the_loop_alone_while_the_source_is_silent() {
     assert!(!ports.contains("8000") && ports.contains("8001"), "{ports}");
     let failures = &agent.report.as_ref().unwrap().outcome.as_ref().unwrap().failures;
     assert_eq!(failures[0].reason, sallyport_api::condition::Reason::Expired);
-    assert_eq!(scene.state.highest_time().unwrap(), 1_000_010, "on disk before it is closed");
+    assert_eq!(scene.state.highest_time().unwrap(), Moment(1_000_010), "on disk before it is closed");
     wall.set(1_000_000);
     agent.pass(&wanted, "start").await;
     assert_eq!(agent.converger.engine.applied.len(), 2, "a clock stepped back opened it");
@@ -441,12 +442,12 @@ async fn a_lifetime_counts_from_when_the_host_first_saw_the_forward() {
         source
     };
     let expiry = |intents: &Intents| intents.forwards().first().and_then(|forward| forward.intent.expires_at);
-    assert_eq!(expiry(&start().read(None).await.unwrap()), Some(1_000_100));
+    assert_eq!(expiry(&start().read(None).await.unwrap()), Some(Moment(1_000_100)));
     // A restart changes nothing, and neither does an edit.
     wall.set(1_000_050);
     scene.put("a.yaml", &forward("a", 8001));
     let mut source = start();
-    assert_eq!(expiry(&source.read(None).await.unwrap()), Some(1_000_100));
+    assert_eq!(expiry(&source.read(None).await.unwrap()), Some(Moment(1_000_100)));
     wall.set(1_000_100);
     assert_eq!(names(&source.read(None).await.unwrap()), Vec::<String>::new());
     assert!(
@@ -458,5 +459,5 @@ async fn a_lifetime_counts_from_when_the_host_first_saw_the_forward() {
     fs::remove_file(scene.path("a.yaml")).unwrap();
     source.read(Some(&REPORTED)).await;
     scene.put("a.yaml", &forward("a", 8001));
-    assert_eq!(expiry(&source.read(Some(&REPORTED)).await.unwrap()), Some(1_000_200));
+    assert_eq!(expiry(&source.read(Some(&REPORTED)).await.unwrap()), Some(Moment(1_000_200)));
 }

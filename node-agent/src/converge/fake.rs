@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use sallyport_api::Protocol;
 use sallyport_api::forward_slice::ForwardSliceSpec;
+use sallyport_api::id::Moment;
 use sallyport_api::testing::Forward;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
@@ -186,7 +188,7 @@ impl Engine for Kernel {
 
 /// A TCP socket that listens on every IPv4 address.
 pub(crate) fn listener(port: u16) -> Listener {
-    Listener { protocol: 6, ip: "0.0.0.0".parse().unwrap(), port, inode: 0 }
+    Listener { protocol: Protocol::Tcp, ip: "0.0.0.0".parse().unwrap(), port, inode: 0 }
 }
 
 /// The addresses of the host of tests.
@@ -201,14 +203,15 @@ pub(crate) fn intents(text: &str) -> Intents {
     let named: Vec<_> = objects.iter().map(|object| ("x.yaml", object)).collect();
     let addresses = local().iter().map(|own| own.ip).collect();
     let (held, first_seen) = Default::default();
-    let Decided { intents, problems, .. } = decide_here(&named, "gw1", addresses, &held, None, &first_seen, 0);
+    let Decided { intents, problems, .. } =
+        decide_here(&named, "gw1", addresses, &held, None, &first_seen, Moment::default());
     assert_eq!(problems, []);
     intents
 }
 
 /// The rules of the host of tests for `intents`.
 pub(crate) fn rules_of(intents: &Intents) -> Ruleset {
-    lower(&ForwardingTable::new(&intents.node, &intents.forwards(), &NodeFacts::of(&local(), 0)))
+    lower(&ForwardingTable::new(&intents.node, &intents.forwards(), &NodeFacts::of(&local(), Moment::default())))
 }
 
 /// `carried`, with every forward in `text` beside it as planned.

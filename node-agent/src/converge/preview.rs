@@ -1,6 +1,7 @@
 //! What a pass would do, without doing it.
 
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
+use sallyport_api::id::IntentHash;
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine;
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
@@ -40,7 +41,7 @@ pub struct PlannedChange {
     /// Which forward.
     pub forward: ForwardRef,
     /// Hash of its intent.
-    pub hash: String,
+    pub hash: IntentHash,
     /// The rules that would go and come, a line each, for people.
     pub change: String,
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use sallyport_api::id::Moment;
 use sallyport_ruleset::iptables::op::Step;
 use sallyport_ruleset::iptables::rule::{Chains, Line, Table};
 
@@ -17,7 +18,7 @@ struct Scene {
     state: StateDir,
     converger: Converger<Kernel>,
     wanted: Rc<Intents>,
-    now: i64,
+    now: Moment,
 }
 
 impl Scene {
@@ -29,7 +30,7 @@ impl Scene {
         let guard = tempfile::tempdir().unwrap();
         let state = StateDir::lock(&guard.path().join("state")).unwrap();
         let wanted = Rc::new(intents(""));
-        Self { converger: Converger::new(kernel, sysctl(guard.path())), state, guard, wanted, now: 0 }
+        Self { converger: Converger::new(kernel, sysctl(guard.path())), state, guard, wanted, now: Moment::default() }
     }
 
     /// Whose forwarding switches are files; all are off.
@@ -231,7 +232,7 @@ async fn a_forward_that_expires_loses_its_rules_and_connections_and_others_keep_
         |nat: &Chains| ["8000", "8001"].map(|port| nat["SALLY-MT"].iter().any(|rule| rule.as_str().contains(port)));
     for (now, here, failed, looks) in [(99, [true, true], 0, 1), (100, [false, true], 1, 2), (200, [false, true], 2, 3)]
     {
-        scene.now = now;
+        scene.now = Moment(now);
         let report = scene.pass(&wanted).await.unwrap();
         assert_eq!(ports(&scene.kernel().rules().await.ours().v4.nat), here, "{now}");
         assert_eq!(report.failures.len(), failed, "{now}");
@@ -396,14 +397,23 @@ async fn a_forward_that_cannot_be_on_this_host_fails_alone() {
 async fn a_preview_says_what_a_pass_would_do_and_does_nothing() {
     let mut scene = Scene::with_switches();
     let wanted = intents(&forward("a", 8000));
-    let Preview { ops, families, ended, failures, unreadable: _ } =
-        scene.converger.preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), 0)).await.unwrap();
+    let Preview { ops, families, ended, failures, unreadable: _ } = scene
+        .converger
+        .preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), Moment::default()))
+        .await
+        .unwrap();
     assert_eq!((families, ended, failures.len()), (vec![Family::V4], 0, 0));
     assert_eq!((scene.kernel().applied.len(), scene.switch().as_str()), (0, "0"));
     scene.pass(&wanted).await.unwrap();
     assert_eq!(scene.kernel().applied, [ops]);
     assert!(
-        scene.converger.preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), 0)).await.unwrap().ops.is_empty()
+        scene
+            .converger
+            .preview(&wanted, Waiting::default(), &NodeFacts::of(&local(), Moment::default()))
+            .await
+            .unwrap()
+            .ops
+            .is_empty()
     );
 }
 

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::GatewayNodeSpec;
+use sallyport_api::id::{IntentHash, Uid};
 use sallyport_engine::Engine;
 use sallyport_policy::digest::intent_hash;
 use sallyport_policy::intersection::intersection;
@@ -51,16 +52,16 @@ impl Reach {
     /// somebody else's, so only whoever may look at the node is told.
     pub(super) fn failures(&self, table: &ForwardingTable<'_>, forwards: &[&SliceForward]) -> Vec<Failure> {
         let failed: BTreeSet<&ForwardRef> = table.failures.iter().map(|failure| &failure.forward).collect();
-        let carried = self.carried.values().flatten().map(|forward| (forward.uid.as_str(), forward.hash.as_str()));
-        let carried: BTreeMap<&str, &str> = carried.collect();
+        let carried = self.carried.values().flatten().map(|forward| (&forward.uid, &forward.hash));
+        let carried: BTreeMap<&Uid, &IntentHash> = carried.collect();
         let concerned = |forward: &&&SliceForward| {
             !failed.contains(&forward.r#ref)
                 && bindings(forward, &table.listen).any(|binding| self.carried.contains_key(&binding.family()))
         };
         let failure = |forward: &&SliceForward| {
-            let state = match carried.get(forward.uid.as_str()) {
+            let state = match carried.get(&forward.uid) {
                 Some(_) if !self.hooked => "its rules are there, but the jump to them is gone and waits as well",
-                Some(hash) if *hash == forward.hash => "its rules are there as they were",
+                Some(hash) if **hash == forward.hash => "its rules are there as they were",
                 Some(_) => "of its rules those are there that were before and are still allowed",
                 None => "it has no rules there yet",
             };
@@ -138,10 +139,10 @@ impl<E: Engine> Converger<E> {
             let mut addresses = BTreeSet::new();
             let carried = self.carried.get(&family);
             let carried = carried.iter().flat_map(|carried| carried.forwards());
-            let carried: BTreeMap<&str, &SliceForward> = carried.map(|was| (was.uid.as_str(), was)).collect();
+            let carried: BTreeMap<&Uid, &SliceForward> = carried.map(|was| (&was.uid, was)).collect();
             for is in forwards {
                 // What was noted may be lost, or older than what an agent before this one did.
-                for was in carried.get(is.uid.as_str()).into_iter().chain([is]) {
+                for was in carried.get(&is.uid).into_iter().chain([is]) {
                     let is_carried = |ip: &IpAddr| {
                         let node = listening_on(node, vec![*ip]);
                         delivered.holds(&lower(&ForwardingTable::new(&node, &[was], &facts)), family)

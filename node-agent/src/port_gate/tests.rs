@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use sallyport_api::id::Moment;
 use sallyport_engine::dry_run::DryRun;
 
 use super::*;
@@ -36,7 +37,7 @@ impl Scene {
     /// A pass as the agent makes it; the names of those who have to wait.
     async fn pass(&mut self, wanted: &Intents) -> Vec<String> {
         let addresses = local();
-        let facts = NodeFacts::of(&addresses, 0);
+        let facts = NodeFacts::of(&addresses, Moment::default());
         let waiting = self.gate.admit(&mut self.converger, wanted, &facts, self.now).await;
         self.gate.keep(wanted, &self.state);
         self.state.keep_intents(wanted).unwrap();
@@ -54,7 +55,7 @@ impl Scene {
     /// Looks again after so many seconds; whether somebody may be let in.
     fn freed_after(&mut self, seconds: u64, wanted: &Intents) -> bool {
         self.now += Duration::from_secs(seconds);
-        self.gate.is_freed(&self.converger.engine, wanted, &NodeFacts::of(&local(), 0), self.now)
+        self.gate.is_freed(&self.converger.engine, wanted, &NodeFacts::of(&local(), Moment::default()), self.now)
     }
 
     /// The agent starts anew.
@@ -72,7 +73,7 @@ impl Scene {
     }
 
     fn kept(&self) -> Vec<String> {
-        self.state.not_admitted().unwrap().into_keys().collect()
+        self.state.not_admitted().unwrap().into_keys().map(|uid| uid.to_string()).collect()
     }
 
     async fn ports(&mut self) -> usize {
@@ -240,7 +241,7 @@ async fn where_listeners_cannot_be_seen_newcomers_do_not_wait_and_who_waits_goes
 async fn a_dry_run_lets_nobody_in_for_good() {
     let mut scene = Scene::with_listeners(&[8000]);
     let mut dry = Converger::new(DryRun::default(), None);
-    let waiting = scene.gate.admit(&mut dry, &two(), &NodeFacts::of(&local(), 0), scene.now).await;
+    let waiting = scene.gate.admit(&mut dry, &two(), &NodeFacts::of(&local(), Moment::default()), scene.now).await;
     scene.gate.keep(&two(), &scene.state);
     scene.state.keep_intents(&two()).unwrap();
     assert_eq!(waiting.uids.len(), 0);

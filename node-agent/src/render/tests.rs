@@ -19,7 +19,7 @@ fn targets(specs: &[&str]) -> String {
         .map(|ip| LocalAddress { ip: *ip, prefix_len: Family::of(*ip).bits(), global: true })
         .collect();
     let forwards = intents.forwards();
-    let table = ForwardingTable::new(&intents.node, &forwards, &NodeFacts::of(&local, 0));
+    let table = ForwardingTable::new(&intents.node, &forwards, &NodeFacts::of(&local, Moment::default()));
     let mut out = Vec::new();
     print_targets(&mut out, &forwards, &table).unwrap();
     String::from_utf8(out).unwrap()

@@ -5,14 +5,16 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use sallyport_api::id::{Moment, Uid};
+
 use crate::error_chain::chain_of;
 use crate::manifest::Object;
 use crate::state::StateDir;
 
-/// Seconds since 1970, by uid.
+/// When each came, by uid.
 #[derive(Debug)]
 pub(crate) struct FirstSeen {
-    times: BTreeMap<String, i64>,
+    times: BTreeMap<Uid, Moment>,
     state: Rc<StateDir>,
 }
 
@@ -30,7 +32,7 @@ impl FirstSeen {
 
     /// Since when the forwards among `objects` are there; the new ones since `now`. `broken_pool` says that a pool is not
     /// understood: it may limit lifetimes as before.
-    pub(crate) fn of(&mut self, objects: &[(&str, &Object)], broken_pool: bool, now: i64) -> &BTreeMap<String, i64> {
+    pub(crate) fn of(&mut self, objects: &[(&str, &Object)], broken_pool: bool, now: Moment) -> &BTreeMap<Uid, Moment> {
         let remembered = broken_pool && !self.times.is_empty();
         let limited = remembered
             || objects.iter().any(|(_, object)| match object {
@@ -38,14 +40,14 @@ impl FirstSeen {
                 _ => false,
             });
         let forwards = objects.iter().filter(|_| limited).filter_map(|(_, object)| match object {
-            Object::Forward(key, _) => Some(key.to_string()),
+            Object::Forward(key, _) => Some(Uid::from(key.to_string())),
             _ => None,
         });
-        let known = |uid: String| {
+        let known = |uid: Uid| {
             let time = self.times.get(&uid).copied().unwrap_or(now);
             (uid, time)
         };
-        let times: BTreeMap<String, i64> = forwards.map(known).collect();
+        let times: BTreeMap<Uid, Moment> = forwards.map(known).collect();
         if times != self.times {
             self.times = times;
             if let Err(error) = self.state.keep_first_seen(&self.times) {

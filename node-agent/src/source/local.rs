@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::gateway_pool::{
     FirewallBackend, GatewayPoolSpec, Grant, GrantPort, IpForward, Listen, ListenAddress, ListenAddressType,
 };
+use sallyport_api::id::{Moment, Uid};
 use sallyport_api::names::DEFAULT_POOL;
 use sallyport_api::{Mode, Protocol, SourceNatMode};
 use sallyport_policy::decide::{Verdict, decide};
@@ -27,12 +27,11 @@ pub struct Decided {
     pub intents: Intents,
     /// What is wrong with the objects, in no particular order.
     pub problems: Vec<FileProblem>,
-    /// When forwards expire or did, in seconds since 1970.
-    pub expiries: Vec<i64>,
+    /// When forwards expire or did.
+    pub expiries: Vec<Moment>,
 }
 
-/// Decides upon `objects`, each with the name of its file, for a host with these addresses, at `now` in seconds since
-/// 1970.
+/// Decides upon `objects`, each with the name of its file, for a host with these addresses, at `now`.
 ///
 /// `first_seen` says since when forwards are there, those without it since now. `held` are the slices of the last decision. With no pool among the objects a default one grants everything, unless
 /// a pool is there but not understood (`broken_pool` names its file): then nothing new is granted, and what is held stays.
@@ -43,8 +42,8 @@ pub fn decide_here(
     addresses: Vec<IpAddr>,
     held: &BTreeMap<String, ForwardSliceSpec>,
     broken_pool: Option<&str>,
-    first_seen: &BTreeMap<String, i64>,
-    now: i64,
+    first_seen: &BTreeMap<Uid, Moment>,
+    now: Moment,
 ) -> Decided {
     let mut problems = Vec::new();
     let mut files = BTreeMap::new();
@@ -54,7 +53,7 @@ pub fn decide_here(
             Object::Forward(key, spec) => {
                 files.insert(object.identity(), *file);
                 // Without an API server nobody gives out uids; the name is as lasting as the file.
-                let uid = key.to_string();
+                let uid = Uid::from(key.to_string());
                 forwards.push(Forward {
                     key: key.clone(),
                     generation: 1,
@@ -65,7 +64,7 @@ pub fn decide_here(
             }
             Object::Pool(name, spec) => {
                 files.insert(object.identity(), *file);
-                pools.push(PoolObject { name: name.clone(), created: 0, spec: spec.clone() });
+                pools.push(PoolObject { name: name.clone(), created: Moment::default(), spec: spec.clone() });
             }
             Object::Namespace(name, labels) => {
                 namespaces.insert(name.clone(), labels.clone());
@@ -74,15 +73,15 @@ pub fn decide_here(
     }
     if pools.is_empty() {
         if let Some(broken) = broken_pool {
-            let holders: BTreeMap<&str, Option<i64>> = held
+            let holders: BTreeMap<&Uid, Option<Moment>> = held
                 .values()
                 .flat_map(|slice| &slice.forwards)
-                .map(|forward| (forward.uid.as_str(), forward.intent.expires_at))
+                .map(|forward| (&forward.uid, forward.intent.expires_at))
                 .collect();
             forwards.retain_mut(|forward| {
-                if let Some(expiry) = holders.get(forward.uid.as_str()) {
+                if let Some(expiry) = holders.get(&forward.uid) {
                     // A grant that limited its lifetime is not there to be asked, so it expires as it would have.
-                    let expiry = expiry.and_then(|expiry| Timestamp::from_second(expiry).ok()).map(Time);
+                    let expiry = expiry.and_then(Moment::to_time);
                     if let (Some(expiry), Ok(spec)) = (expiry, &mut forward.spec) {
                         let spec = Arc::make_mut(spec);
                         spec.expires_at = spec.expires_at.take().into_iter().chain([expiry]).min();
@@ -97,7 +96,7 @@ pub fn decide_here(
                 }
             });
         }
-        pools.push(PoolObject { name: DEFAULT_POOL.to_owned(), created: 0, spec: open_pool() });
+        pools.push(PoolObject { name: DEFAULT_POOL.to_owned(), created: Moment::default(), spec: open_pool() });
     }
     let nodes = [Node { name: node_name.to_owned(), labels: None, addresses }];
     let mut decision = decide(&Observed {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::{Api, PostParams};
 use kube::{Client, Resource as _};
+use sallyport_api::id::Uid;
 use sallyport_api::names::{AGENT_NAME, OPERATOR_NAME};
 use sallyport_runtime::backoff::Backoff;
 use sallyport_runtime::once::Once;
@@ -38,7 +39,7 @@ pub(crate) struct Agents {
     leadership: Arc<Leadership>,
     metrics: Arc<Metrics>,
     /// Uid and generation of the form that was last seen to be right.
-    settled: Option<(String, i64)>,
+    settled: Option<(Uid, i64)>,
     /// When somebody's changes were put back.
     restored: Vec<Instant>,
     /// Left alone until then.
@@ -167,8 +168,8 @@ impl Agents {
 }
 
 /// Uid and generation: a form of the spec.
-fn form(set: &DaemonSet) -> Option<(String, i64)> {
-    Some((set.metadata.uid.clone()?, set.metadata.generation?))
+fn form(set: &DaemonSet) -> Option<(Uid, i64)> {
+    Some((set.metadata.uid.as_deref()?.into(), set.metadata.generation?))
 }
 
 #[cfg(test)]

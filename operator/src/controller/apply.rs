@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
+use sallyport_api::id::Uid;
 use sallyport_api::names::FINALIZER;
 
 use crate::controller::desired::Desired;
@@ -21,9 +22,9 @@ pub(crate) fn writes(store: &Store, desired: &Desired) -> Vec<Write> {
             writes.push(Write::DeleteGateway(name.clone()));
             continue;
         }
-        let Some(uid) = store.nodes.get(name).and_then(|node| node.metadata.uid.clone()) else { continue };
+        let Some(uid) = store.nodes.get(name).and_then(|node| node.metadata.uid.as_deref()) else { continue };
         if store.gateways.get(name).is_none_or(|gateway| gateway.spec != *spec) {
-            writes.push(Write::Gateway(name.clone(), uid, spec.clone()));
+            writes.push(Write::Gateway(name.clone(), uid.into(), spec.clone()));
         }
     }
     for node in store.nodes.objects() {
@@ -61,13 +62,13 @@ pub(crate) fn in_turn<T>(items: Vec<T>, key: impl Fn(&T) -> &ForwardRef) -> Vec<
 fn slice_writes(store: &Store, desired: &Desired, writes: &mut Vec<Write>) {
     let current: BTreeMap<&str, &ForwardSliceSpec> =
         store.slices.objects().map(|slice| (slice.metadata.name.as_deref().unwrap_or_default(), &slice.spec)).collect();
-    let has = |slice: &str, uid: &str| {
-        current.get(slice).is_some_and(|slice| slice.forwards.iter().any(|forward| forward.uid == uid))
+    let has = |slice: &str, uid: &Uid| {
+        current.get(slice).is_some_and(|slice| slice.forwards.iter().any(|forward| forward.uid == *uid))
     };
-    let slice_of: BTreeMap<&str, &str> = desired
+    let slice_of: BTreeMap<&Uid, &str> = desired
         .slices
         .iter()
-        .flat_map(|(name, slice)| slice.forwards.iter().map(move |forward| (forward.uid.as_str(), name.as_str())))
+        .flat_map(|(name, slice)| slice.forwards.iter().map(move |forward| (&forward.uid, name.as_str())))
         .collect();
     for (name, spec) in &desired.slices {
         if desired.done_slices.contains(name) {
@@ -79,9 +80,10 @@ fn slice_writes(store: &Store, desired: &Desired, writes: &mut Vec<Write>) {
             continue;
         };
         // A forward that moves is in its new slice before it leaves the old one, so that no node ever misses it.
-        let moving = now.forwards.iter().any(|forward| {
-            slice_of.get(forward.uid.as_str()).is_some_and(|slice| slice != name && !has(slice, &forward.uid))
-        });
+        let moving = now
+            .forwards
+            .iter()
+            .any(|forward| slice_of.get(&forward.uid).is_some_and(|slice| slice != name && !has(slice, &forward.uid)));
         if *now != spec && !moving {
             let revision = store.slices.get(name).and_then(|slice| slice.metadata.resource_version.clone());
             writes.push(Write::Slice(name.clone(), revision, spec.clone()));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::watcher::Event;
+use sallyport_api::id::Uid;
 use sallyport_api::names::FINALIZER;
 use sallyport_runtime::once::Once;
 
@@ -56,6 +57,11 @@ impl<K: Resource<DynamicType = ()>> Entry<K> {
     /// What keeps it from vanishing when it is deleted.
     pub(crate) fn finalizers(&self) -> &[String] {
         self.meta().finalizers.as_deref().unwrap_or_default()
+    }
+
+    /// Its `metadata.uid`, which no other object has or had.
+    pub(crate) fn uid(&self) -> Uid {
+        self.meta().uid.as_deref().unwrap_or_default().into()
     }
 
     /// Whether our finalizer is on it.

@@ -10,12 +10,11 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
-use sallyport_api::{GatewayPool, Mode};
+use sallyport_api::{GatewayPool, Mode, Moment, Uid};
 use sallyport_policy::decide::{self as policy, Verdict};
 use sallyport_policy::observed::{Forward, Node as ObservedNode, Observed, PoolObject};
 use sallyport_policy::validate::Problem;
 
-use crate::controller::cache;
 use crate::controller::desired::Desired;
 use crate::controller::finalizers::{hold_first, released};
 use crate::controller::gateways::{Gateways, gateways};
@@ -24,13 +23,13 @@ use crate::controller::rollout::SliceRevisions;
 use crate::controller::slices;
 use crate::controller::store::Store;
 
-/// Decides at `now`, in seconds since 1970; `gone` are the nodes that nobody waits for.
+/// Decides at `now`; `gone` are the nodes that nobody waits for.
 pub(crate) fn decide(
     store: &Store,
     revisions: &SliceRevisions,
     gone: &BTreeSet<String>,
     retention: Retention,
-    now: i64,
+    now: Moment,
 ) -> Desired {
     let held = slices::held(revisions);
     let (forwards, mut verdicts) = forwards(store, &held, retention);
@@ -88,9 +87,9 @@ fn namespaces(store: &Store) -> BTreeMap<String, BTreeMap<String, String>> {
     store.namespaces.objects().map(|namespace| labels(&namespace.metadata)).collect()
 }
 
-/// In seconds since 1970.
-fn created(meta: &ObjectMeta) -> i64 {
-    meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+/// When an object was created; 1970 where the API server does not say.
+fn created(meta: &ObjectMeta) -> Moment {
+    meta.creation_timestamp.as_ref().map(Moment::from).unwrap_or_default()
 }
 
 /// The forwards that a verdict is asked for, and the verdicts on those for which it is clear already.
@@ -99,12 +98,12 @@ fn forwards(
     held: &BTreeMap<String, ForwardSliceSpec>,
     retention: Retention,
 ) -> (Vec<Forward>, BTreeMap<ForwardRef, Verdict>) {
-    let pools: BTreeMap<&str, &str> =
-        held.values().flat_map(|slice| slice.forwards.iter().map(|f| (f.uid.as_str(), slice.pool.as_str()))).collect();
+    let pools: BTreeMap<&Uid, &str> =
+        held.values().flat_map(|slice| slice.forwards.iter().map(|f| (&f.uid, slice.pool.as_str()))).collect();
     let (mut forwards, mut verdicts) = (Vec::new(), BTreeMap::new());
     for ((namespace, name), entry) in store.forwards.entries() {
         let key = ForwardRef { namespace: namespace.clone(), name: name.clone() };
-        let (meta, uid) = (entry.meta(), uid_of(entry));
+        let (meta, uid) = (entry.meta(), entry.uid());
         if meta.deletion_timestamp.is_some() && !retention.keep_deleted {
             continue;
         }
@@ -113,7 +112,7 @@ fn forwards(
             None => Err(unreadable(entry.problem().unwrap_or_default())),
         };
         // One that is not to be applied, or cannot be read, stays where it is, whatever pool it asks for.
-        let pool = match (&spec, pools.get(uid.as_str()).copied()) {
+        let pool = match (&spec, pools.get(&uid).copied()) {
             (Ok(spec), holding) => holding.filter(|_| spec.mode != Mode::Apply).or(Some(spec.pool.as_str())),
             (Err(_), holding) => holding,
         };
@@ -134,10 +133,6 @@ fn forwards(
         forwards.push(Forward { key, uid, generation, created, spec });
     }
     (forwards, verdicts)
-}
-
-fn uid_of<K: kube::Resource<DynamicType = ()>>(entry: &cache::Entry<K>) -> String {
-    entry.meta().uid.clone().unwrap_or_default()
 }
 
 /// The addresses and labels of a Node.

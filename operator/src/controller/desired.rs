@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::GatewayNodeSpec;
+use sallyport_api::id::Moment;
 use sallyport_policy::decide::Verdict;
 use sallyport_policy::validate::Problem;
 
@@ -12,8 +13,8 @@ use sallyport_policy::validate::Problem;
 pub(crate) struct Desired {
     /// The verdict on every forward that is not on its way out.
     pub(crate) verdicts: BTreeMap<ForwardRef, Verdict>,
-    /// When forwards expire or did, in seconds since 1970.
-    pub(crate) expiries: BTreeMap<ForwardRef, i64>,
+    /// When forwards expire or did.
+    pub(crate) expiries: BTreeMap<ForwardRef, Moment>,
     /// The problems of every pool.
     pub(crate) pools: BTreeMap<String, Vec<Problem>>,
     /// Every slice, and empty ones for those that should go.

@@ -6,6 +6,7 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Resource as _;
 use sallyport_api::gateway_node::{Drift, GatewayNode};
+use sallyport_api::id::Moment;
 use sallyport_api::names::OPERATOR_NAME;
 use sallyport_policy::digest::short_id;
 use sallyport_runtime::text::cut;
@@ -32,13 +33,13 @@ pub(crate) struct Drifts {
 
 impl Drifts {
     /// The events that are still to be written at this time. A leader before may have written one: its name is the same.
-    pub(crate) fn writes(&mut self, gateways: &Cache<GatewayNode>, now: i64) -> Vec<Write> {
+    pub(crate) fn writes(&mut self, gateways: &Cache<GatewayNode>, now: Moment) -> Vec<Write> {
         let mut writes = Vec::new();
         for gateway in gateways.objects() {
             let node = gateway.metadata.name.clone().unwrap_or_default();
             let drift = gateway.status.as_ref().and_then(|status| status.last_drift.as_ref());
             let name = drift.map(|drift| name(&node, drift));
-            let is_old = drift.is_some_and(|drift| drift.time.0.as_second() + OLD_SECONDS < now);
+            let is_old = drift.is_some_and(|drift| Moment::from(&drift.time).plus(OLD_SECONDS) < now);
             let reported = self.reported.entry(node).or_insert_with(|| name.clone().filter(|_| is_old));
             if let (Some(drift), Some(name)) = (drift, name)
                 && reported.as_ref() != Some(&name)
@@ -107,7 +108,7 @@ mod tests {
     }
 
     fn events(drifts: &mut Drifts, nodes: &Cache<GatewayNode>, clock: &str) -> Vec<Event> {
-        let now = format!("2026-01-01T{clock}:00Z").parse::<jiff::Timestamp>().unwrap().as_second();
+        let now = Moment(format!("2026-01-01T{clock}:00Z").parse::<jiff::Timestamp>().unwrap().as_second());
         let event = |write| if let Write::Drift(event) = write { *event } else { panic!("{write:?}") };
         drifts.writes(nodes, now).into_iter().map(event).collect()
     }

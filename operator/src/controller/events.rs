@@ -52,7 +52,7 @@ impl Events {
                 kind: Some(PortForward::kind(&()).into_owned()),
                 namespace: Some(report.key.namespace.clone()),
                 name: Some(report.key.name.clone()),
-                uid: Some(report.uid.clone()),
+                uid: Some(report.uid.to_string()),
                 ..ObjectReference::default()
             };
             self.queue(event, about);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
+use sallyport_api::id::Uid;
 use sallyport_policy::digest::slice_hash;
 
 use crate::controller::cache::Entry;
@@ -22,7 +23,7 @@ pub(crate) fn hold_first(
         |key: &ForwardRef| store.forwards.entry(&key.namespace, &key.name).is_some_and(Entry::has_our_finalizer);
     for (name, slice) in &mut slices {
         let before = slice.forwards.len();
-        let carried = |uid: &str| held.get(name).is_some_and(|slice| slice.forwards.iter().any(|f| f.uid == uid));
+        let carried = |uid: &Uid| held.get(name).is_some_and(|slice| slice.forwards.iter().any(|f| f.uid == *uid));
         slice.forwards.retain(|forward| {
             let free = !has_finalizer(&forward.r#ref);
             if free {
@@ -45,8 +46,7 @@ pub(crate) fn released(
     leaving: impl Fn(&ObjectMeta) -> bool,
 ) -> BTreeSet<ForwardRef> {
     let free = store.forwards.entries().filter(|(_, entry)| {
-        let uid = entry.meta().uid.as_deref().unwrap_or_default();
-        leaving(entry.meta()) && entry.has_our_finalizer() && !revisions.may_be_carried(uid)
+        leaving(entry.meta()) && entry.has_our_finalizer() && !revisions.may_be_carried(&entry.uid())
     });
     free.map(|((namespace, name), _)| ForwardRef { namespace: namespace.clone(), name: name.clone() }).collect()
 }

@@ -3,6 +3,7 @@
 //! Pure. What keeps a forward from being acceptable is not here: its verdict says that, as for all others.
 
 use sallyport_api::gateway_node::NodePlan;
+use sallyport_api::id::IntentHash;
 use sallyport_api::names::{MAX_PLAN_ENTRIES, MAX_PLANS};
 use sallyport_api::port_forward::PlannedChange;
 use sallyport_api::{Mode, Reason};
@@ -15,9 +16,9 @@ pub(crate) struct Paused<'a> {
     /// `Plan` or `Paused`.
     pub(crate) mode: Mode,
     /// Hash of what its spec asks, if that is acceptable.
-    pub(crate) want: Option<&'a str>,
+    pub(crate) want: Option<&'a IntentHash>,
     /// Hash of what is held for it.
-    pub(crate) held: Option<&'a str>,
+    pub(crate) held: Option<&'a IntentHash>,
     /// Whether some kernel was read back with anything of it.
     pub(crate) carried: bool,
     /// How far the gateways are with what is held for it.
@@ -54,7 +55,7 @@ impl Paused<'_> {
 }
 
 /// How much of the plan is there to see.
-fn shown(subject: &Subject<'_>, want: &str, plan: &[PlannedChange]) -> String {
+fn shown(subject: &Subject<'_>, want: &IntentHash, plan: &[PlannedChange]) -> String {
     if !subject.held.planned {
         return format!(
             "the agents look at {MAX_PLANS} plans of a pool at a time, and this one is not among them, so only the verdict is known"
@@ -75,7 +76,7 @@ fn shown(subject: &Subject<'_>, want: &str, plan: &[PlannedChange]) -> String {
 }
 
 /// What `Apply` would change, equal changes once.
-pub(crate) fn plan(subject: &Subject<'_>, want: Option<&str>) -> Vec<PlannedChange> {
+pub(crate) fn plan(subject: &Subject<'_>, want: Option<&IntentHash>) -> Vec<PlannedChange> {
     let Some(want) = want.filter(|_| subject.held.planned) else { return Vec::new() };
     let mut plan: Vec<PlannedChange> = Vec::new();
     for gateway in subject.asked {
@@ -99,7 +100,7 @@ pub(crate) fn plan(subject: &Subject<'_>, want: Option<&str>) -> Vec<PlannedChan
 }
 
 /// What a node says about the plan of this hash; what a silent one said may not be so any more.
-fn of_node<'a>(gateway: &Gateway<'a>, subject: &Subject<'_>, hash: &str) -> Option<&'a NodePlan> {
+fn of_node<'a>(gateway: &Gateway<'a>, subject: &Subject<'_>, hash: &IntentHash) -> Option<&'a NodePlan> {
     let report = gateway.report().filter(|_| !gateway.silent)?;
-    report.plans.iter().find(|plan| plan.r#ref == *subject.key && plan.hash == hash)
+    report.plans.iter().find(|plan| plan.r#ref == *subject.key && plan.hash == *hash)
 }

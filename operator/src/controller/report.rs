@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::condition::{self, Status};
 use sallyport_api::gateway_node::NodeState;
 use sallyport_api::gateway_pool::ForwardCounts;
+use sallyport_api::id::{Moment, Uid};
 use sallyport_api::port_forward::PortForwardStatus;
 use sallyport_api::{ConditionType, ForwardRef, Mode, Reason};
 use sallyport_policy::decide::Verdict;
@@ -21,7 +22,7 @@ use crate::controller::pool_status::pool_status;
 use crate::controller::rollout::SliceRevisions;
 use crate::controller::status::forward_status;
 use crate::controller::store::Store;
-use crate::controller::subject::{Gateway, Subject, held, time};
+use crate::controller::subject::{Gateway, Subject, held};
 use crate::controller::write::{ForwardReport, Write};
 use crate::metrics::Metrics;
 
@@ -37,7 +38,7 @@ pub(crate) struct Reporter {
     progress: BTreeMap<ForwardRef, Instant>,
     next_look: Option<Instant>,
     /// What was last written about forwards whose newest form, status included, cannot be read, by uid.
-    unreadable: BTreeMap<String, PortForwardStatus>,
+    unreadable: BTreeMap<Uid, PortForwardStatus>,
 }
 
 impl Reporter {
@@ -95,8 +96,8 @@ impl Reporter {
                 continue;
             }
             let spec = entry.object().map(|object| &object.spec);
-            let uid = entry.meta().uid.clone().unwrap_or_default();
-            let held = all_held.get(uid.as_str()).copied().unwrap_or_default();
+            let uid = entry.uid();
+            let held = all_held.get(&uid).copied().unwrap_or_default();
             let asked = of_pool(gateways, spec.map_or("", |spec| spec.pool.as_str()));
             let subject = Subject {
                 key: &key,
@@ -105,7 +106,7 @@ impl Reporter {
                 spec,
                 unreadable: entry.problem(),
                 verdict,
-                expires_at: desired.expiries.get(&key).copied().and_then(time),
+                expires_at: desired.expiries.get(&key).copied().and_then(Moment::to_time),
                 held,
                 asked,
             };

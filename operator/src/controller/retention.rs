@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
+use sallyport_api::id::Moment;
 use sallyport_policy::validate::Problem;
 
 use crate::controller::store::Store;
@@ -25,8 +26,8 @@ pub(crate) struct Retention {
 pub(crate) struct Frozen {
     /// Their slices.
     pub(crate) slices: BTreeMap<String, ForwardSliceSpec>,
-    /// When the forwards in there expire, in seconds since 1970.
-    pub(crate) expiries: BTreeMap<ForwardRef, i64>,
+    /// When the forwards in there expire.
+    pub(crate) expiries: BTreeMap<ForwardRef, Moment>,
     /// Why, by pool.
     pub(crate) problems: BTreeMap<String, Vec<Problem>>,
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use sallyport_api::forward_slice::{ForwardSlice, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeStatus, ObservedSlice, SliceState};
+use sallyport_api::id::{IntentHash, SliceHash, Uid};
 use sallyport_api::intent::Intent;
-use sallyport_api::names::UID_PREFIX;
 use sallyport_policy::digest::slice_hash;
 use sallyport_policy::observed::Outgoing;
 
@@ -31,7 +31,7 @@ pub(crate) struct NodeReport<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Readback {
     /// Its kernel was read back with the intent of this hash.
-    Hash(Arc<str>),
+    Hash(IntentHash),
     /// It reported that it cannot.
     Failed,
     /// Its kernel was read back without it.
@@ -43,7 +43,7 @@ pub(crate) enum Readback {
 /// One forward in one revision of a slice.
 #[derive(Debug, PartialEq)]
 struct RevisedForward {
-    hash: Arc<str>,
+    hash: IntentHash,
     intent: Arc<Intent>,
 }
 
@@ -51,8 +51,8 @@ struct RevisedForward {
 #[derive(Debug)]
 struct Revision {
     generation: i64,
-    hash: String,
-    forwards: BTreeMap<Arc<str>, Arc<RevisedForward>>,
+    hash: SliceHash,
+    forwards: BTreeMap<Uid, Arc<RevisedForward>>,
 }
 
 impl Revision {
@@ -83,7 +83,7 @@ pub(crate) struct SliceRevisions {
     /// once: to make them wait would take their rules away.
     lost: BTreeSet<String>,
     /// For each forward, the slice whose newest revision has it, or else one that had it.
-    slice_of: BTreeMap<Arc<str>, String>,
+    slice_of: BTreeMap<Uid, String>,
 }
 
 impl SliceRevisions {
@@ -141,7 +141,7 @@ impl SliceRevisions {
         let new = self.slices.iter().filter_map(|(name, slice)| Some((name, slice.revisions.last()?)));
         self.slice_of = old
             .chain(new)
-            .flat_map(|(name, revision)| revision.forwards.keys().map(move |uid| (Arc::clone(uid), name.clone())))
+            .flat_map(|(name, revision)| revision.forwards.keys().map(move |uid| (uid.clone(), name.clone())))
             .collect();
     }
 
@@ -160,13 +160,13 @@ impl SliceRevisions {
             return;
         }
         let carried = |forward: &SliceForward| {
-            let known = last.and_then(|revision| revision.forwards.get_key_value(forward.uid.as_str()));
+            let known = last.and_then(|revision| revision.forwards.get_key_value(&forward.uid));
             match known {
-                Some((uid, carried)) if *carried.hash == *forward.hash => (Arc::clone(uid), Arc::clone(carried)),
+                Some((uid, carried)) if carried.hash == forward.hash => (uid.clone(), Arc::clone(carried)),
                 _ => {
                     let carried =
-                        RevisedForward { hash: forward.hash.as_str().into(), intent: Arc::new(forward.intent.clone()) };
-                    (forward.uid.as_str().into(), Arc::new(carried))
+                        RevisedForward { hash: forward.hash.clone(), intent: Arc::new(forward.intent.clone()) };
+                    (forward.uid.clone(), Arc::new(carried))
                 }
             }
         };
@@ -198,10 +198,10 @@ impl SliceRevisions {
                     let wanted = self
                         .newest(uid)
                         .is_some_and(|(pool, newest)| *pool == slice.pool && newest.hash == carried.hash);
-                    if !wanted && seen.insert((Arc::clone(uid), Arc::clone(&carried.hash))) {
+                    if !wanted && seen.insert((uid.clone(), carried.hash.clone())) {
                         outgoing.push(Outgoing {
                             pool: slice.pool.clone(),
-                            uid: uid.to_string(),
+                            uid: uid.clone(),
                             intent: Arc::clone(&carried.intent),
                         });
                     }
@@ -218,7 +218,7 @@ impl SliceRevisions {
             let newest = slice.revisions.last().into_iter().flat_map(|revision| &revision.forwards);
             carried.extend(newest.map(|(uid, carried)| Outgoing {
                 pool: slice.pool.clone(),
-                uid: uid.to_string(),
+                uid: uid.clone(),
                 intent: Arc::clone(&carried.intent),
             }));
         }
@@ -227,7 +227,7 @@ impl SliceRevisions {
 
     /// Whether a live node may carry the forward in any revision. What a node of any pool does that is not known may be that:
     /// a forward may have asked for another pool before.
-    pub(crate) fn may_be_carried(&self, uid: &str) -> bool {
+    pub(crate) fn may_be_carried(&self, uid: &Uid) -> bool {
         !self.unknown.is_empty()
             || !self.lost.is_empty()
             || self
@@ -243,13 +243,13 @@ impl SliceRevisions {
     }
 
     /// The pool and the newest revision of a forward that is in a slice.
-    fn newest(&self, uid: &str) -> Option<(&String, &RevisedForward)> {
+    fn newest(&self, uid: &Uid) -> Option<(&String, &RevisedForward)> {
         let slice = self.slices.get(self.slice_of.get(uid)?)?;
         Some((&slice.pool, slice.revisions.last()?.forwards.get(uid)?))
     }
 
     /// The forward in all revisions of its slice; `None` for one that no live node can carry.
-    pub(crate) fn find<'a>(&'a self, uid: &'a str) -> Option<ForwardRevisions<'a>> {
+    pub(crate) fn find<'a>(&'a self, uid: &'a Uid) -> Option<ForwardRevisions<'a>> {
         let slice = self.slice_of.get(uid)?;
         let revisions = self.slices.get(slice).map_or(&[][..], |slice| &slice.revisions);
         Some(ForwardRevisions { uid, slice, revisions })
@@ -259,7 +259,7 @@ impl SliceRevisions {
 /// A forward in all revisions of its slice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ForwardRevisions<'a> {
-    uid: &'a str,
+    uid: &'a Uid,
     slice: &'a str,
     revisions: &'a [Revision],
 }
@@ -276,11 +276,11 @@ impl ForwardRevisions<'_> {
         let Some(revision) = self.revisions.iter().rfind(|revision| revision.is(observed)) else {
             return Readback::Unknown;
         };
-        let failed = || observed.failed.iter().any(|prefix| self.uid.chars().take(UID_PREFIX).eq(prefix.chars()));
+        let failed = || !observed.failed.is_empty() && observed.failed.contains(&self.uid.prefix());
         match revision.forwards.get(self.uid) {
             None => Readback::Nothing,
             Some(_) if failed() => Readback::Failed,
-            Some(carried) => Readback::Hash(Arc::clone(&carried.hash)),
+            Some(carried) => Readback::Hash(carried.hash.clone()),
         }
     }
 }

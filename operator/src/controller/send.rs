@@ -13,6 +13,7 @@ use kube::{Client, Resource};
 use sallyport_api::forward_slice::{ForwardRef, ForwardSlice, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
 use sallyport_api::gateway_pool::{GatewayPool, GatewayPoolStatus};
+use sallyport_api::id::Uid;
 use sallyport_api::names::{AGENT_LABEL, OPERATOR_NAME, POOL_LABEL};
 use sallyport_api::port_forward::PortForward;
 use serde_json::json;
@@ -35,7 +36,7 @@ pub(crate) async fn send(write: Write, client: Client) -> Result<Answer, kube::E
             Ok(Answer::SliceDeleted(name))
         }
         Write::Gateway(name, owner, spec) => {
-            let new = send_gateway(client, &name, owner, spec).await?;
+            let new = send_gateway(client, &name, &owner, spec).await?;
             Ok(Answer::Gateway(Box::new(new)))
         }
         Write::DeleteGateway(name) => {
@@ -96,7 +97,7 @@ async fn send_slice(
 async fn send_gateway(
     client: Client,
     name: &str,
-    owner: String,
+    owner: &Uid,
     spec: GatewayNodeSpec,
 ) -> Result<DeserializeGuard<GatewayNode>, kube::Error> {
     let mut gateway = GatewayNode::new(name, spec);
@@ -104,7 +105,7 @@ async fn send_gateway(
         api_version: Node::api_version(&()).into_owned(),
         kind: Node::kind(&()).into_owned(),
         name: name.to_owned(),
-        uid: owner,
+        uid: owner.to_string(),
         ..OwnerReference::default()
     }]);
     Api::all(client).patch(name, &apply(), &Patch::Apply(&gateway)).await

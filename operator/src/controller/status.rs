@@ -5,13 +5,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::condition::{Stated, Status, upsert};
 use sallyport_api::forward_slice::ForwardRef;
 use sallyport_api::gateway_node::GatewayNodeStatus;
-use sallyport_api::names::{MAX_ADDRESSES, UID_PREFIX};
+use sallyport_api::id::{IntentHash, Uid};
+use sallyport_api::names::MAX_ADDRESSES;
 use sallyport_api::port_forward::{
     AddressValue, NodeCounts, PortForwardSpec, PortForwardStatus, Summary, TargetCounts,
 };
@@ -38,12 +38,12 @@ struct Progress<'a> {
     /// The first thing that failed.
     failure: Option<(Reason, String)>,
     /// The hashes that the kernels were read back with; `None` for one without.
-    hashes: BTreeSet<Option<Arc<str>>>,
+    hashes: BTreeSet<Option<IntentHash>>,
 }
 
 fn progress<'a>(
     subject: &Subject<'_>,
-    want: Option<&str>,
+    want: Option<&IntentHash>,
     gateways: &[Gateway<'a>],
     revisions: &SliceRevisions,
 ) -> Progress<'a> {
@@ -65,10 +65,10 @@ fn progress<'a>(
         let failure = (carries == Readback::Failed).then(|| failure_of(subject.key, gateway.name, report));
         match &carries {
             Readback::Unknown => {}
-            Readback::Hash(hash) => drop(progress.hashes.insert(Some(Arc::clone(hash)))),
+            Readback::Hash(hash) => drop(progress.hashes.insert(Some(hash.clone()))),
             // Its rules are there; it is another firewall that keeps them from working.
             Readback::Failed if matches!(failure, Some((Reason::HostFirewallConflict, _))) => {
-                progress.hashes.insert(want.map(Arc::from));
+                progress.hashes.insert(want.cloned());
             }
             Readback::Nothing | Readback::Failed => drop(progress.hashes.insert(None)),
         }
@@ -83,7 +83,7 @@ fn progress<'a>(
             continue;
         }
         match carries {
-            Readback::Hash(hash) if Some(&*hash) == want => progress.counts.programmed += 1,
+            Readback::Hash(hash) if Some(&hash) == want => progress.counts.programmed += 1,
             Readback::Failed => {
                 progress.counts.failed += 1;
                 progress.failure = progress.failure.or(failure);
@@ -140,12 +140,12 @@ pub(crate) fn forward_status(
 ) -> PortForwardStatus {
     let mut status = old.clone();
     let want = match subject.verdict {
-        Some(Verdict::Accepted(hash)) => Some(hash.as_str()),
+        Some(Verdict::Accepted(hash)) => Some(hash),
         _ => None,
     };
     let mode = subject.spec.map_or(Mode::Apply, |spec| spec.mode);
     let paused = subject.held.forward.filter(|_| mode != Mode::Apply);
-    let held = if mode == Mode::Apply { want } else { paused.map(|(_, forward)| forward.hash.as_str()) };
+    let held = if mode == Mode::Apply { want } else { paused.map(|(_, forward)| &forward.hash) };
     let progress = progress(subject, held, gateways, revisions);
     status.plan = paused::plan(subject, want);
     let accepted = match (subject.verdict, subject.unreadable) {
@@ -190,11 +190,11 @@ pub(crate) fn forward_status(
     set(ConditionType::Ready, ready);
 
     status.observed_generation = subject.generation;
-    status.hash = want.map(str::to_owned);
+    status.hash = want.cloned();
     status.expires_at.clone_from(&subject.expires_at);
     let mut hashes = progress.hashes.into_iter();
     if let (Some(same), None) = (hashes.next(), hashes.next()) {
-        status.applied_hash = same.map(|hash| hash.to_string());
+        status.applied_hash = same;
     }
     status.nodes = Some(progress.counts);
     let in_force = match paused {
@@ -274,10 +274,10 @@ fn leaving(progress: &Progress<'_>) -> (Reason, String) {
 }
 
 /// The accepted intent whose hash this is: the one in the slices, or what is asked where it has to wait for its finalizer.
-fn asked<'a>(subject: &Subject<'a>, hash: &str) -> Option<Cow<'a, Intent>> {
+fn asked<'a>(subject: &Subject<'a>, hash: &IntentHash) -> Option<Cow<'a, Intent>> {
     let spec = subject.spec?;
     match subject.held.forward {
-        Some((_, held)) if held.hash == hash => Some(Cow::Borrowed(&held.intent)),
+        Some((_, held)) if held.hash == *hash => Some(Cow::Borrowed(&held.intent)),
         _ => validate(spec).ok().map(Cow::Owned),
     }
 }
@@ -309,8 +309,8 @@ fn leaving_from(intent: &Intent, gateways: &[Gateway<'_>]) -> Vec<AddressValue> 
 }
 
 /// Connections of a forward that are left to end by themselves, over all gateways.
-fn draining(uid: &str, gateways: &[Gateway<'_>]) -> i32 {
-    let prefix = uid.get(..UID_PREFIX).unwrap_or(uid);
+fn draining(uid: &Uid, gateways: &[Gateway<'_>]) -> i32 {
+    let prefix = uid.prefix();
     let listed = gateways.iter().filter_map(Gateway::report).flat_map(|report| &report.draining);
     listed.filter(|listed| listed.uid == prefix).fold(0, |sum: i32, listed| sum.saturating_add(listed.connections))
 }
@@ -321,7 +321,7 @@ pub(crate) fn first(addresses: impl Iterator<Item = IpAddr>) -> Vec<AddressValue
     sorted.into_iter().take(MAX_ADDRESSES).map(|value| AddressValue { value }).collect()
 }
 
-fn summary(spec: &PortForwardSpec, counts: &NodeCounts, hash: Option<&str>) -> Summary {
+fn summary(spec: &PortForwardSpec, counts: &NodeCounts, hash: Option<&IntentHash>) -> Summary {
     let range = |first: i32, last: i32| if first == last { first.to_string() } else { format!("{first}-{last}") };
     let ports = spec
         .ports
@@ -346,7 +346,7 @@ fn summary(spec: &PortForwardSpec, counts: &NodeCounts, hash: Option<&str>) -> S
         targets: listed(targets),
         nodes: format!("{}/{}", counts.programmed, counts.desired),
         hash: hash
-            .map(|hash| hash.rsplit(':').next().unwrap_or_default().chars().take(8).collect())
+            .map(|hash| hash.as_str().rsplit(':').next().unwrap_or_default().chars().take(8).collect())
             .unwrap_or_default(),
     }
 }

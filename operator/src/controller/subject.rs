@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::ConditionType;
 use sallyport_api::condition::{self, Stated};
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus};
+use sallyport_api::id::Uid;
 use sallyport_api::port_forward::PortForwardSpec;
 use sallyport_policy::decide::Verdict;
 use sallyport_runtime::text;
@@ -45,8 +45,8 @@ pub(crate) struct Held<'a> {
 }
 
 /// What the slices hold for each forward, by its uid.
-pub(crate) fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&str, Held<'_>> {
-    let mut all: BTreeMap<&str, Held<'_>> = BTreeMap::new();
+pub(crate) fn held(slices: &BTreeMap<String, ForwardSliceSpec>) -> BTreeMap<&Uid, Held<'_>> {
+    let mut all: BTreeMap<&Uid, Held<'_>> = BTreeMap::new();
     for slice in slices.values() {
         for forward in &slice.forwards {
             all.entry(&forward.uid).or_default().forward = Some((&slice.pool, forward));
@@ -64,7 +64,7 @@ pub(crate) struct Subject<'a> {
     /// Namespace and name.
     pub(crate) key: &'a ForwardRef,
     /// `metadata.uid`.
-    pub(crate) uid: &'a str,
+    pub(crate) uid: &'a Uid,
     /// `metadata.generation`.
     pub(crate) generation: Option<i64>,
     /// What it asks; `None` if that never could be read.
@@ -79,11 +79,6 @@ pub(crate) struct Subject<'a> {
     pub(crate) held: Held<'a>,
     /// The gateways of the pool that it asks for; it may still be carried by those of another.
     pub(crate) asked: &'a [Gateway<'a>],
-}
-
-/// Seconds since 1970 as the API writes them.
-pub(crate) fn time(seconds: i64) -> Option<Time> {
-    Timestamp::from_second(seconds).ok().map(Time)
 }
 
 /// The first three names, and how many more there are.

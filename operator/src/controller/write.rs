@@ -9,6 +9,7 @@ use k8s_openapi::api::events::v1::Event;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSlice, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
 use sallyport_api::gateway_pool::{GatewayPool, GatewayPoolStatus};
+use sallyport_api::id::Uid;
 use sallyport_api::port_forward::{PortForward, PortForwardStatus};
 
 use crate::controller::guard::DeserializeGuard;
@@ -21,7 +22,7 @@ pub(crate) enum Write {
     /// Deletes a slice that every node has emptied.
     DeleteSlice(String),
     /// Creates or changes the configuration of a node, which this uid of a Node owns.
-    Gateway(String, String, GatewayNodeSpec),
+    Gateway(String, Uid, GatewayNodeSpec),
     /// Forgets a node that is clean.
     DeleteGateway(String),
     /// Lets the agent run on a node, or not.
@@ -42,7 +43,7 @@ pub(crate) struct ForwardReport {
     /// Which forward.
     pub(crate) key: ForwardRef,
     /// Its `metadata.uid`: another one of the same name is not meant.
-    pub(crate) uid: String,
+    pub(crate) uid: Uid,
     /// Its status now.
     pub(crate) status: PortForwardStatus,
     /// Its status before.
@@ -126,7 +127,7 @@ mod tests {
         let key = ForwardRef { namespace: "apps".into(), name: "a".into() };
         let report = ForwardReport {
             key: key.clone(),
-            uid: String::new(),
+            uid: Uid::default(),
             status: PortForwardStatus::default(),
             before: PortForwardStatus::default(),
             unreadable: false,

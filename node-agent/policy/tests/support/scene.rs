@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
-use sallyport_api::{GatewayPool, PortForward};
+use sallyport_api::{GatewayPool, Moment, PortForward};
 use sallyport_policy::decide::{Decision, decide};
 use sallyport_policy::observed::{Forward, Node, Observed, Outgoing, PoolObject};
 use sallyport_policy::pool::Labels;
@@ -25,7 +25,7 @@ pub struct Scene {
     pub outgoing: Vec<Outgoing>,
     pub unknown: BTreeSet<String>,
     pub forbidden: Vec<IpNet>,
-    pub now: i64,
+    pub now: Moment,
 }
 
 /// A node as `node.yaml` describes it.
@@ -54,7 +54,7 @@ impl Scene {
             outgoing: Vec::new(),
             unknown: BTreeSet::new(),
             forbidden: Vec::new(),
-            now: 0,
+            now: Moment::default(),
         };
         for document in serde_saphyr::from_multiple::<Value>(manifests).unwrap() {
             match document["kind"].as_str().unwrap() {
@@ -97,10 +97,10 @@ fn forward(object: PortForward) -> Forward {
     let namespace = object.metadata.namespace.unwrap_or_else(|| "default".into());
     let name = object.metadata.name.unwrap();
     Forward {
-        uid: object.metadata.uid.unwrap_or_else(|| format!("{namespace}/{name}")),
+        uid: object.metadata.uid.unwrap_or_else(|| format!("{namespace}/{name}")).into(),
         key: ForwardRef { namespace, name },
         generation: object.metadata.generation.unwrap_or(1),
-        created: object.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+        created: object.metadata.creation_timestamp.as_ref().map(Moment::from).unwrap_or_default(),
         spec: Ok(object.spec.into()),
     }
 }
@@ -108,7 +108,7 @@ fn forward(object: PortForward) -> Forward {
 fn pool(object: GatewayPool) -> PoolObject {
     PoolObject {
         name: object.metadata.name.unwrap(),
-        created: object.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+        created: object.metadata.creation_timestamp.as_ref().map(Moment::from).unwrap_or_default(),
         spec: object.spec,
     }
 }

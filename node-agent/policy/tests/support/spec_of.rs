@@ -1,8 +1,7 @@
 //! A spec that asks for exactly what an intent says, written anew: what is held is to be held to all that a spec is held to.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 use sallyport_api::Mode;
+use sallyport_api::id::Moment;
 use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::{ForwardPort, Lifecycle, PortForwardSpec, Source, SourceNat, Sources, Target};
 
@@ -29,7 +28,7 @@ pub fn spec_of(pool: &str, intent: &Intent) -> PortForwardSpec {
         targets: targets.collect(),
         source_nat: SourceNat { mode: intent.source_nat },
         lifecycle: Lifecycle { on_target_removed: intent.on_target_removed },
-        expires_at: intent.expires_at.and_then(|seconds| Timestamp::from_second(seconds).ok()).map(Time),
+        expires_at: intent.expires_at.and_then(Moment::to_time),
         mode: Mode::Apply,
     }
 }

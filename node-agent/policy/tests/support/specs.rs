@@ -5,6 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use sallyport_api::forward_slice::ForwardRef;
+use sallyport_api::id::Moment;
 use sallyport_api::port_forward::{
     ForwardPort, Lifecycle, Mode, PortForwardSpec, Protocol, Source, SourceNat, SourceNatMode, Sources, Target,
 };
@@ -135,9 +136,9 @@ pub fn scene(specs: &[PortForwardSpec], listen: &[&str]) -> Scene {
 pub fn forward(number: usize, spec: &PortForwardSpec) -> Forward {
     Forward {
         key: ForwardRef { namespace: "payments".into(), name: format!("f{number}") },
-        uid: format!("uid-{number}"),
+        uid: format!("uid-{number}").into(),
         generation: 1,
-        created: 0,
+        created: Moment::default(),
         spec: Ok(spec.clone().into()),
     }
 }

@@ -5,11 +5,21 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use sallyport_api::Protocol;
+
 use crate::family::Family;
 use crate::firewall::{State, Test, What};
 
 /// TCP and UDP: what forwards carry.
 const CARRIED: [u8; 2] = [6, 17];
+
+/// The number of a protocol that forwards carry (`include/uapi/linux/in.h`).
+pub(crate) fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    }
+}
 
 /// What is known of some packets that look alike; `None` where nothing is.
 #[derive(Clone, Debug)]

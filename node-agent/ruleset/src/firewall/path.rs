@@ -10,7 +10,7 @@ use sallyport_api::{Protocol, SourceNatMode};
 
 use crate::binding::Binding;
 use crate::family::Family;
-use crate::firewall::packet::Packet;
+use crate::firewall::packet::{Packet, number};
 use crate::firewall::walk::{Fate, fate};
 use crate::firewall::{BaseChain, FirewallTable, Hook, State, range_of};
 use crate::iptables::rule::protocol_name;
@@ -114,10 +114,7 @@ impl ClientPath<'_> {
 
     fn known(&self, base: &BaseChain, reply: bool) -> Packet {
         let any = any_packet(self.family, base, reply);
-        let protocol = match self.protocol {
-            Protocol::Tcp => 6,
-            Protocol::Udp => 17,
-        };
+        let protocol = number(self.protocol);
         let mark = match self.source_nat {
             _ if any.mark.0 == 0 => any.mark,
             SourceNatMode::Masquerade => (MARK_OURS | MARK_MASQUERADE, MARK_OURS | MARK_MASQUERADE),

@@ -1,5 +1,6 @@
 //! Which connections end, and which bypass their forward.
 
+use sallyport_api::id::IntentHash;
 use sallyport_api::names::MARK_MASQUERADE;
 use sallyport_api::testing::Forward;
 
@@ -23,7 +24,7 @@ fn forward() -> SliceForward {
     let mut forward = Forward::tcp("payments/mysql", 3306)
         .from(["10.30.1.0/24", "fd00:30::/64"])
         .to(["10.30.1.79", "10.30.1.81", "fd00:30::79"])
-        .slice_forward(|_| String::new());
+        .slice_forward(|_| IntentHash::default());
     forward.intent.ports = ports.collect();
     forward.intent.deny = vec!["10.30.1.66/32".parse().unwrap()];
     forward.intent.targets[1].weight = 0;
@@ -38,7 +39,7 @@ fn table<'a>(forwards: &[&'a SliceForward]) -> ForwardingTable<'a> {
 }
 
 /// A connection of ours from `client` to `listen`, answered by `server`.
-fn flow(protocol: u8, client: &str, listen: &str, server: &str) -> Flow {
+fn flow(protocol: Protocol, client: &str, listen: &str, server: &str) -> Flow {
     let client = SocketAddr::new(ip(client), 40000);
     let listen: SocketAddr = listen.parse().unwrap();
     Flow {
@@ -53,32 +54,31 @@ fn flow(protocol: u8, client: &str, listen: &str, server: &str) -> Flow {
     }
 }
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+const TCP: Protocol = Protocol::Tcp;
+const UDP: Protocol = Protocol::Udp;
 
 /// What becomes of a flow of ours when its target's removal drains, and when it severs: its protocol, client, listen
 /// address and server, and what it is.
 const FATES: &str = "\
-kept   6   10.30.1.80   10.30.1.78:3306     10.30.1.79:3306     as declared
-kept   17  10.30.1.80   10.30.1.78:3306     10.30.1.79:3306     as declared
-kept   17  fd00:30::80  [fd00:30::78]:3306  [fd00:30::79]:3306  as declared
-kept   17  10.30.1.80   10.30.1.78:8000     10.30.1.79:9000     first of a shifted range
-kept   17  10.30.1.80   10.30.1.78:8009     10.30.1.79:9009     last of a shifted range
-ended  6   10.30.1.80   10.30.1.78:7999     10.30.1.79:8999     below the range
-ended  6   10.30.1.80   10.30.1.78:8010     10.30.1.79:9010     above the range
-ended  17  10.30.1.80   10.30.1.78:8001     10.30.1.79:9000     another port of the target
-severs 6   10.30.1.80   10.30.1.78:8001     10.30.1.79:9000     another port of the target, TCP
-drains 17  10.30.1.80   10.30.1.78:3306     10.30.1.81:3306     a target of weight 0
-drains 6   10.30.1.80   10.30.1.78:3306     10.30.1.81:3306     a target of weight 0, TCP
-ended  17  10.30.1.80   10.30.1.78:3306     10.30.1.82:3306     a target that is gone
-severs 6   10.30.1.80   10.30.1.78:3306     10.30.1.82:3306     a target that is gone, TCP
-severs 6   fd00:30::80  [fd00:30::78]:3306  [fd00:30::82]:3306  a target that is gone, TCP
-ended  17  fd00:30::80  [fd00:30::78]:3306  [fd00:30::82]:3306  a target that is gone
-ended  6   10.30.1.66   10.30.1.78:3306     10.30.1.79:3306     a denied client
-ended  6   10.30.2.0    10.30.1.78:3306     10.30.1.79:3306     a client beyond the block
-ended  6   10.30.1.80   10.30.1.77:3306     10.30.1.79:3306     another listen address
-ended  6   10.30.1.80   10.30.1.78:3307     10.30.1.79:3307     an unforwarded port
-ended  132 10.30.1.80   10.30.1.78:3306     10.30.1.79:3306     another protocol";
+kept   TCP 10.30.1.80   10.30.1.78:3306     10.30.1.79:3306     as declared
+kept   UDP 10.30.1.80   10.30.1.78:3306     10.30.1.79:3306     as declared
+kept   UDP fd00:30::80  [fd00:30::78]:3306  [fd00:30::79]:3306  as declared
+kept   UDP 10.30.1.80   10.30.1.78:8000     10.30.1.79:9000     first of a shifted range
+kept   UDP 10.30.1.80   10.30.1.78:8009     10.30.1.79:9009     last of a shifted range
+ended  TCP 10.30.1.80   10.30.1.78:7999     10.30.1.79:8999     below the range
+ended  TCP 10.30.1.80   10.30.1.78:8010     10.30.1.79:9010     above the range
+ended  UDP 10.30.1.80   10.30.1.78:8001     10.30.1.79:9000     another port of the target
+severs TCP 10.30.1.80   10.30.1.78:8001     10.30.1.79:9000     another port of the target, TCP
+drains UDP 10.30.1.80   10.30.1.78:3306     10.30.1.81:3306     a target of weight 0
+drains TCP 10.30.1.80   10.30.1.78:3306     10.30.1.81:3306     a target of weight 0, TCP
+ended  UDP 10.30.1.80   10.30.1.78:3306     10.30.1.82:3306     a target that is gone
+severs TCP 10.30.1.80   10.30.1.78:3306     10.30.1.82:3306     a target that is gone, TCP
+severs TCP fd00:30::80  [fd00:30::78]:3306  [fd00:30::82]:3306  a target that is gone, TCP
+ended  UDP fd00:30::80  [fd00:30::78]:3306  [fd00:30::82]:3306  a target that is gone
+ended  TCP 10.30.1.66   10.30.1.78:3306     10.30.1.79:3306     a denied client
+ended  TCP 10.30.2.0    10.30.1.78:3306     10.30.1.79:3306     a client beyond the block
+ended  TCP 10.30.1.80   10.30.1.77:3306     10.30.1.79:3306     another listen address
+ended  TCP 10.30.1.80   10.30.1.78:3307     10.30.1.79:3307     an unforwarded port";
 
 #[test]
 fn a_flow_ends_with_what_allowed_it() {
@@ -88,7 +88,7 @@ fn a_flow_ends_with_what_allowed_it() {
         let allowed = Allowed::new(&table(&[&forward]));
         for row in FATES.lines() {
             let words: Vec<&str> = row.split_whitespace().collect();
-            let flow = flow(words[1].parse().unwrap(), words[2], words[3], words[4]);
+            let flow = flow(if words[1] == "TCP" { TCP } else { UDP }, words[2], words[3], words[4]);
             let fate = match words[0] {
                 "severs" if on_target_removed == OnTargetRemoved::Sever => "ended",
                 "severs" => "drains",
@@ -98,6 +98,17 @@ fn a_flow_ends_with_what_allowed_it() {
             let drained = allowed.drains(&flow).map(|forward| forward.uid.as_str());
             assert_eq!(drained, (fate == "drains").then_some("mysql"), "{on_target_removed:?}: {row}");
         }
+    }
+}
+
+#[test]
+fn a_flow_of_another_protocol_ends() {
+    let mut forward = forward();
+    forward.intent.ports.retain(|port| port.protocol == TCP);
+    let allowed = Allowed::new(&table(&[&forward]));
+    for (protocol, ends) in [(TCP, false), (UDP, true)] {
+        let flow = flow(protocol, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306");
+        assert_eq!((allowed.forbids(&flow), allowed.drains(&flow).is_some()), (ends, false), "{protocol}");
     }
 }
 

@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sallyport_api::id::RulesDigest;
+
 use crate::family::Family;
 use crate::firewall::HostFirewall;
 use crate::iptables::op::{Op, Step};
@@ -69,7 +71,7 @@ impl InstalledRuleset {
 
     /// The digest of our rules as they are in the kernel, equal to [`Ruleset::digest`] of the same rules.
     #[must_use]
-    pub fn digest(&self) -> String {
+    pub fn digest(&self) -> RulesDigest {
         digest_of(|family, table| &self.family(family).table(table).ours)
     }
 

@@ -112,7 +112,7 @@ impl Layout {
         self.addresses.entry(nat).or_default().extend(bindings.iter().map(|binding| binding.listen));
         let allow: Vec<IpNet> = first.allowed().collect();
         let targets: Vec<IntentTarget> = first.targets().collect();
-        let own = Own { owner: first.forward.uid.as_str().into(), id: short_id(&first.forward.uid) };
+        let own = Own { owner: first.forward.uid.as_str().into(), id: short_id(first.forward.uid.as_str()) };
         // One source needs no chain of its own: the DNAT rule names it.
         let single = allow.first().copied().filter(|_| allow.len() == 1 && first.denied().next().is_none());
         if single.is_none() {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use sallyport_api::Protocol;
+use sallyport_api::id::RulesDigest;
 use sallyport_api::names::{CHAIN_PREFIX, MARK_MASQUERADE, MARK_OURS};
 use sallyport_policy::digest::hash_of_lines;
 
@@ -264,13 +265,13 @@ impl Ruleset {
 
     /// The digest of every rule: equal digests, equal rules.
     #[must_use]
-    pub fn digest(&self) -> String {
+    pub fn digest(&self) -> RulesDigest {
         digest_of(|family, table| self.family(family).table(table))
     }
 }
 
 /// The digest of the chains of ours that `chains` gives for each family and table.
-pub(crate) fn digest_of<'a>(chains: impl Fn(Family, Table) -> &'a Chains) -> String {
+pub(crate) fn digest_of<'a>(chains: impl Fn(Family, Table) -> &'a Chains) -> RulesDigest {
     let chains = &chains;
     let lines = Family::BOTH.into_iter().flat_map(|family| {
         Table::BOTH.into_iter().flat_map(move |table| {
@@ -281,5 +282,5 @@ pub(crate) fn digest_of<'a>(chains: impl Fn(Family, Table) -> &'a Chains) -> Str
             }))
         })
     });
-    hash_of_lines(lines)
+    hash_of_lines(lines).into()
 }

@@ -11,11 +11,10 @@ use std::ops::RangeInclusive;
 use sallyport_api::names::MARK_OURS;
 
 use crate::family::Family;
-use crate::firewall::packet::{Fit, Packet, ports};
+use crate::firewall::packet::{Fit, Packet, number, ports};
 use crate::firewall::{FirewallRule, State, Verdict, What, xtables};
 use crate::iptables::installed::InstalledTable;
 use crate::iptables::rule::Table;
-use crate::listener::number;
 use crate::table::ForwardingTable;
 
 /// Nested chains are followed this far, which is as far as the kernel goes; a rule deeper than that counts as deciding.

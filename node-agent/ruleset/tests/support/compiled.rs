@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use sallyport_api::GatewayNodeSpec;
 use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::id::Moment;
 use sallyport_policy::decide::Decision;
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::iptables::layout::lower;
@@ -40,11 +41,11 @@ impl NodeFile {
 impl Scene {
     /// Compiles `decision` for `node`, before anything expires; `None` where no pool selects it.
     pub fn compile<'a>(decision: &'a Decision, node: &NodeFile) -> Option<Compiled<'a>> {
-        Self::compile_at(decision, node, 0)
+        Self::compile_at(decision, node, Moment::default())
     }
 
     /// The same at `now`.
-    pub fn compile_at<'a>(decision: &'a Decision, node: &NodeFile, now: i64) -> Option<Compiled<'a>> {
+    pub fn compile_at<'a>(decision: &'a Decision, node: &NodeFile, now: Moment) -> Option<Compiled<'a>> {
         let spec = decision.nodes.get(&node.name)?;
         let forwards: Vec<&SliceForward> = decision
             .slices

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use sallyport_api::id::Moment;
 use sallyport_ruleset::iptables::op::Step;
 use sallyport_ruleset::iptables::rule::{Line, Table};
 
@@ -33,7 +34,12 @@ impl Scene {
 
     async fn try_pass(&mut self, text: &str) -> Result<Report, Error> {
         self.converger
-            .converge(&Rc::new(intents(text)), Waiting::default(), &NodeFacts::of(&local(), 0), &self.state)
+            .converge(
+                &Rc::new(intents(text)),
+                Waiting::default(),
+                &NodeFacts::of(&local(), Moment::default()),
+                &self.state,
+            )
             .await
     }
 
@@ -344,7 +350,7 @@ async fn a_preview_says_what_waits_and_shows_what_goes() {
     scene.add_native(Family::V4, Table::Nat);
     let preview = scene
         .converger
-        .preview(&intents(&text(&[8001])), Waiting::default(), &NodeFacts::of(&local(), 0))
+        .preview(&intents(&text(&[8001])), Waiting::default(), &NodeFacts::of(&local(), Moment::default()))
         .await
         .unwrap();
     assert_eq!(preview.unreadable, ["IPv4: cannot read table nat"]);

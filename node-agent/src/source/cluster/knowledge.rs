@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
+use sallyport_api::id::Uid;
 
 use crate::intents::Intents;
 use crate::source::cluster::slice::{Decoded, Entry, NotUnderstood, Unsupported};
@@ -144,7 +145,7 @@ impl Knowledge {
         let places = self.places();
         let slices = self.slices.iter().map(|(name, slice)| {
             let ForwardSliceSpec { pool, hash, forwards, planned } = &slice.content;
-            let here = |forward: &&SliceForward| places.get(forward.uid.as_str()).is_none_or(|place| *place == name);
+            let here = |forward: &&SliceForward| places.get(&forward.uid).is_none_or(|place| *place == name);
             let forwards = forwards.iter().filter(here).cloned().collect();
             let (pool, hash, planned) = (pool.clone(), hash.clone(), planned.clone());
             (name.clone(), ForwardSliceSpec { pool, hash, forwards, planned })
@@ -197,7 +198,8 @@ impl Knowledge {
         let decoded = match content {
             Ok(decoded) => decoded,
             Err(error) => {
-                let content = ForwardSliceSpec { pool, hash: String::new(), forwards: Vec::new(), planned: Vec::new() };
+                let (hash, forwards, planned) = Default::default();
+                let content = ForwardSliceSpec { pool, hash, forwards, planned };
                 let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice::new(content));
                 slice.problem = Some(error.to_string());
                 slice.missing = false;
@@ -220,17 +222,17 @@ impl Knowledge {
     }
 
     /// The last good version of a forward: in the same slice, or wherever it lived before.
-    fn last_good(&self, slice: &str, uid: &str) -> Option<&SliceForward> {
+    fn last_good(&self, slice: &str, uid: &Uid) -> Option<&SliceForward> {
         let same = self.slices.get(slice).into_iter();
         same.chain(self.slices.values())
-            .find_map(|slice| slice.content.forwards.iter().find(|forward| forward.uid == uid))
+            .find_map(|slice| slice.content.forwards.iter().find(|forward| forward.uid == *uid))
     }
 
     /// A missing slice holds nothing that lives elsewhere, and goes with its last forward.
     fn prune(&mut self) {
         if self.slices.values().any(|slice| slice.missing) {
             let present = self.slices.values().filter(|slice| !slice.missing);
-            let living: HashSet<String> =
+            let living: HashSet<Uid> =
                 present.flat_map(|slice| slice.content.forwards.iter().map(|forward| forward.uid.clone())).collect();
             for slice in self.slices.values_mut().filter(|slice| slice.missing) {
                 slice.content.forwards.retain(|forward| !living.contains(&forward.uid));
@@ -240,8 +242,8 @@ impl Knowledge {
     }
 
     /// The slice of each forward that is in several: a forward is copied before it leaves its old slice.
-    fn places(&self) -> HashMap<&str, &String> {
-        let mut best: HashMap<&str, (i64, &String)> = HashMap::new();
+    fn places(&self) -> HashMap<&Uid, &String> {
+        let mut best: HashMap<&Uid, (i64, &String)> = HashMap::new();
         for (name, slice) in &self.slices {
             for forward in &slice.content.forwards {
                 let place = best.entry(&forward.uid).or_insert((forward.generation, name));

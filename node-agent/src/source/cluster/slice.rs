@@ -4,6 +4,7 @@
 //! are read apart from its intent.
 
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
+use sallyport_api::id::{IntentHash, SliceHash, Uid};
 use sallyport_policy::digest::{intent_hash, slice_hash_of};
 use serde::Deserialize;
 use serde_json::Value;
@@ -32,7 +33,7 @@ pub(crate) struct Decoded {
     /// `spec.pool`.
     pub pool: String,
     /// Recomputed from what is in it, so that a hash that is reported is that of these forwards.
-    pub hash: String,
+    pub hash: SliceHash,
     /// In the order of the slice.
     pub forwards: Vec<Entry>,
     /// Those that are only planned and that this version understands; of the others nothing is reported.
@@ -52,7 +53,7 @@ pub(crate) enum Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unsupported {
     /// `metadata.uid` of the `PortForward`.
-    pub uid: String,
+    pub uid: Uid,
     /// Which `PortForward` it is.
     pub forward: ForwardRef,
     /// What is not understood.
@@ -70,9 +71,9 @@ struct Outer {
 
 #[derive(Deserialize)]
 struct Head {
-    uid: String,
+    uid: Uid,
     r#ref: ForwardRef,
-    hash: String,
+    hash: IntentHash,
 }
 
 /// Reads `spec` of a slice of this `generation`; an error when even its outer form is not understood.
@@ -94,7 +95,7 @@ pub(crate) fn decode(spec: Value, generation: i64) -> Result<Decoded, NotUnderst
         });
         pairs.push((head.uid, head.hash));
     }
-    let hash = slice_hash_of(pairs.iter().map(|(uid, hash)| (uid.as_str(), hash.as_str())).collect());
+    let hash = slice_hash_of(pairs.iter().map(|(uid, hash)| (uid, hash)).collect());
     let planned = outer.planned.iter().filter_map(|value| SliceForward::deserialize(value).ok()).collect();
     Ok(Decoded { generation, pool: outer.pool, hash, forwards, planned })
 }

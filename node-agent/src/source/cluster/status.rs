@@ -10,7 +10,8 @@ use sallyport_api::gateway_node::{
     DrainingForward, Drift, ForwardFailure, GatewayNodeStatus, NodePlan, NodeState, ObservedNodeState, ObservedSlice,
     SliceState,
 };
-use sallyport_api::names::{MAX_ADDRESSES, MAX_DRAINING, MAX_PLAN_TEXT, MAX_PLANS, UID_PREFIX};
+use sallyport_api::id::{SliceHash, Uid, UidPrefix};
+use sallyport_api::names::{MAX_ADDRESSES, MAX_DRAINING, MAX_PLAN_TEXT, MAX_PLANS};
 use sallyport_api::port_forward::AddressValue;
 use sallyport_policy::digest::FORMAT;
 use sallyport_ruleset::table::Failure;
@@ -116,16 +117,14 @@ fn observed_slices(previous: &GatewayNodeStatus, facts: &Facts<'_>, failures: &[
         let verified = facts.verified.filter(|verified| verified.node == facts.intents.node)?;
         verified.slices.get(name)
     };
-    let slices = facts.intents.slices.iter().filter(|(_, slice)| !slice.hash.is_empty());
+    let slices = facts.intents.slices.iter().filter(|(_, slice)| slice.hash != SliceHash::default());
     let mut observed: Vec<ObservedSlice> = slices
         .map(|(name, slice)| {
             let here =
                 slice.forwards.iter().filter(|forward| failed.contains(&forward.r#ref)).map(|forward| &forward.uid);
             let unsupported = facts.knowledge.unsupported().filter(|(slice, _)| slice == name);
-            let uids: BTreeSet<String> = here
-                .chain(unsupported.map(|(_, found)| &found.uid))
-                .map(|uid| uid.chars().take(UID_PREFIX).collect())
-                .collect();
+            let prefixes: BTreeSet<UidPrefix> =
+                here.chain(unsupported.map(|(_, found)| &found.uid)).map(Uid::prefix).collect();
             let state = if known(name) == Some(slice) { SliceState::Programmed } else { SliceState::Pending };
             let before = || previous.observed_slices.iter().find(|before| before.name == *name);
             ObservedSlice {
@@ -137,7 +136,7 @@ fn observed_slices(previous: &GatewayNodeStatus, facts: &Facts<'_>, failures: &[
                     .unwrap_or_default(),
                 hash: slice.hash.clone(),
                 state,
-                failed: uids.into_iter().collect(),
+                failed: prefixes.into_iter().collect(),
             }
         })
         .collect();
@@ -147,11 +146,11 @@ fn observed_slices(previous: &GatewayNodeStatus, facts: &Facts<'_>, failures: &[
 
 /// Those with the most connections, in the order of their uids.
 fn draining(by_uid: &Draining) -> Vec<DrainingForward> {
-    let mut by_prefix: BTreeMap<String, usize> = BTreeMap::new();
+    let mut by_prefix: BTreeMap<UidPrefix, usize> = BTreeMap::new();
     for (uid, connections) in by_uid {
-        *by_prefix.entry(uid.chars().take(UID_PREFIX).collect()).or_default() += connections;
+        *by_prefix.entry(uid.prefix()).or_default() += connections;
     }
-    let mut most: Vec<(String, usize)> = by_prefix.into_iter().collect();
+    let mut most: Vec<(UidPrefix, usize)> = by_prefix.into_iter().collect();
     most.sort_by_key(|(_, connections)| std::cmp::Reverse(*connections));
     most.truncate(MAX_DRAINING);
     most.sort();

@@ -108,7 +108,7 @@ impl Scene {
 }
 
 fn report(changed: Option<&str>) -> Report {
-    Report { digest: "v1:d".to_owned(), changed: changed.map(str::to_owned), ..Report::default() }
+    Report { digest: "v1:d".into(), changed: changed.map(str::to_owned), ..Report::default() }
 }
 
 fn names(intents: &Intents) -> Vec<String> {

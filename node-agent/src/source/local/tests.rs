@@ -1,6 +1,7 @@
 //! Which pool decides on a lone host, for which namespaces, and what stays from decision to decision.
 
 use sallyport_api::condition::Reason;
+use sallyport_api::id::Moment;
 use sallyport_api::testing::Forward;
 
 use super::*;
@@ -29,7 +30,8 @@ fn decide(text: &str, held: &Held, broken: Option<&str>) -> (Intents, Vec<String
     let objects = objects(text);
     let named: Vec<(&str, &Object)> = objects.iter().map(|object| ("x.yaml", object)).collect();
     let addresses = vec!["10.30.1.78".parse().unwrap(), "fd00::78".parse().unwrap()];
-    let Decided { intents, problems, .. } = decide_here(&named, "gw1", addresses, held, broken, &BTreeMap::new(), 0);
+    let Decided { intents, problems, .. } =
+        decide_here(&named, "gw1", addresses, held, broken, &BTreeMap::new(), Moment::default());
     (intents, problems.iter().map(ToString::to_string).collect())
 }
 
@@ -151,7 +153,7 @@ fn a_pool_that_is_not_understood_does_not_open_the_host() {
     let limited = pool("{}", "").replace("- name: g\n", "- name: g\n      maxLifetime: 100s\n");
     let old = forward("old", "one", 8000);
     let (before, _) = decide(&(limited + &old), &Held::new(), None);
-    assert_eq!(before.forwards()[0].intent.expires_at, Some(100));
+    assert_eq!(before.forwards()[0].intent.expires_at, Some(Moment(100)));
     let (intents, _) = decide(&old, &before.slices, Some("pool.yaml"));
     assert_eq!(intents.slices, before.slices);
 }

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+use sallyport_api::id::Moment;
 use sallyport_api::names::FINALIZER;
 use sallyport_policy::digest::slice_hash;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::controller::cache::Cache;
 use crate::fixture::{Scene, forward, node, pool};
 
 fn key(name: &str) -> ForwardRef {
@@ -131,7 +133,7 @@ fn an_unreadable_forward_keeps_what_it_had() {
 
     // After a restart nothing but the slice tells what it was.
     let unreadable = unreadable_form(scene.forward("a"), "sources");
-    scene.store.forwards = cache::Cache::default();
+    scene.store.forwards = Cache::default();
     scene.see(unreadable);
     assert!(scene.store.forwards.entry("apps", "a").unwrap().object().is_none());
     let desired = scene.decide();
@@ -170,7 +172,7 @@ fn an_unreadable_newcomer_is_refused_by_what_is_wrong_with_it() {
 #[test]
 fn an_unreadable_pool_freezes_its_slices_and_nodes() {
     let mut scene = Scene::settled(&["gw1"], &[("a", 3306)]);
-    scene.store.pools = cache::Cache::default();
+    scene.store.pools = Cache::default();
     scene.see(unreadable_form(pool("default"), "grants"));
     scene.see(forward("b", 3307));
     let mut changed = scene.forward("a");
@@ -280,15 +282,15 @@ fn a_forward_that_expires_leaves_its_slice_and_its_port_is_handed_over() {
     scene.see(expiring);
     scene.settle();
     scene.see(forward("b", 3306));
-    scene.now = 99;
+    scene.now = Moment(99);
     let desired = scene.decide();
-    assert_eq!(desired.expiries, BTreeMap::from([(key("a"), 100)]));
+    assert_eq!(desired.expiries, BTreeMap::from([(key("a"), Moment(100))]));
     assert_eq!(refusal(&desired, "b").reason, Reason::PortConflict);
 
-    scene.now = 100;
+    scene.now = Moment(100);
     let desired = scene.decide();
     assert_eq!(refusal(&desired, "a").reason, Reason::Expired);
-    assert_eq!(desired.expiries, BTreeMap::from([(key("a"), 100)]), "status says when it was");
+    assert_eq!(desired.expiries, BTreeMap::from([(key("a"), Moment(100))]), "status says when it was");
     assert_eq!(
         refusal(&desired, "b").message,
         "port 3306/TCP is still being taken off the gateways; this forward follows by itself"
@@ -307,6 +309,6 @@ fn a_forward_that_cannot_be_read_expires_as_it_would_have() {
     let before = scene.decide().slices;
     scene.see(unreadable_form(scene.forward("a"), "sources"));
     assert_eq!(scene.decide().slices, before);
-    scene.now = 100;
+    scene.now = Moment(100);
     assert_eq!(refusal(&scene.decide(), "a").reason, Reason::Expired);
 }

@@ -8,24 +8,24 @@ use super::*;
 
 /// A slice of the pool `p` with these forwards, each a uid and a hash; its hash is the list itself.
 fn slice(name: &str, forwards: &[(&str, &str)]) -> Arc<ForwardSlice> {
-    let of = |(uid, hash): &(&str, &str)| Forward::tcp(&format!("n/{uid}"), 80).slice_forward(|_| (*hash).to_owned());
+    let of = |(uid, hash): &(&str, &str)| Forward::tcp(&format!("n/{uid}"), 80).slice_forward(|_| (*hash).into());
     let list = forwards.iter().map(of).collect();
     let spec = ForwardSliceSpec { pool: "p".into(), hash: hash(forwards), forwards: list, planned: Vec::new() };
     Arc::new(ForwardSlice::new(name, spec))
 }
 
-fn hash(forwards: &[(&str, &str)]) -> String {
-    format!("{forwards:?}")
+fn hash(forwards: &[(&str, &str)]) -> SliceHash {
+    format!("{forwards:?}").into()
 }
 
 /// A report on slices: name, hash, whether read back.
-fn report(slices: &[(&str, &str, bool)]) -> GatewayNodeStatus {
+fn report(slices: &[(&str, &SliceHash, bool)]) -> GatewayNodeStatus {
     let observed_slices = slices
         .iter()
         .map(|(name, hash, done)| ObservedSlice {
             name: (*name).to_owned(),
             generation: 0,
-            hash: (*hash).to_owned(),
+            hash: (*hash).clone(),
             state: if *done { SliceState::Programmed } else { SliceState::Pending },
             failed: Vec::new(),
         })
@@ -43,7 +43,7 @@ fn update(revisions: &mut SliceRevisions, slices: &[&Arc<ForwardSlice>], reports
 }
 
 fn outgoing(revisions: &SliceRevisions) -> Vec<String> {
-    revisions.outgoing().into_iter().map(|outgoing| outgoing.uid).collect()
+    revisions.outgoing().into_iter().map(|outgoing| outgoing.uid.to_string()).collect()
 }
 
 const WITH: &[(&str, &str)] = &[("a", "1"), ("b", "1")];
@@ -67,10 +67,10 @@ fn a_forward_is_gone_only_when_every_live_node_reported_a_form_without_it() {
         let mut revisions = SliceRevisions::default();
         update(&mut revisions, &[&slice("s", WITH)], &[&at_old]);
         update(&mut revisions, &[&slice("s", WITHOUT)], reports);
-        assert_eq!(revisions.may_be_carried("a"), carried, "{case}");
+        assert_eq!(revisions.may_be_carried(&"a".into()), carried, "{case}");
         assert_eq!(outgoing(&revisions), if carried { vec!["a"] } else { vec![] }, "{case}");
         assert_eq!(revisions.is_on_every_node("s"), !carried, "{case}");
-        assert!(revisions.may_be_carried("b"), "{case}: the one that stays");
+        assert!(revisions.may_be_carried(&"b".into()), "{case}: the one that stays");
         assert!(revisions.unknown().is_empty(), "{case}");
     }
 }
@@ -82,17 +82,17 @@ fn dead_nodes_and_nodes_of_other_pools_are_not_waited_for() {
         let mut revisions = SliceRevisions::default();
         revisions.update([&slice("s", WITH)].into_iter(), &[node_report(&old)]);
         revisions.update([&slice("s", WITHOUT)].into_iter(), &[NodeReport { pool, status: &old, gone }]);
-        assert_eq!(revisions.may_be_carried("a"), waits, "{pool} {gone}");
+        assert_eq!(revisions.may_be_carried(&"a".into()), waits, "{pool} {gone}");
     }
 }
 
 #[test]
 fn a_hash_that_nobody_remembers_makes_the_pool_unknown() {
     let mut revisions = SliceRevisions::default();
-    let strange = report(&[("s", "never written by this leader", true)]);
+    let strange = report(&[("s", &"never written by this leader".into(), true)]);
     update(&mut revisions, &[&slice("s", WITHOUT)], &[&strange]);
     assert_eq!(revisions.unknown().iter().collect::<Vec<_>>(), ["p"]);
-    assert!(revisions.may_be_carried("anything"));
+    assert!(revisions.may_be_carried(&"anything".into()));
     update(&mut revisions, &[&slice("s", WITHOUT)], &[&report(&[("s", &hash(WITHOUT), true)])]);
     assert!(revisions.unknown().is_empty(), "it caught up");
 }
@@ -104,7 +104,7 @@ fn what_moved_to_another_slice_is_not_leaving() {
     update(&mut revisions, &[&slice("s", WITH), &slice("t", &[])], &[&old]);
     update(&mut revisions, &[&slice("s", WITHOUT), &slice("t", &[("a", "1")])], &[&old]);
     assert!(outgoing(&revisions).is_empty());
-    assert!(revisions.may_be_carried("a"));
+    assert!(revisions.may_be_carried(&"a".into()));
     // With another intent, its former one is.
     let mut revisions = SliceRevisions::default();
     update(&mut revisions, &[&slice("s", WITH), &slice("t", &[])], &[&old]);
@@ -158,7 +158,7 @@ fn what_a_node_does_for_a_forward_is_what_it_reported_and_nothing_else() {
     let long = "0123456789abcdefgh";
     let (old, new) = ([(long, "1"), ("c", "1")], [(long, "2"), ("b", "1")]);
     let failed = |mut report: GatewayNodeStatus, prefix: &str| {
-        report.observed_slices[0].failed = vec![prefix.to_owned()];
+        report.observed_slices[0].failed = vec![prefix.into()];
         report
     };
     let (at_old, at_new) = (report(&[("s", &hash(&old), true)]), report(&[("s", &hash(&new), true)]));
@@ -175,10 +175,14 @@ fn what_a_node_does_for_a_forward_is_what_it_reported_and_nothing_else() {
         ("failed", failed(at_new.clone(), "0123456789abc"), long, Readback::Failed),
         ("another failed", failed(at_new.clone(), "0123456789abX"), long, hash_is("2")),
         ("on its way", report(&[("s", &hash(&new), false)]), long, Readback::Unknown),
-        ("a hash that nobody knows", report(&[("s", "?", true)]), long, Readback::Unknown),
+        ("a hash that nobody knows", report(&[("s", &"?".into(), true)]), long, Readback::Unknown),
         ("no report on the slice", report(&[]), long, Readback::Nothing),
     ] {
-        assert_eq!(revisions.find(uid).map_or(Readback::Nothing, |forward| forward.on(&status)), carries, "{case}");
+        assert_eq!(
+            revisions.find(&uid.into()).map_or(Readback::Nothing, |forward| forward.on(&status)),
+            carries,
+            "{case}"
+        );
     }
 }
 
@@ -198,7 +202,7 @@ fn a_slice_that_returns_to_what_it_was_has_to_be_read_back_again() {
     for (generation, forwards) in [(1, WITHOUT), (2, WITH), (3, WITHOUT)] {
         update(&mut revisions, &[&at(generation, forwards)], &[&read_back(1)]);
     }
-    assert!(revisions.may_be_carried("a"), "the report speaks of the time before");
+    assert!(revisions.may_be_carried(&"a".into()), "the report speaks of the time before");
     update(&mut revisions, &[&at(3, WITHOUT)], &[&read_back(3)]);
-    assert!(!revisions.may_be_carried("a"));
+    assert!(!revisions.may_be_carried(&"a".into()));
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+use sallyport_api::id::Moment;
 use sallyport_api::port_forward::PortForwardStatus;
 use serde_json::Value;
 
@@ -73,7 +74,7 @@ async fn a_repair_that_was_told_already_is_told() {
     });
     store.gateways.feed(kube::runtime::watcher::Event::Apply(crate::fixture::guard(object)));
     for code in [503, 409] {
-        let write = drifts.writes(&store.gateways, 0).remove(0);
+        let write = drifts.writes(&store.gateways, Moment::default()).remove(0);
         let (client, mut handle) = crate::fixture::api_server();
         let refused = async {
             let (request, answer) = handle.next_request().await.unwrap();
@@ -88,5 +89,5 @@ async fn a_repair_that_was_told_already_is_told() {
             drifts.reported(*event);
         }
     }
-    assert_eq!(drifts.writes(&store.gateways, 0), []);
+    assert_eq!(drifts.writes(&store.gateways, Moment::default()), []);
 }

@@ -4,10 +4,11 @@
 
 use jiff::Timestamp;
 use sallyport_api::gateway_node::{GatewayNode, SliceState};
+use sallyport_api::id::Moment;
 use serde_json::json;
 
 use super::*;
-use crate::controller::subject::{held, time};
+use crate::controller::subject::held;
 use crate::fixture::{Scene, forward, synced, uid};
 
 fn at(seconds: i64) -> Time {
@@ -36,8 +37,8 @@ fn status_of(scene: &mut Scene, name: &str, silent: &[&str], old: &PortForwardSt
         spec: entry.object().map(|object| &object.spec),
         unreadable: entry.problem(),
         verdict: desired.verdicts.get(&key),
-        expires_at: desired.expiries.get(&key).copied().and_then(time),
-        held: held(&desired.slices).get(uid.as_str()).copied().unwrap_or_default(),
+        expires_at: desired.expiries.get(&key).copied().and_then(Moment::to_time),
+        held: held(&desired.slices).get(&uid).copied().unwrap_or_default(),
         asked: &gateways,
     };
     forward_status(&subject, &gateways, &scene.revisions, old, &at(now))
@@ -72,7 +73,7 @@ fn with_report(change: impl FnOnce(&mut GatewayNodeStatus)) -> Scene {
 }
 
 fn fails(report: &mut GatewayNodeStatus, reason: &str) {
-    report.observed_slices[0].failed = vec![uid("a")[..13].to_owned()];
+    report.observed_slices[0].failed = vec![uid("a").prefix()];
     report.failures = serde_json::from_value(
         json!([{ "ref": { "namespace": "apps", "name": "a" }, "reason": reason, "message": "look here" }]),
     )
@@ -325,7 +326,7 @@ fn summaries_are_short_and_exact() {
             targets.as_array().unwrap().iter().map(|ip| json!({ "name": "t", "ip": ip })).collect();
         let spec = serde_json::from_value(object["spec"].clone()).unwrap();
         let counts = NodeCounts { desired: 3, programmed: 2, ..NodeCounts::default() };
-        let summary = summary(&spec, &counts, Some("v1:0123456789abcdef"));
+        let summary = summary(&spec, &counts, Some(&"v1:0123456789abcdef".into()));
         assert_eq!((summary.ports.as_str(), summary.targets.as_str()), (said, to));
         assert_eq!((summary.nodes.as_str(), summary.hash.as_str()), ("2/3", "01234567"));
     }
@@ -344,7 +345,7 @@ fn draining_connections_are_summed_over_the_gateways() {
     let mut scene = Scene::settled(&["gw1", "gw2", "gw3"], &[("a", 3306), ("b", 3307)]);
     for (node, connections) in [("gw1", 3), ("gw2", 4)] {
         let mut status = scene.done(node);
-        let prefix: String = uid("a").chars().take(UID_PREFIX).collect();
+        let prefix = uid("a").prefix();
         status.draining = vec![serde_json::from_value(json!({ "uid": prefix, "connections": connections })).unwrap()];
         scene.report(node, status);
     }
@@ -454,16 +455,16 @@ fn a_plan_shows_each_change_once_with_its_nodes_and_awaits_the_others() {
     let mut scene = Scene::settled(&["gw1", "gw2", "gw3"], &[("a", 3306)]);
     with_mode(&mut scene, "Plan", 3307);
     let hash = fresh(&mut scene, "a", &[]).hash.unwrap();
-    tells(&mut scene, "gw1", &hash, "+ one\n");
+    tells(&mut scene, "gw1", hash.as_str(), "+ one\n");
     tells(&mut scene, "gw2", "v1:of-an-older-plan", "+ stale\n");
-    tells(&mut scene, "gw3", &hash, "+ one\n");
+    tells(&mut scene, "gw3", hash.as_str(), "+ one\n");
     let status = fresh(&mut scene, "a", &[]);
     let shown = |status: &PortForwardStatus| -> Vec<String> {
         status.plan.iter().map(|p| format!("{} {} {}", p.nodes.join(","), p.nodes_total, p.change.trim())).collect()
     };
     assert_eq!(shown(&status), ["gw1,gw3 2 + one"]);
     assert!(message(&status, ConditionType::Programmed).contains("waiting for gw2"), "{status:?}");
-    tells(&mut scene, "gw2", &hash, "+ two\n");
+    tells(&mut scene, "gw2", hash.as_str(), "+ two\n");
     let status = fresh(&mut scene, "a", &[]);
     assert_eq!(shown(&status), ["gw1,gw3 2 + one", "gw2 1 + two"]);
     assert!(message(&status, ConditionType::Programmed).contains("status.plan shows"), "{status:?}");

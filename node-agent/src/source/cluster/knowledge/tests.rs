@@ -203,14 +203,14 @@ fn a_forward_that_is_not_understood_keeps_its_previous_version_if_it_had_one() {
     let mut knowledge = informed();
     let unsupported = |name: &str, uid: &str| {
         let forward = ForwardRef { namespace: "default".to_owned(), name: name.to_owned() };
-        Entry::Unsupported(Unsupported { uid: uid.to_owned(), forward, message: "newer".to_owned() })
+        Entry::Unsupported(Unsupported { uid: uid.into(), forward, message: "newer".to_owned() })
     };
     let content = Decoded {
         generation: 2,
         pool: "default".to_owned(),
-        hash: "v1:new".to_owned(),
+        hash: "v1:new".into(),
         forwards: vec![
-            unsupported("a", &one("a", 1).uid),
+            unsupported("a", one("a", 1).uid.as_str()),
             Entry::Understood(one("b", 9001)),
             unsupported("never-seen", "uid"),
         ],

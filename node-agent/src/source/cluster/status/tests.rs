@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use sallyport_api::gateway_node::GatewayNodeSpec;
 use sallyport_api::gateway_pool::FirewallBackend;
+use sallyport_api::id::RulesDigest;
 use sallyport_engine::command;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, Conflict};
@@ -75,7 +76,7 @@ fn ended(outcome: Result<Report, Error>) -> PassReport {
 }
 
 fn verified() -> PassReport {
-    ended(Ok(Report { digest: "v1:digest".to_owned(), ..Report::default() }))
+    ended(Ok(Report { digest: "v1:digest".into(), ..Report::default() }))
 }
 
 fn failed(error: Error, drift: Option<&str>) -> PassReport {
@@ -113,7 +114,10 @@ fn a_verified_pass_is_told_in_full() {
     };
     assert_eq!(status.observed_slices, [expected]);
     assert_eq!((status.state, status.failures_total), (Some(ObservedNodeState::Active), 0));
-    assert_eq!((status.rules_digest.as_deref(), status.format_version), (Some("v1:digest"), Some(1)));
+    assert_eq!(
+        (status.rules_digest.as_ref().map(RulesDigest::as_str), status.format_version),
+        (Some("v1:digest"), Some(1))
+    );
     assert_eq!((synced(&status), status.backend), (is("True", "Synced"), Some(FirewallBackend::IptablesNft)));
     assert_eq!(words(&status, "IPForwarding"), Some(is("True", "Forwarding")));
     assert_eq!(status.conditions[0].observed_generation, Some(7));
@@ -172,8 +176,7 @@ fn each_forward_that_cannot_be_carried_is_listed_with_its_slice() {
     let failures: Vec<_> = status.failures.iter().map(|f| (f.r#ref.name.as_str(), f.reason.as_str())).collect();
     assert_eq!(failures, [("a", "UnsupportedIntent"), ("b", "PortConflict")]);
     assert_eq!((status.failures_total, status.failures[1].message.chars().count()), (2, MESSAGE));
-    let prefix = |uid: &str| uid.chars().take(UID_PREFIX).collect::<String>();
-    assert_eq!(status.observed_slices[0].failed, [prefix("default/a"), prefix("default/b")]);
+    assert_eq!(status.observed_slices[0].failed, ["default/a", "default/b"].map(UidPrefix::from));
     assert_eq!(status.observed_slices[0].state, SliceState::Programmed);
     assert_eq!(synced(&status), is("False", "UnsupportedIntent"));
 }
@@ -221,12 +224,12 @@ fn forwards_with_the_most_draining_connections_are_listed_and_others_are_not() {
     let mut scene = scene(|_| {});
     assert_eq!(scene.good().draining, []);
     for number in 0..150 {
-        scene.draining.insert(format!("{number:08}-0000-4000-8000-000000000000"), 1000 - number);
+        scene.draining.insert(format!("{number:08}-0000-4000-8000-000000000000").into(), 1000 - number);
     }
     let listed = scene.good().draining;
     assert_eq!(listed.len(), MAX_DRAINING);
-    assert_eq!(listed[0], DrainingForward { uid: "00000000-0000".to_owned(), connections: 1000 });
-    assert_eq!(listed[99], DrainingForward { uid: "00000099-0000".to_owned(), connections: 901 });
+    assert_eq!(listed[0], DrainingForward { uid: "00000000-0000".into(), connections: 1000 });
+    assert_eq!(listed[99], DrainingForward { uid: "00000099-0000".into(), connections: 901 });
 }
 
 #[test]
@@ -287,7 +290,7 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
     };
     let report = |firewall| {
         let firewall = Box::new(firewall);
-        Report { digest: "v1:digest".to_owned(), firewall, ..Report::default() }
+        Report { digest: "v1:digest".into(), firewall, ..Report::default() }
     };
     let firewall =
         Assessment { conflicts: vec![conflict.clone()], blocked: vec![blocked.clone()], ..Assessment::default() };
