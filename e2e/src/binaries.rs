@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::cluster::script;
+use crate::script;
 
 /// Builds those of `programs` that are not there yet, which takes minutes the first time, and gives the folder
 /// that holds them. Progress goes to standard error.

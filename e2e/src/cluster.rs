@@ -6,7 +6,6 @@
 mod diagnostics;
 mod release;
 pub mod scene;
-pub mod script;
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -19,7 +18,7 @@ use serde_json::Value;
 use crate::article;
 use crate::demo_standalone::database;
 use crate::lab::{Family, Host, Outcome, Variant};
-use crate::{binaries, packages, program, wait};
+use crate::{binaries, packages, program, script, wait};
 
 pub use release::{Helm, NAMESPACE};
 

@@ -19,6 +19,7 @@ pub mod permissions;
 pub mod program;
 pub mod runner;
 pub mod running;
+pub mod script;
 pub mod snapshot;
 pub mod traffic;
 pub mod wait;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use sallyport_e2e::traffic::{Ask, Latency, Load, Serve};
-use sallyport_e2e::{bench, cluster, demo, demo_standalone, faults, lab, runner, running};
+use sallyport_e2e::{bench, cluster, demo, demo_standalone, faults, lab, runner, running, script};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Sallyport seen from outside: the demo, the tests and the benchmarks.
@@ -83,10 +83,10 @@ fn run(command: Command) -> Result<bool> {
             println!("export KUBECONFIG={}", cluster.kubeconfig().display());
             Ok(true)
         }
-        Command::Down => cluster::script::run("down.sh", &[]).map(|()| true),
+        Command::Down => script::run("down.sh", &[]).map(|()| true),
         Command::Images => {
             leave_nothing_when_interrupted();
-            cluster::script::run("images.sh", &[]).map(|()| true)
+            script::run("images.sh", &[]).map(|()| true)
         }
         Command::DemoStandalone => {
             leave_nothing_when_interrupted();

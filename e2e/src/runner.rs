@@ -11,7 +11,7 @@ use std::{fmt, io, panic, thread};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::running::{self, Running, limited};
-use crate::{cluster, control_plane, lab, packages, program};
+use crate::{cluster, control_plane, lab, packages, program, script};
 
 /// Seconds that one call of cargo may take before it is ended.
 const CARGO_LIMIT: &str = "2400";
@@ -143,11 +143,11 @@ impl Tier {
     }
 
     /// Makes the cluster, if this tier needs it; it is taken away when the returned value is dropped.
-    pub(crate) fn stage(self) -> Result<Option<cluster::script::DownAtEnd>> {
+    pub(crate) fn stage(self) -> Result<Option<script::DownAtEnd>> {
         if self != Self::Cluster {
             return Ok(None);
         }
-        let down = cluster::script::DownAtEnd;
+        let down = script::DownAtEnd;
         cluster::Cluster::up()?.load_images()?;
         Ok(Some(down))
     }
@@ -170,7 +170,7 @@ pub fn run(tiers: &str) -> Result<bool> {
         let obstacle = tier.obstacle();
         if obstacle.is_none() && tier.waits() && tiers.contains(&Tier::Cluster) && ahead.is_none() {
             // It takes minutes, which these tests do not miss.
-            ahead = Some(cluster::script::aside("images.sh", &["programs"])?);
+            ahead = Some(script::aside("images.sh", &["programs"])?);
         }
         totals.add(match obstacle {
             None => match tier.run() {
@@ -211,7 +211,7 @@ fn control_plane_obstacle() -> Option<String> {
 }
 
 fn docker_obstacle() -> Option<String> {
-    cluster::script::run("docker.sh", &[]).err().map(|error| format!("{error:#}"))
+    script::run("docker.sh", &[]).err().map(|error| format!("{error:#}"))
 }
 
 /// Formatting, lints, unit tests, the examples in docs, and the named test programs.

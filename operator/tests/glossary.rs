@@ -24,6 +24,8 @@ const REPLACED: &[(&str, &str)] = &[
     ("notices", "route events"),
     ("pulse", "liveness"),
     ("purpose", "retention"),
+    ("rival", "shadow"),
+    ("rivalry", "precedence"),
     ("sight", "socket view"),
     ("standing", "paused"),
     ("suspended", "paused"),

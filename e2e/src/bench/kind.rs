@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use super::table::Table;
 use crate::article::{APP1, DB1, socket};
 use crate::cluster::scene::{PORT, forward};
-use crate::cluster::{Cluster, Helm, SOON, script};
+use crate::cluster::{Cluster, Helm, SOON};
 use crate::control_plane::Api;
 use crate::traffic::{Answer, Protocol, ask, percentile, wait_for_first_answer};
-use crate::wait;
+use crate::{script, wait};
 
 /// Times that each is made and deleted.
 const ROUNDS: usize = 50;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Cluster, GATEWAY_LABEL, Gateway, PODS, script};
-use crate::{binaries, wait};
+use super::{Cluster, GATEWAY_LABEL, Gateway, PODS};
+use crate::{binaries, script, wait};
 
 /// Where it is installed.
 pub const NAMESPACE: &str = "sallyport-system";
