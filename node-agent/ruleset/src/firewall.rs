@@ -11,6 +11,7 @@ pub(crate) mod packet;
 mod path;
 mod remedy;
 mod walk;
+mod words;
 pub mod xtables;
 
 use std::collections::BTreeMap;

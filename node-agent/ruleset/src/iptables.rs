@@ -17,4 +17,3 @@ pub mod plan;
 pub mod restore;
 pub mod rule;
 pub mod shadow;
-pub(crate) mod words;

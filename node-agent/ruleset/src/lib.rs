@@ -9,6 +9,7 @@
 //! No I/O, no clock, no process, no random source: every function here can be called a million times in a test.
 
 pub mod binding;
+pub mod chain;
 pub mod facts;
 pub mod firewall;
 pub mod flow;

@@ -13,10 +13,11 @@ use netlink_packet_netfilter::nftables::{
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use sallyport_ruleset::chain::is_ours;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::drift::shortened;
 use sallyport_ruleset::iptables::installed::{InstalledTable, UNREADABLE};
-use sallyport_ruleset::iptables::rule::{Line, Table, is_ours};
+use sallyport_ruleset::iptables::rule::{Line, Table};
 
 use super::{Variant, nft_objects};
 use crate::command;

@@ -4,8 +4,8 @@
 //! The order of evidence is that of the Kubernetes project's iptables-wrappers: the kubelet's hint chains, then where
 //! the rules are, then what the command `iptables` is.
 
+use sallyport_ruleset::chain::is_ours;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::iptables::rule::is_ours;
 
 use super::apart::missing;
 use super::{Variant, has_family, has_legacy_tables};

@@ -9,8 +9,9 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_netfilter::nftables::{ChainAttribute, ChainMessage, NfTablesMessage, TableAttribute, TableMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use sallyport_ruleset::chain::is_ours;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::iptables::rule::{Table, is_ours};
+use sallyport_ruleset::iptables::rule::Table;
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::{Error, Socket};

@@ -13,6 +13,14 @@ use crate::firewall::{State, Test, What};
 /// TCP and UDP: what forwards carry.
 const CARRIED: [u8; 2] = [6, 17];
 
+/// The protocol as iptables and nft write it.
+pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
 /// The number of a protocol that forwards carry (`include/uapi/linux/in.h`).
 pub(crate) fn number(protocol: Protocol) -> u8 {
     match protocol {

@@ -10,10 +10,9 @@ use sallyport_api::{Protocol, SourceNatMode};
 
 use crate::binding::Binding;
 use crate::family::Family;
-use crate::firewall::packet::{Packet, number};
+use crate::firewall::packet::{Packet, number, protocol_name};
 use crate::firewall::walk::{Fate, fate};
 use crate::firewall::{BaseChain, FirewallTable, Hook, State, range_of};
-use crate::iptables::rule::protocol_name;
 
 /// Priority at which connection tracking begins (`NF_IP_PRI_CONNTRACK`, `include/uapi/linux/netfilter_ipv4.h`).
 const CONNTRACK: i32 = -200;

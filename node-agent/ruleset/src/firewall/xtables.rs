@@ -8,12 +8,12 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
+use crate::chain::is_ours;
 use crate::family::Family;
+use crate::firewall::words::words;
 use crate::firewall::{
     BaseChain, FirewallRule, FirewallTable, Holder, Hook, State, Test, Verdict, What, protocol_number, range_of,
 };
-use crate::iptables::rule::is_ours;
-use crate::iptables::words::words;
 
 /// Reads the tables of `family` that `holder` shows.
 #[must_use]

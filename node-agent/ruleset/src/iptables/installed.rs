@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sallyport_api::id::RulesDigest;
 
+use crate::chain::is_ours;
 use crate::family::Family;
 use crate::firewall::HostFirewall;
 use crate::iptables::op::{Op, Step};
-use crate::iptables::rule::{Chains, Line, Rules, Ruleset, Table, digest_of, is_ours};
+use crate::iptables::rule::{Chains, Line, Rules, Ruleset, Table, digest_of};
 
 /// What stands for the rules of a chain of ours that cannot be read: equal to no rule.
 pub const UNREADABLE: &str = "(cannot be read)";

@@ -22,7 +22,8 @@ use sallyport_policy::digest::short_id;
 
 use crate::binding::Binding;
 use crate::family::Family;
-use crate::iptables::rule::{Action, Chains, Line, Rule, Rules, Ruleset, chain, protocol_name};
+use crate::firewall::packet::protocol_name;
+use crate::iptables::rule::{Action, Chains, Line, Rule, Rules, Ruleset, chain};
 use crate::table::ForwardingTable;
 
 /// A chain that would hold more rules than this is split by port.

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use sallyport_api::Protocol;
 use sallyport_api::id::RulesDigest;
-use sallyport_api::names::{CHAIN_PREFIX, MARK_MASQUERADE, MARK_OURS};
+use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_policy::digest::hash_of_lines;
 
 use crate::family::Family;
+use crate::firewall::packet::protocol_name;
 
 /// One rule, without the `-A CHAIN` in front.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -142,14 +143,6 @@ impl Display for Rule {
     }
 }
 
-/// The protocol as iptables writes it.
-pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    }
-}
-
 /// The two tables in which we have rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
@@ -187,16 +180,6 @@ pub(crate) mod chain {
     pub(crate) const PRE: &str = "SALLY-PRE";
     pub(crate) const POST: &str = "SALLY-POST";
     pub(crate) const FORWARD: &str = "SALLY-FWD";
-}
-
-/// Characters of the longest name that iptables takes for a chain (`XT_EXTENSION_MAXNAMELEN` with its end,
-/// `include/uapi/linux/netfilter/x_tables.h`).
-const LONGEST_NAME: usize = 28;
-
-/// Whether `chain` is one of ours. What iptables could not name was made by somebody else.
-#[must_use]
-pub fn is_ours(chain: &str) -> bool {
-    chain.starts_with(CHAIN_PREFIX) && chain.len() <= LONGEST_NAME
 }
 
 /// Our chains of one table, by name.
