@@ -15,8 +15,9 @@ use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::names::MAX_PLANS;
 
-use crate::arbitrate::{Lingering, arbitrate, waits};
+use crate::arbitrate::{arbitrate, waits};
 use crate::judge::{Contest, Judge, Pools, UsablePool};
+use crate::lingering::Lingering;
 use crate::observed::{Node, Observed, PoolObject};
 use crate::pool::validate_pool;
 use crate::slice;
