@@ -8,46 +8,15 @@ use sallyport_api::condition::Reason;
 use sallyport_api::id::Uid;
 
 use crate::candidate::Candidate;
-use crate::claim::{Claim, ClaimTable, Held};
-use crate::observed::{Forward, Outgoing};
+use crate::claim::{Claim, ClaimTable};
+use crate::observed::Forward;
+use crate::outgoing::OutgoingClaims;
 use crate::pool::Grant;
 use crate::validate::Problem;
 
-/// What the nodes of one pool may still carry, by port.
-pub struct OutgoingClaims<'a> {
-    by_port: BTreeMap<u16, Vec<Held<&'a Uid>>>,
-    /// Ports in the longest range, less one.
-    longest: u16,
-}
-
-impl<'a> OutgoingClaims<'a> {
-    /// Of `pool`.
-    pub fn of(pool: &str, outgoing: &'a [Outgoing]) -> Self {
-        let mut claims = Self { by_port: BTreeMap::new(), longest: 0 };
-        for gone in outgoing.iter().filter(|gone| gone.pool == pool) {
-            for claim in Claim::of(&gone.intent) {
-                let (first, last) = claim.ports();
-                claims.longest = claims.longest.max(last - first);
-                claims.by_port.entry(first).or_default().push(Held { claim, owner: &gone.uid });
-            }
-        }
-        claims
-    }
-
-    /// The part of `claim` that somebody other than `uid` has too.
-    fn conflict(&self, claim: &Claim, uid: &Uid) -> Option<Claim> {
-        let (first, last) = claim.ports();
-        let near = self.by_port.range(first.saturating_sub(self.longest)..=last).flat_map(|(_, claims)| claims);
-        let mut others = near.filter(|held| held.owner != uid && held.claim.overlaps(claim));
-        others.next().map(|held| claim.shared_with(&held.claim))
-    }
-}
-
 /// Why a candidate cannot have yet what nobody holds any more: some node may still carry the former holder.
 pub fn blocked_by(candidate: &Candidate<'_>, unknown: bool, outgoing: &OutgoingClaims<'_>) -> Option<Problem> {
-    let held = |claim: &Claim| candidate.held.iter().any(|held| claim.is_within(held));
-    let new: Vec<&Claim> = candidate.claims.iter().filter(|claim| !held(claim)).collect();
-    let claim = new.first()?;
+    let claim = candidate.fresh.first()?;
     if unknown {
         return Some(Problem {
             field: "spec.ports".into(),
@@ -58,7 +27,7 @@ pub fn blocked_by(candidate: &Candidate<'_>, unknown: bool, outgoing: &OutgoingC
             ),
         });
     }
-    let claim = new.iter().find_map(|claim| outgoing.conflict(claim, &candidate.forward.uid))?;
+    let claim = candidate.fresh.iter().find_map(|claim| outgoing.conflict(claim, &candidate.forward.uid))?;
     Some(Problem {
         field: "spec.ports".into(),
         reason: Reason::PortConflict,
@@ -72,6 +41,8 @@ pub struct Settled<'a> {
     pub outcome: Vec<Option<Problem>>,
     table: ClaimTable<usize>,
     quota: Quota<'a>,
+    /// The candidates by uid.
+    by_uid: BTreeMap<&'a Uid, usize>,
 }
 
 impl Settled<'_> {
@@ -79,7 +50,7 @@ impl Settled<'_> {
     /// It takes nothing from anybody.
     pub fn refusal(&self, late: &Candidate<'_>, blocked: Option<Problem>) -> Option<Problem> {
         let Quota { candidates, grants, .. } = self.quota;
-        let own = candidates.iter().position(|candidate| candidate.forward.uid == late.forward.uid);
+        let own = self.by_uid.get(&late.forward.uid).copied();
         if let Some((claim, by)) = self.table.conflict(&late.claims, own.unwrap_or(candidates.len())) {
             return Some(conflict(late, claim, candidates[by].forward));
         }
@@ -98,7 +69,7 @@ pub fn arbitrate<'a>(candidates: &'a [Candidate<'a>], waiting: &[Option<Problem>
             reserved[index] = true;
         }
     }
-    let mut quota = Quota { candidates, late: None, grants, holders: BTreeMap::new() };
+    let mut quota = Quota { candidates, late: None, grants, holders: BTreeMap::new(), full: BTreeMap::new() };
     let mut outcome: Vec<Option<Problem>> = vec![None; candidates.len()];
     let mut pending: Vec<usize> = (0..candidates.len()).collect();
     // A candidate lets go of what it held when it is refused or takes something else instead, which may let in one that
@@ -112,12 +83,15 @@ pub fn arbitrate<'a>(candidates: &'a [Candidate<'a>], waiting: &[Option<Problem>
                 Some(conflict(candidate, claim, candidates[by].forward))
             } else if let Some(problem) = &waiting[index] {
                 Some(problem.clone())
-            } else if quota.place(index, &mut BTreeSet::new()) {
-                if std::mem::take(&mut reserved[index]) {
-                    table.remove(&candidate.held, index);
-                    released |= candidate.held != candidate.claims;
+            } else if quota.admit(index) {
+                let had = std::mem::take(&mut reserved[index]);
+                if !had || candidate.held != candidate.claims {
+                    if had {
+                        table.remove(&candidate.held, index);
+                        released = true;
+                    }
+                    table.insert(&candidate.claims, index);
                 }
-                table.insert(&candidate.claims, index);
                 None
             } else {
                 Some(over_quota(candidate, grants))
@@ -131,7 +105,8 @@ pub fn arbitrate<'a>(candidates: &'a [Candidate<'a>], waiting: &[Option<Problem>
             }
         }
         if !released {
-            return Settled { outcome, table, quota };
+            let by_uid = candidates.iter().enumerate().map(|(index, candidate)| (&candidate.forward.uid, index));
+            return Settled { outcome, table, quota, by_uid: by_uid.collect() };
         }
         pending = refused;
     }
@@ -145,9 +120,21 @@ struct Quota<'a> {
     grants: &'a [Grant],
     /// By namespace and grant.
     holders: BTreeMap<(&'a str, usize), Vec<usize>>,
+    /// Grants, by namespace, that are full and all of whose holders could only move to others of these.
+    full: BTreeMap<&'a str, BTreeSet<usize>>,
 }
 
 impl Quota<'_> {
+    /// Finds room for a candidate. Where there was none there never will be, for nobody gives up a place here.
+    fn admit(&mut self, index: usize) -> bool {
+        let namespace = self.candidates[index].forward.key.namespace.as_str();
+        let mut tried = self.full.remove(namespace).unwrap_or_default();
+        let full = tried.clone();
+        let placed = self.place(index, &mut tried);
+        self.full.insert(namespace, if placed { full } else { tried });
+        placed
+    }
+
     /// Finds room for a candidate under one of its grants other than those `tried`. Holders move to another grant of
     /// theirs where that makes room, so whether all fit never depends on the order in which they came.
     fn place(&mut self, index: usize, tried: &mut BTreeSet<usize>) -> bool {
@@ -176,10 +163,29 @@ impl Quota<'_> {
     /// Whether there is a place for `late`, if it gives up that of its `own`.
     fn has_room(&self, late: &Candidate<'_>, own: Option<usize>) -> bool {
         let namespace = late.forward.key.namespace.as_str();
+        let is_open = |grant: &usize| {
+            let holders = self.holders.get(&(namespace, *grant)).map_or(&[][..], Vec::as_slice);
+            let given_up = usize::from(own.is_some_and(|own| holders.contains(&own)));
+            self.grants[*grant].max_forwards.is_none_or(|max| holders.len() - given_up < max)
+        };
+        if late.grants.iter().any(is_open) {
+            return true;
+        }
+        if own.is_none()
+            && self.full.get(namespace).is_some_and(|full| late.grants.iter().all(|grant| full.contains(grant)))
+        {
+            return false;
+        }
         let here = self.holders.range((namespace, 0)..=(namespace, usize::MAX));
         let without = |holders: &Vec<usize>| holders.iter().copied().filter(|holder| Some(*holder) != own).collect();
         let holders = here.map(|(key, holders)| (*key, without(holders))).collect();
-        let mut trial = Quota { candidates: self.candidates, late: Some(late), grants: self.grants, holders };
+        let mut trial = Quota {
+            candidates: self.candidates,
+            late: Some(late),
+            grants: self.grants,
+            holders,
+            full: BTreeMap::new(),
+        };
         trial.place(self.candidates.len(), &mut BTreeSet::new())
     }
 }

@@ -20,6 +20,8 @@ pub struct Candidate<'a> {
     pub claims: Vec<Claim>,
     /// What it holds of what it wants.
     pub held: Vec<Claim>,
+    /// What it wants and does not hold as a whole.
+    pub fresh: Vec<Claim>,
     /// The grants of the pool that cover it, by index.
     pub grants: Vec<usize>,
 }
@@ -28,7 +30,6 @@ impl Candidate<'_> {
     /// Who was accepted like this comes first, so that nobody's edit takes their quota; then holders of all that they
     /// want, then of a part, then the older, then by name.
     pub fn rank(&self) -> (bool, bool, bool, Moment, &ForwardRef) {
-        let all_held = self.claims.iter().all(|claim| self.held.iter().any(|held| claim.is_within(held)));
-        (!self.unchanged, !all_held, self.held.is_empty(), self.forward.created, &self.forward.key)
+        (!self.unchanged, !self.fresh.is_empty(), self.held.is_empty(), self.forward.created, &self.forward.key)
     }
 }

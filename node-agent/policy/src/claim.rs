@@ -1,4 +1,7 @@
 //! Who holds which port: claims, and a table of them that finds an overlap in logarithmic time.
+//!
+//! Most claims are on every listen address, which is a map by port. Those on single addresses are kept by address, and once
+//! more by port for who wants every address.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,7 +10,11 @@ use sallyport_api::Protocol;
 use sallyport_api::intent::Intent;
 
 use crate::family::Family;
+use crate::intervals::Intervals;
 use crate::validate::range;
+
+/// Family and protocol: claims that differ in them never overlap.
+pub(crate) type Scope = (Family, Protocol);
 
 /// What one forward occupies on the gateways of its pool: an address, a protocol and a range of ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +60,17 @@ impl Claim {
         (self.first, self.last)
     }
 
+    /// The only listen address that it is on, if it is not on every one of the family.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.address
+    }
+
+    /// Of which family and protocol.
+    pub(crate) fn scope(&self) -> Scope {
+        (self.family, self.protocol)
+    }
+
+    /// Whether one packet could be of both.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.family == other.family
             && self.protocol == other.protocol
@@ -85,20 +103,54 @@ impl std::fmt::Display for Claim {
     }
 }
 
-/// A claim and who has it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Held<Owner> {
-    pub(crate) claim: Claim,
-    pub(crate) owner: Owner,
+/// Claims by address, `None` for those on every one.
+type ByAddress<'a> = BTreeMap<Option<IpAddr>, Vec<&'a Claim>>;
+
+/// The claims of one forward by where they are, to compare them with those that it had.
+pub(crate) struct ByPlace<'a> {
+    claims: BTreeMap<Scope, ByAddress<'a>>,
 }
 
-/// Claims of one address by their first port.
-type ByPort<Owner> = BTreeMap<u16, Held<Owner>>;
+impl<'a> ByPlace<'a> {
+    pub(crate) fn of(claims: &'a [Claim]) -> Self {
+        let mut by_place = Self { claims: BTreeMap::new() };
+        for claim in claims {
+            let scope = by_place.claims.entry(claim.scope()).or_default();
+            scope.entry(claim.address).or_default().push(claim);
+        }
+        by_place
+    }
+
+    /// Whether `test` holds for a claim that may overlap `claim`.
+    pub(crate) fn any(&self, claim: &Claim, test: impl Fn(&Claim) -> bool) -> bool {
+        let Some(scope) = self.claims.get(&claim.scope()) else { return false };
+        match claim.address {
+            None => scope.values().flatten().any(|other| test(other)),
+            address => [None, address].iter().filter_map(|at| scope.get(at)).flatten().any(|other| test(other)),
+        }
+    }
+}
+
+/// A claim and who has it.
+#[derive(Clone, Copy, Debug)]
+struct Held<Owner> {
+    claim: Claim,
+    owner: Owner,
+}
+
+/// Claims of one family and protocol.
+#[derive(Debug)]
+struct Scoped<Owner> {
+    /// By address, `None` for every one, and by first port.
+    by_address: BTreeMap<Option<IpAddr>, BTreeMap<u16, Held<Owner>>>,
+    /// Those on single addresses by their ports; the least key is the one to be told.
+    by_port: Intervals<(Option<IpAddr>, u16), Owner>,
+}
 
 /// Claims that never overlap, each with its owner.
 #[derive(Debug)]
 pub struct ClaimTable<Owner> {
-    scopes: BTreeMap<(Family, Protocol), BTreeMap<Option<IpAddr>, ByPort<Owner>>>,
+    scopes: BTreeMap<Scope, Scoped<Owner>>,
 }
 
 impl<Owner> Default for ClaimTable<Owner> {
@@ -107,48 +159,60 @@ impl<Owner> Default for ClaimTable<Owner> {
     }
 }
 
+impl<Owner> Default for Scoped<Owner> {
+    fn default() -> Self {
+        Self { by_address: BTreeMap::new(), by_port: Intervals::default() }
+    }
+}
+
 impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
     /// The first of `wanted` that overlaps a claim of somebody other than `owner`, as far as it does, and who that is.
     pub fn conflict(&self, wanted: &[Claim], owner: Owner) -> Option<(Claim, Owner)> {
         wanted.iter().find_map(|claim| {
-            let addresses = self.scopes.get(&(claim.family, claim.protocol))?;
-            addresses.values().find_map(|ports| {
-                // Claims of one address are disjoint, so walking down from the end of the range stops at once.
-                ports
-                    .range(..=claim.last)
-                    .rev()
-                    .map(|(_, held)| held)
-                    .take_while(|held| held.claim.last >= claim.first)
-                    .find(|held| held.owner != owner && held.claim.overlaps(claim))
-                    .map(|held| (claim.shared_with(&held.claim), held.owner))
-            })
+            let scope = self.scopes.get(&claim.scope())?;
+            let held = scope.conflict(None, claim, owner).or_else(|| {
+                let address = match claim.address {
+                    None => scope.by_port.least(claim.ports(), |held| *held != owner)?.0.0,
+                    address => address,
+                };
+                scope.conflict(address, claim, owner)
+            })?;
+            Some((claim.shared_with(&held.claim), held.owner))
         })
     }
 
     /// Records claims that [`Self::conflict`] found free.
     pub fn insert(&mut self, claims: &[Claim], owner: Owner) {
         for claim in claims {
-            self.scopes
-                .entry((claim.family, claim.protocol))
-                .or_default()
-                .entry(claim.address)
-                .or_default()
-                .insert(claim.first, Held { claim: *claim, owner });
+            let scope = self.scopes.entry(claim.scope()).or_default();
+            scope.by_address.entry(claim.address).or_default().insert(claim.first, Held { claim: *claim, owner });
+            if claim.address.is_some() {
+                scope.by_port.insert(claim.ports(), (claim.address, claim.first), owner);
+            }
         }
     }
 
     /// Forgets claims of `owner`.
     pub fn remove(&mut self, claims: &[Claim], owner: Owner) {
         for claim in claims {
-            if let Some(ports) = self
-                .scopes
-                .get_mut(&(claim.family, claim.protocol))
-                .and_then(|addresses| addresses.get_mut(&claim.address))
+            if let Some(scope) = self.scopes.get_mut(&claim.scope())
+                && let Some(ports) = scope.by_address.get_mut(&claim.address)
                 && ports.get(&claim.first).is_some_and(|held| held.owner == owner)
+                && let Some(held) = ports.remove(&claim.first)
             {
-                ports.remove(&claim.first);
+                scope.by_port.remove(held.claim.ports(), (claim.address, claim.first));
             }
         }
+    }
+}
+
+impl<Owner: Copy + PartialEq> Scoped<Owner> {
+    /// Of the claims on `address`, the one with the highest ports that overlaps `claim` and is not of `owner`.
+    fn conflict(&self, address: Option<IpAddr>, claim: &Claim, owner: Owner) -> Option<Held<Owner>> {
+        // Claims of one address are disjoint, so walking down from the end of the range stops at once.
+        let below = self.by_address.get(&address)?.range(..=claim.last).rev().map(|(_, held)| held);
+        let mut overlapping = below.take_while(|held| held.claim.last >= claim.first);
+        overlapping.find(|held| held.owner != owner && held.claim.overlaps(claim)).copied()
     }
 }
 

@@ -16,9 +16,10 @@ use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::id::{IntentHash, Moment};
 use sallyport_api::names::MAX_PLANS;
 
-use crate::arbitrate::{OutgoingClaims, arbitrate, blocked_by};
+use crate::arbitrate::{arbitrate, blocked_by};
 use crate::judge::{Candidates, Judge, Pools, UsablePool};
 use crate::observed::{Node, Observed, PoolObject};
+use crate::outgoing::OutgoingClaims;
 use crate::pool::validate_pool;
 use crate::slice;
 use crate::validate::Problem;

@@ -13,7 +13,7 @@ use sallyport_api::id::{Moment, Uid};
 use sallyport_api::intent::Intent;
 
 use crate::candidate::Candidate;
-use crate::claim::Claim;
+use crate::claim::{ByPlace, Claim};
 use crate::digest;
 use crate::expiry::has_expired;
 use crate::observed::{Forward, Observed};
@@ -174,7 +174,10 @@ impl<'a> Judge<'a> {
         let before: Vec<&Intent> = held.map(|held| &held.entry.intent).collect();
         let unchanged = before.contains(&&intent);
         let held = before.iter().flat_map(|intent| Claim::of(intent));
-        let held = held.filter(|held| claims.iter().any(|claim| claim.overlaps(held))).collect();
+        let wanted = ByPlace::of(&claims);
+        let held: Vec<Claim> = held.filter(|held| wanted.any(held, |claim| claim.overlaps(held))).collect();
+        let has = ByPlace::of(&held);
+        let fresh = claims.iter().filter(|claim| !has.any(claim, |held| claim.is_within(held))).copied().collect();
         let entry = SliceForward {
             uid: forward.uid.clone(),
             r#ref: forward.key.clone(),
@@ -182,7 +185,7 @@ impl<'a> Judge<'a> {
             hash: digest::intent_hash(&intent),
             intent,
         };
-        Ok(Candidate { forward, entry, keeps: false, unchanged, claims, held, grants })
+        Ok(Candidate { forward, entry, keeps: false, unchanged, claims, held, fresh, grants })
     }
 
     /// A target that only who sees the whole cluster can refuse.

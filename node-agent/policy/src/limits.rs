@@ -3,18 +3,20 @@
 //! The lists are the API's own, from which the schema's rule about targets is generated too.
 
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use ipnet::IpNet;
 use sallyport_api::Protocol;
 use sallyport_api::limits::{REFUSED_TARGETS, RESERVED_PORTS};
 
+/// The table of refused targets, read once.
+static REFUSED: LazyLock<Vec<(IpNet, &str)>> =
+    LazyLock::new(|| REFUSED_TARGETS.iter().filter_map(|(net, what)| Some((net.parse().ok()?, *what))).collect());
+
 /// Says what `target` is if it is an address that no forward may deliver to.
 #[must_use]
 pub fn refused_target(target: IpAddr) -> Option<&'static str> {
-    REFUSED_TARGETS
-        .iter()
-        .find(|(net, _)| net.parse::<IpNet>().is_ok_and(|net| net.contains(&target)))
-        .map(|(_, what)| *what)
+    REFUSED.iter().find(|(net, _)| net.contains(&target)).map(|(_, what)| *what)
 }
 
 /// The first built-in reserved range that `first..=last` touches.

@@ -35,7 +35,7 @@ pub fn cut(
     for pool in pools {
         let mut forwards = accepted.remove(&pool).unwrap_or_default();
         // Who did not change comes first, so that one that grew is the one to leave a full slice.
-        forwards.sort_by_key(|forward| (!unchanged(&pool, forward), forward.r#ref.clone()));
+        forwards.sort_by_cached_key(|forward| (!unchanged(&pool, forward), forward.r#ref.clone()));
         let mut open: BTreeMap<String, Open> = BTreeMap::new();
         let mut homeless = Vec::new();
         for forward in forwards {

@@ -1,5 +1,9 @@
 //! Which claims overlap, and what a forward claims.
 
+use std::cmp::Reverse;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
 use sallyport_api::testing::Forward;
 
 use super::*;
@@ -101,5 +105,63 @@ fn a_claim_lies_within_one_that_holds_all_of_it() {
     ];
     for (inner, outer, within) in rows {
         assert_eq!(claim(inner).is_within(&claim(outer)), within, "{inner} in {outer}");
+    }
+}
+
+fn any_claim() -> impl Strategy<Value = Claim> {
+    let addresses = ["any4", "any4", "any6", "10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"];
+    let ports = prop_oneof![3 => (60..70_u16, 0..3_u16), 2 => (1..100_u16, 0..40_u16), 1 => (1..9_u16, 0..65_000_u16)];
+    (any::<bool>(), prop::sample::select(addresses.to_vec()), ports).prop_map(|(tcp, address, (first, width))| {
+        claim(&format!("{} {first}-{} {address}", if tcp { "tcp" } else { "udp" }, first + width))
+    })
+}
+
+/// The same question, answered by looking at every claim in the order in which they are told.
+fn walk(held: &[Held<usize>], wanted: &[Claim], owner: usize) -> Option<(Claim, usize)> {
+    wanted.iter().find_map(|claim| {
+        let others = held.iter().filter(|held| held.owner != owner && held.claim.overlaps(claim));
+        let told = others.min_by_key(|held| (held.claim.address, Reverse(held.claim.first)))?;
+        Some((claim.shared_with(&told.claim), told.owner))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_table_answers_as_looking_at_every_claim_does(
+        steps in vec((vec(any_claim(), 1..4), 0..6_usize, prop::bool::weighted(0.8)), 1..60),
+    ) {
+        let (mut table, mut held) = (ClaimTable::default(), Vec::<Held<usize>>::new());
+        for (claims, owner, takes) in steps {
+            let conflict = table.conflict(&claims, owner);
+            prop_assert_eq!(conflict, walk(&held, &claims, owner));
+            // What one forward claims never overlaps either.
+            let free: Vec<Claim> = if takes && conflict.is_none() {
+                claims.iter().enumerate().filter(|(n, claim)| {
+                    let before = held.iter().map(|held| &held.claim).chain(&claims[..*n]);
+                    { before }.all(|other| !other.overlaps(claim))
+                }).map(|(_, claim)| *claim).collect()
+            } else {
+                let own: Vec<Claim> = held.iter().filter(|held| held.owner == owner).map(|held| held.claim).take(2).collect();
+                table.remove(&own, owner);
+                held.retain(|held| held.owner != owner || !own.contains(&held.claim));
+                Vec::new()
+            };
+            table.insert(&free, owner);
+            held.extend(free.into_iter().map(|claim| Held { claim, owner }));
+        }
+    }
+
+    #[test]
+    fn those_of_the_same_place_are_those_that_may_overlap(
+        claims in vec(any_claim(), 0..12),
+        others in vec(any_claim(), 1..12),
+    ) {
+        let by_place = ByPlace::of(&claims);
+        for other in others {
+            prop_assert_eq!(by_place.any(&other, |claim| claim.overlaps(&other)), claims.iter().any(|claim| claim.overlaps(&other)));
+            prop_assert_eq!(by_place.any(&other, |claim| other.is_within(claim)), claims.iter().any(|claim| other.is_within(claim)));
+        }
     }
 }
