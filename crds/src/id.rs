@@ -76,6 +76,8 @@ texts! {
     Uid
     /// As much of a forward's uid as statuses hold.
     UidPrefix
+    /// Name of a Node, and of its `GatewayNode`.
+    NodeName
     /// The hash of an intent: equal hashes mean equal behaviour.
     IntentHash
     /// The hash of a slice: of each forward's uid and hash.

@@ -32,7 +32,7 @@ pub use gateway_pool::{
     Firewall, FirewallBackend, GatewayPool, GatewayPoolSpec, GatewayPoolStatus, Grant, GrantPort, IpForward, Listen,
     ListenAddress, ListenAddressType, ReservedPort,
 };
-pub use id::{IntentHash, Moment, RulesDigest, SliceHash, Uid};
+pub use id::{IntentHash, Moment, NodeName, RulesDigest, SliceHash, Uid};
 pub use intent::{Intent, IntentPort, IntentTarget};
 pub use port_forward::{
     ForwardPort, Lifecycle, Mode, OnTargetRemoved, PlannedChange, PortForward, PortForwardSpec, PortForwardStatus,

@@ -45,7 +45,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Client;
 use sallyport_api::GatewayNodeStatus;
-use sallyport_api::id::Moment;
+use sallyport_api::id::{Moment, NodeName};
 use sallyport_api::names::AGENT_NAME;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -53,7 +53,7 @@ use crate::controller::apply::writes;
 use crate::controller::desired::Desired;
 use crate::controller::drift::Drifts;
 use crate::controller::events::Events;
-use crate::controller::gateways::{has_label, is_clean};
+use crate::controller::gateways::{has_label, is_clean, node_name};
 use crate::controller::liveness::{Liveness, LivenessTracker};
 use crate::controller::observe::watch;
 use crate::controller::report::Reporter;
@@ -96,7 +96,7 @@ pub(crate) struct Controller {
     /// When the last pass was begun.
     begun: Option<Instant>,
     /// The pool that each gateway was last seen in.
-    pools_of_nodes: BTreeMap<String, String>,
+    pools_of_nodes: BTreeMap<NodeName, String>,
 }
 
 impl Controller {
@@ -177,7 +177,7 @@ impl Controller {
             Answer::Slice(new) => self.store.slices.wrote(*new),
             Answer::SliceDeleted(name) => self.store.slices.deleted(&name),
             Answer::Gateway(new) => self.store.gateways.wrote(*new),
-            Answer::GatewayDeleted(name) => self.store.gateways.deleted(&name),
+            Answer::GatewayDeleted(name) => self.store.gateways.deleted(name.as_str()),
             Answer::Node(new) => self.store.nodes.wrote(*new),
             Answer::Forward(new) => self.store.forwards.wrote(*new),
             Answer::ForwardStatus(report, new) => {
@@ -227,15 +227,14 @@ impl Controller {
     fn update_revisions(&mut self) {
         let nothing = GatewayNodeStatus::default();
         for gateway in self.store.gateways.objects() {
-            let name = gateway.metadata.name.clone().unwrap_or_default();
-            self.pools_of_nodes.insert(name, gateway.spec.pool.clone());
+            self.pools_of_nodes.insert(node_name(&gateway.metadata), gateway.spec.pool.clone());
         }
         let reports: Vec<NodeReport<'_>> = self
             .store
             .gateways
             .objects()
             .map(|gateway| {
-                let name = gateway.metadata.name.as_deref().unwrap_or_default();
+                let name = &node_name(&gateway.metadata);
                 let status = gateway.status.as_ref().unwrap_or(&nothing);
                 // An agent that never was carries nothing; so does one that reported that it is clean.
                 let empty = (status.state.is_none() && self.liveness.never_started(name)) || is_clean(gateway);
@@ -244,12 +243,9 @@ impl Controller {
             .collect();
         // Whose configuration has vanished goes on with what it had.
         let orphans = self.store.nodes.objects().filter_map(|node| {
-            let name = node
-                .metadata
-                .name
-                .as_deref()
-                .filter(|name| has_label(node) && self.store.gateways.get(name).is_none())?;
-            let pool = self.pools_of_nodes.get(name)?;
+            let name = node_name(&node.metadata);
+            let is_orphan = has_label(node) && self.store.gateways.get(name.as_str()).is_none();
+            let pool = self.pools_of_nodes.get(&name).filter(|_| is_orphan)?;
             Some(NodeReport { pool, status: &nothing, gone: false })
         });
         let reports: Vec<NodeReport<'_>> = reports.into_iter().chain(orphans).collect();

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use kube::Resource;
 use kube::runtime::watcher::Event;
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeStatus, NodeState};
-use sallyport_api::id::{Moment, Uid};
+use sallyport_api::id::{Moment, NodeName, Uid};
 use sallyport_api::names::{AGENT_LABEL, FINALIZER};
 use sallyport_api::testing::Forward;
 use serde::de::DeserializeOwned;
@@ -18,7 +18,7 @@ use crate::controller::apply::writes;
 use crate::controller::cache::Cache;
 use crate::controller::decide::decide;
 use crate::controller::desired::Desired;
-use crate::controller::gateways::is_clean;
+use crate::controller::gateways::{is_clean, node_name};
 use crate::controller::guard::DeserializeGuard;
 use crate::controller::retention::Retention;
 use crate::controller::rollout::{NodeReport, SliceRevisions};
@@ -87,7 +87,7 @@ pub(crate) struct Scene {
     pub(crate) store: Store,
     pub(crate) revisions: SliceRevisions,
     /// Nodes that nobody waits for.
-    pub(crate) gone: BTreeSet<String>,
+    pub(crate) gone: BTreeSet<NodeName>,
     pub(crate) retention: Retention,
     /// Whether all this is to go.
     pub(crate) uninstalling: bool,
@@ -195,7 +195,7 @@ impl Scene {
             .map(|gateway| NodeReport {
                 pool: &gateway.spec.pool,
                 status: gateway.status.as_ref().unwrap_or(&nothing),
-                gone: is_clean(gateway) || self.gone.contains(gateway.metadata.name.as_deref().unwrap()),
+                gone: is_clean(gateway) || self.gone.contains(&node_name(&gateway.metadata)),
             })
             .collect();
         self.revisions.update(self.store.slices.objects(), &reports);
@@ -240,7 +240,7 @@ impl Scene {
                 format!("delete slice {name}")
             }
             Write::Gateway(name, _, spec) => {
-                let old = self.store.gateways.get(&name);
+                let old = self.store.gateways.get(name.as_str());
                 let generation = old.and_then(|old| old.metadata.generation).unwrap_or_default() + 1;
                 let status = old.and_then(|old| old.status.clone());
                 let said = format!("gateway {name} {:?} {}", spec.state, spec.pool);
@@ -249,11 +249,11 @@ impl Scene {
                 said
             }
             Write::DeleteGateway(name) => {
-                self.store.gateways.deleted(&name);
+                self.store.gateways.deleted(name.as_str());
                 format!("delete gateway {name}")
             }
             Write::Label(name, wanted) => {
-                let mut node = serde_json::to_value(self.store.nodes.get(&name).unwrap()).unwrap();
+                let mut node = serde_json::to_value(self.store.nodes.get(name.as_str()).unwrap()).unwrap();
                 let labels = node["metadata"]["labels"].as_object_mut().unwrap();
                 if wanted {
                     labels.insert(AGENT_LABEL.to_owned(), "".into());

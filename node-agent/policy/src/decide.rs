@@ -13,7 +13,7 @@ use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
-use sallyport_api::id::{IntentHash, Moment};
+use sallyport_api::id::{IntentHash, Moment, NodeName};
 use sallyport_api::names::MAX_PLANS;
 
 use crate::arbitrate::{arbitrate, blocked_by};
@@ -46,7 +46,7 @@ pub struct Decision {
     /// The problems of every pool; empty for a pool that works.
     pub pools: BTreeMap<String, Vec<Problem>>,
     /// The configuration of every node that a pool selects.
-    pub nodes: BTreeMap<String, GatewayNodeSpec>,
+    pub nodes: BTreeMap<NodeName, GatewayNodeSpec>,
     /// The accepted intents and those that are only planned, cut so that a change rewrites little.
     pub slices: BTreeMap<String, ForwardSliceSpec>,
 }

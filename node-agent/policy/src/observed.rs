@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_pool::GatewayPoolSpec;
-use sallyport_api::id::{Moment, Uid};
+use sallyport_api::id::{Moment, NodeName, Uid};
 use sallyport_api::intent::Intent;
 use sallyport_api::port_forward::PortForwardSpec;
 
@@ -47,7 +47,7 @@ pub struct PoolObject {
 #[derive(Clone, Debug)]
 pub struct Node {
     /// `metadata.name`.
-    pub name: String,
+    pub name: NodeName,
     /// Its labels; `None` for a lone host, which every selector matches.
     pub labels: Option<Labels>,
     /// Addresses it could listen on.

@@ -120,7 +120,7 @@ proptest! {
         let scene = scene(&[], &LISTEN);
         let key = forward(0, &minimal()).key;
         let forged = SliceForward { uid: uid.into(), r#ref: key.clone(), generation: 1, hash, intent };
-        let compiled = compile(&scene.decide().nodes["gw1"], &[&forged], &NodeFacts::of(&scene.nodes[0].local_addresses(), Moment::default()));
+        let compiled = compile(&scene.decide().nodes[&"gw1".into()], &[&forged], &NodeFacts::of(&scene.nodes[0].local_addresses(), Moment::default()));
         changes_are_clean(&compiled)?;
         let programmed = compiled.table.failures.is_empty();
         prop_assert!(honest_hash || !programmed, "a hash that does not fit was taken");

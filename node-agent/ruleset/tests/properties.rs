@@ -35,7 +35,7 @@ proptest! {
         let decision = scene.decide();
         let compiled = Scene::compile(&decision, &scene.nodes[0]).unwrap();
         scene.nodes[0].local.reverse();
-        let node = &decision.nodes["gw1"];
+        let node = &decision.nodes[&"gw1".into()];
         let mut forwards: Vec<&SliceForward> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
         let turn = usize::try_from(order % 97).unwrap();
         let len = forwards.len().max(1);
@@ -108,7 +108,7 @@ proptest! {
         }
         let scene = scene(&specs, &LISTEN);
         let before = scene.decide();
-        let node = &before.nodes["gw1"];
+        let node = &before.nodes[&"gw1".into()];
         let local = scene.nodes[0].local_addresses();
         let all: Vec<&SliceForward> = before.slices.values().flat_map(|slice| &slice.forwards).collect();
         let lasting: Vec<&SliceForward> =

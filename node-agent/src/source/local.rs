@@ -98,7 +98,7 @@ pub fn decide_here(
         }
         pools.push(PoolObject { name: DEFAULT_POOL.to_owned(), created: Moment::default(), spec: open_pool() });
     }
-    let nodes = [Node { name: node_name.to_owned(), labels: None, addresses }];
+    let nodes = [Node { name: node_name.into(), labels: None, addresses }];
     let mut decision = decide(&Observed {
         forwards: &forwards,
         pools: &pools,
@@ -128,7 +128,7 @@ pub fn decide_here(
             report(format!("PortForward {key}"), found);
         }
     }
-    let node = decision.nodes.remove(node_name).unwrap_or_else(|| GatewayNodeSpec {
+    let node = decision.nodes.remove(&node_name.into()).unwrap_or_else(|| GatewayNodeSpec {
         pool: DEFAULT_POOL.to_owned(),
         state: NodeState::Active,
         addresses: Vec::new(),

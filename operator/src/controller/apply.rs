@@ -9,7 +9,7 @@ use sallyport_api::id::Uid;
 use sallyport_api::names::FINALIZER;
 
 use crate::controller::desired::Desired;
-use crate::controller::gateways::has_label;
+use crate::controller::gateways::{has_label, node_name};
 use crate::controller::store::Store;
 use crate::controller::write::Write;
 
@@ -22,13 +22,13 @@ pub(crate) fn writes(store: &Store, desired: &Desired) -> Vec<Write> {
             writes.push(Write::DeleteGateway(name.clone()));
             continue;
         }
-        let Some(uid) = store.nodes.get(name).and_then(|node| node.metadata.uid.as_deref()) else { continue };
-        if store.gateways.get(name).is_none_or(|gateway| gateway.spec != *spec) {
+        let Some(uid) = store.nodes.get(name.as_str()).and_then(|node| node.metadata.uid.as_deref()) else { continue };
+        if store.gateways.get(name.as_str()).is_none_or(|gateway| gateway.spec != *spec) {
             writes.push(Write::Gateway(name.clone(), uid.into(), spec.clone()));
         }
     }
     for node in store.nodes.objects() {
-        let name = node.metadata.name.clone().unwrap_or_default();
+        let name = node_name(&node.metadata);
         let wanted = desired.labelled.contains(&name);
         if wanted != has_label(node) {
             writes.push(Write::Label(name, wanted));

@@ -10,14 +10,14 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
-use sallyport_api::{GatewayPool, Mode, Moment, Uid};
+use sallyport_api::{GatewayPool, Mode, Moment, NodeName, Uid};
 use sallyport_policy::decide::{self as policy, Verdict};
 use sallyport_policy::observed::{Forward, Node as ObservedNode, Observed, PoolObject};
 use sallyport_policy::validate::Problem;
 
 use crate::controller::desired::Desired;
 use crate::controller::finalizers::{hold_first, released};
-use crate::controller::gateways::{Gateways, gateways};
+use crate::controller::gateways::{Gateways, gateways, node_name};
 use crate::controller::retention::{Retention, frozen, frozen_pool, unreadable};
 use crate::controller::rollout::SliceRevisions;
 use crate::controller::slices;
@@ -27,7 +27,7 @@ use crate::controller::store::Store;
 pub(crate) fn decide(
     store: &Store,
     revisions: &SliceRevisions,
-    gone: &BTreeSet<String>,
+    gone: &BTreeSet<NodeName>,
     retention: Retention,
     now: Moment,
 ) -> Desired {
@@ -139,7 +139,7 @@ fn forwards(
 fn node_of(node: &Node) -> ObservedNode {
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
     ObservedNode {
-        name: node.metadata.name.clone().unwrap_or_default(),
+        name: node_name(&node.metadata),
         labels: Some(node.metadata.labels.clone().unwrap_or_default()),
         addresses: addresses
             .filter(|address| address.type_ == "InternalIP")

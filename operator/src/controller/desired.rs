@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::GatewayNodeSpec;
-use sallyport_api::id::Moment;
+use sallyport_api::id::{Moment, NodeName};
 use sallyport_policy::decide::Verdict;
 use sallyport_policy::validate::Problem;
 
@@ -22,11 +22,11 @@ pub(crate) struct Desired {
     /// Slices that every node has emptied.
     pub(crate) done_slices: BTreeSet<String>,
     /// The configuration of every gateway, those included that are being cleaned.
-    pub(crate) gateways: BTreeMap<String, GatewayNodeSpec>,
+    pub(crate) gateways: BTreeMap<NodeName, GatewayNodeSpec>,
     /// Gateways that are clean, and can be forgotten.
-    pub(crate) done_gateways: BTreeSet<String>,
+    pub(crate) done_gateways: BTreeSet<NodeName>,
     /// Nodes that an agent shall run on.
-    pub(crate) labelled: BTreeSet<String>,
+    pub(crate) labelled: BTreeSet<NodeName>,
     /// Forwards that need our finalizer before they can be carried.
     pub(crate) to_hold: BTreeSet<ForwardRef>,
     /// Forwards on their way out that no live node carries any more.

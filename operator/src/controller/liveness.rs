@@ -6,9 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use sallyport_api::id::NodeName;
 use sallyport_api::names::{AGENT_LEASE_PREFIX, AGENT_LEASE_SECONDS};
 use tokio::time::Instant;
 
+use crate::controller::gateways::node_name;
 use crate::controller::store::Store;
 
 /// A node that is not ready for longer than this is not waited for.
@@ -28,19 +30,19 @@ enum Agent {
 /// What is known of the gateways' lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Liveness {
-    agents: BTreeMap<String, Agent>,
+    agents: BTreeMap<NodeName, Agent>,
     /// Nodes that are gone, or have not been ready for [`GONE_AFTER`], whatever their agents do.
-    pub(crate) gone: BTreeSet<String>,
+    pub(crate) gone: BTreeSet<NodeName>,
 }
 
 impl Liveness {
     /// Whether the agent of a node has not renewed its lease in time.
-    pub(crate) fn is_silent(&self, node: &str) -> bool {
+    pub(crate) fn is_silent(&self, node: &NodeName) -> bool {
         self.agents.get(node) == Some(&Agent::Silent)
     }
 
     /// Whether a node never had an agent.
-    pub(crate) fn never_started(&self, node: &str) -> bool {
+    pub(crate) fn never_started(&self, node: &NodeName) -> bool {
         self.agents.get(node) == Some(&Agent::NeverStarted)
     }
 }
@@ -48,7 +50,7 @@ impl Liveness {
 /// Remembers when each agent was last heard of.
 #[derive(Debug, Default)]
 pub(crate) struct LivenessTracker {
-    renewals: BTreeMap<String, (Option<MicroTime>, Instant)>,
+    renewals: BTreeMap<NodeName, (Option<MicroTime>, Instant)>,
     /// Whether a node counts as gone as soon as its agent does not answer.
     pub(crate) gives_up: bool,
 }
@@ -60,12 +62,12 @@ impl LivenessTracker {
         for lease in store.leases.objects() {
             let name = lease.metadata.name.as_deref().unwrap_or_default();
             if let Some(node) = name.strip_prefix(AGENT_LEASE_PREFIX) {
-                leases.insert(node.to_owned(), lease.spec.as_ref().and_then(|spec| spec.renew_time.clone()));
+                leases.insert(NodeName::from(node), lease.spec.as_ref().and_then(|spec| spec.renew_time.clone()));
             }
         }
         // One that has reported was there, so its missing lease is as good as one that is not renewed.
         for gateway in store.gateways.objects().filter(|gateway| gateway.status.is_some()) {
-            leases.entry(gateway.metadata.name.clone().unwrap_or_default()).or_default();
+            leases.entry(node_name(&gateway.metadata)).or_default();
         }
         self.renewals.retain(|node, _| leases.contains_key(node));
         for (node, renewed) in leases {
@@ -77,13 +79,13 @@ impl LivenessTracker {
         let lasts = Duration::from_secs(u64::try_from(AGENT_LEASE_SECONDS).unwrap_or_default());
         let mut liveness = Liveness::default();
         for gateway in store.gateways.objects() {
-            let name = gateway.metadata.name.clone().unwrap_or_default();
+            let name = node_name(&gateway.metadata);
             let agent = match self.renewals.get(&name) {
                 Some((_, since)) if since.elapsed() < lasts => Agent::Alive,
                 Some(_) => Agent::Silent,
                 None => Agent::NeverStarted,
             };
-            let is_gone = store.nodes.get(&name).is_none_or(|node| is_gone(node, now));
+            let is_gone = store.nodes.get(name.as_str()).is_none_or(|node| is_gone(node, now));
             if is_gone || (self.gives_up && agent != Agent::Alive) {
                 liveness.gone.insert(name.clone());
             }

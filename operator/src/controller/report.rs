@@ -195,7 +195,7 @@ fn by_pool<'a>(store: &'a Store, liveness: &Liveness) -> ByPool<'a> {
     let mut pools = ByPool::new();
     for object in store.gateways.objects().filter(|gateway| gateway.spec.state == NodeState::Active) {
         let name = object.metadata.name.as_deref().unwrap_or_default();
-        let gateway = Gateway { name, object, silent: liveness.is_silent(name) };
+        let gateway = Gateway { name, object, silent: liveness.is_silent(&name.into()) };
         pools.entry(object.spec.pool.as_str()).or_default().push(gateway);
     }
     pools

@@ -36,14 +36,14 @@ pub(crate) async fn send(write: Write, client: Client) -> Result<Answer, kube::E
             Ok(Answer::SliceDeleted(name))
         }
         Write::Gateway(name, owner, spec) => {
-            let new = send_gateway(client, &name, &owner, spec).await?;
+            let new = send_gateway(client, name.as_str(), &owner, spec).await?;
             Ok(Answer::Gateway(Box::new(new)))
         }
         Write::DeleteGateway(name) => {
-            Api::<GatewayNode>::all(client).delete(&name, &DeleteParams::default()).await?;
+            Api::<GatewayNode>::all(client).delete(name.as_str(), &DeleteParams::default()).await?;
             Ok(Answer::GatewayDeleted(name))
         }
-        Write::Label(name, wanted) => Ok(Answer::Node(Box::new(send_label(client, &name, wanted).await?))),
+        Write::Label(name, wanted) => Ok(Answer::Node(Box::new(send_label(client, name.as_str(), wanted).await?))),
         Write::Finalizers(key, revision, wanted) => {
             let new = send_finalizers(client, &key, &revision, &wanted).await?;
             Ok(Answer::Forward(Box::new(new)))

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use sallyport_api::forward_slice::ForwardSliceSpec;
 use sallyport_api::gateway_node::GatewayNode;
+use sallyport_api::id::NodeName;
 use sallyport_policy::digest::slice_hash;
 
+use crate::controller::gateways::node_name;
 use crate::controller::rollout::SliceRevisions;
 use crate::controller::store::Store;
 
@@ -21,7 +23,7 @@ pub(crate) fn with_empty(
     held: &BTreeMap<String, ForwardSliceSpec>,
     store: &Store,
     revisions: &SliceRevisions,
-    gone: &BTreeSet<String>,
+    gone: &BTreeSet<NodeName>,
 ) -> (BTreeMap<String, ForwardSliceSpec>, BTreeSet<String>) {
     let (mut slices, mut done) = (wanted, BTreeSet::new());
     for (name, slice) in held.iter().filter(|(name, _)| !slices.contains_key(*name)).collect::<Vec<_>>() {
@@ -41,10 +43,10 @@ pub(crate) fn with_empty(
 fn lost(
     store: &Store,
     held: &BTreeMap<String, ForwardSliceSpec>,
-    gone: &BTreeSet<String>,
+    gone: &BTreeSet<NodeName>,
 ) -> Vec<(String, ForwardSliceSpec)> {
     let hash = slice_hash(&[]);
-    let live = |gateway: &&Arc<GatewayNode>| !gone.contains(gateway.metadata.name.as_deref().unwrap_or_default());
+    let live = |gateway: &&Arc<GatewayNode>| !gone.contains(&node_name(&gateway.metadata));
     let carried = store.gateways.objects().filter(live).flat_map(|gateway| {
         let observed = gateway.status.iter().flat_map(|status| &status.observed_slices);
         observed.map(|observed| (observed, &gateway.spec.pool))

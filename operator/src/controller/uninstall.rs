@@ -8,6 +8,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::{Api, DeleteParams};
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::ForwardRef;
+use sallyport_api::id::NodeName;
 use sallyport_api::names::AGENT_NAME;
 use sallyport_policy::decide::Verdict;
 use sallyport_policy::validate::Problem;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use crate::controller::Controller;
 use crate::controller::desired::Desired;
 use crate::controller::finalizers::released;
-use crate::controller::gateways::{Gateways, gateways, has_label};
+use crate::controller::gateways::{Gateways, gateways, has_label, node_name};
 use crate::controller::rollout::SliceRevisions;
 use crate::controller::send::REQUEST_TIMEOUT;
 use crate::controller::slices;
@@ -29,7 +30,7 @@ const DISPENSABLE: [&str; 8] =
 
 /// What should be: no node carries anything, and nothing of ours is left but what users wrote. `gone` are the nodes that
 /// nobody waits for.
-pub(crate) fn desired(store: &Store, revisions: &SliceRevisions, gone: &BTreeSet<String>) -> Desired {
+pub(crate) fn desired(store: &Store, revisions: &SliceRevisions, gone: &BTreeSet<NodeName>) -> Desired {
     let (slices, done_slices) = slices::with_empty(BTreeMap::new(), &slices::held(revisions), store, revisions, gone);
     let Gateways { specs, mut done, mut labelled } = gateways(store, BTreeMap::new(), |_| false);
     // Their rules are out of reach; when they come back, `sallyport-node-agent cleanup` removes them.
@@ -118,7 +119,7 @@ impl Controller {
         let store = &self.store;
         let mut left = Vec::new();
         for gateway in store.gateways.objects() {
-            let name = gateway.metadata.name.as_deref().unwrap_or_default();
+            let name = &node_name(&gateway.metadata);
             left.push(if self.liveness.gone.contains(name) {
                 format!(
                     "{name} keeps its rules: when it is back, run `sallyport-node-agent cleanup --state-dir \

@@ -9,7 +9,7 @@ use k8s_openapi::api::events::v1::Event;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSlice, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNode, GatewayNodeSpec};
 use sallyport_api::gateway_pool::{GatewayPool, GatewayPoolStatus};
-use sallyport_api::id::Uid;
+use sallyport_api::id::{NodeName, Uid};
 use sallyport_api::port_forward::{PortForward, PortForwardStatus};
 
 use crate::controller::guard::DeserializeGuard;
@@ -22,11 +22,11 @@ pub(crate) enum Write {
     /// Deletes a slice that every node has emptied.
     DeleteSlice(String),
     /// Creates or changes the configuration of a node, which this uid of a Node owns.
-    Gateway(String, Uid, GatewayNodeSpec),
+    Gateway(NodeName, Uid, GatewayNodeSpec),
     /// Forgets a node that is clean.
-    DeleteGateway(String),
+    DeleteGateway(NodeName),
     /// Lets the agent run on a node, or not.
-    Label(String, bool),
+    Label(NodeName, bool),
     /// Sets the finalizers of a forward that is at this resource version.
     Finalizers(ForwardRef, String, Vec<String>),
     /// Reports what became of a forward.
@@ -75,7 +75,7 @@ pub(crate) enum Answer {
     /// The configuration of a node is like this now.
     Gateway(Written<GatewayNode>),
     /// The configuration of the node of this name is gone.
-    GatewayDeleted(String),
+    GatewayDeleted(NodeName),
     /// The node is like this now.
     Node(Written<Node>),
     /// The forward is like this now.
@@ -93,8 +93,8 @@ impl Write {
     pub(crate) fn object(&self) -> ObjectKey {
         match self {
             Self::Slice(name, ..) | Self::DeleteSlice(name) => ObjectKey("forwardslices", name.clone()),
-            Self::Gateway(name, ..) | Self::DeleteGateway(name) => ObjectKey("gatewaynodes", name.clone()),
-            Self::Label(name, _) => ObjectKey("nodes", name.clone()),
+            Self::Gateway(name, ..) | Self::DeleteGateway(name) => ObjectKey("gatewaynodes", name.to_string()),
+            Self::Label(name, _) => ObjectKey("nodes", name.to_string()),
             Self::Finalizers(key, ..) => ObjectKey("portforwards", key.to_string()),
             // One after the other: the first one's answer has the resource version that the other needs.
             Self::ForwardStatus(report) => ObjectKey("portforwards", report.key.to_string()),

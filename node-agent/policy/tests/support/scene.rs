@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
-use sallyport_api::{GatewayPool, Moment, PortForward};
+use sallyport_api::{GatewayPool, Moment, NodeName, PortForward};
 use sallyport_policy::decide::{Decision, decide};
 use sallyport_policy::observed::{Forward, Node, Observed, Outgoing, PoolObject};
 use sallyport_policy::pool::Labels;
@@ -32,7 +32,7 @@ pub struct Scene {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeFile {
-    pub name: String,
+    pub name: NodeName,
     /// Absent for a lone host.
     #[serde(default)]
     pub labels: Option<Labels>,

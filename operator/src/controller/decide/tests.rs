@@ -100,7 +100,7 @@ fn a_dead_node_keeps_no_forward_from_going() {
     scene.pass();
     scene.obey("gw1");
     assert!(scene.decide().to_release.is_empty());
-    scene.gone.insert("gw2".to_owned());
+    scene.gone.insert("gw2".into());
     assert_eq!(scene.decide().to_release, BTreeSet::from([key("a")]));
 }
 
@@ -229,10 +229,10 @@ fn an_uninstallation_leaves_nothing_but_what_users_wrote() {
 fn an_uninstallation_gives_up_on_dead_nodes() {
     let mut scene = Scene::settled(&["gw1", "gw2"], &[("a", 3306)]);
     scene.uninstalling = true;
-    scene.gone.insert("gw2".to_owned());
+    scene.gone.insert("gw2".into());
     let desired = scene.decide();
-    assert_eq!(desired.done_gateways, BTreeSet::from(["gw2".to_owned()]));
-    assert_eq!(desired.labelled, BTreeSet::from(["gw1".to_owned()]));
+    assert_eq!(desired.done_gateways, BTreeSet::from(["gw2".into()]));
+    assert_eq!(desired.labelled, BTreeSet::from(["gw1".into()]));
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn a_report_on_an_older_configuration_does_not_count() {
         report.conditions[0].observed_generation = observed;
         scene.report("gw1", report.clone());
         assert_eq!(is_clean(&scene.gateway("gw1")), clean, "{observed:?}");
-        assert_eq!(scene.decide().labelled.contains("gw1"), !clean, "{observed:?}");
+        assert_eq!(scene.decide().labelled.contains(&"gw1".into()), !clean, "{observed:?}");
     }
     report.state = Some(ObservedNodeState::Active);
     scene.report("gw1", report);
