@@ -1,7 +1,12 @@
 //! Deciding stays quick whatever thousands of users ask: a second or two, not minutes, where they do their worst.
 //!
 //! `cargo test -p sallyport-policy --test many -- --nocapture` prints how long each took.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it measured")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test may panic, and says what it measured"
+)]
 #![allow(clippy::disallowed_types, reason = "how long it takes is what is tested")]
 
 use std::time::{Duration, Instant};
