@@ -79,9 +79,9 @@ impl<Key: Copy + Default + Ord, Value: Copy> Intervals<Key, Value> {
             if found > end {
                 return least;
             }
-            let here = self.values.range((found, Key::default())..).take_while(|((at, _), _)| *at == found);
+            let mut here = self.values.range((found, Key::default())..).take_while(|((at, _), _)| *at == found);
             // In the order of keys, so that one step past those that are not wanted is enough.
-            if let Some((&(_, key), &value)) = { here }.find(|(_, value)| wanted(value))
+            if let Some((&(_, key), &value)) = here.find(|(_, value)| wanted(value))
                 && least.is_none_or(|(least, _)| key < least)
             {
                 least = Some((key, value));

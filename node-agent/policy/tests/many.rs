@@ -1,14 +1,19 @@
 //! Deciding stays quick whatever thousands of users ask: a second or two, not minutes, where they do their worst.
 //!
 //! `cargo test -p sallyport-policy --test many -- --nocapture` prints how long each took.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it measured")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test may panic, and says what it measured"
+)]
 #![allow(clippy::disallowed_types, reason = "how long it takes is what is tested")]
 
 use std::time::{Duration, Instant};
 
 use sallyport_api::port_forward::{ForwardPort, Mode, PortForwardSpec};
 use sallyport_policy::decide::{Decision, Verdict};
-use sallyport_policy::observed::Leaving;
+use sallyport_policy::observed::Outgoing;
 
 #[path = "support/scene.rs"]
 mod scene;
@@ -48,15 +53,17 @@ fn decisions(name: &str, specs: &[PortForwardSpec]) -> [Decision; 3] {
     scene.slices.clone_from(&first.slices);
     let again = timed(name, "settled", &scene);
     let held = scene.slices.values().flat_map(|slice| &slice.forwards);
-    let leaving = |held: &sallyport_api::forward_slice::SliceForward| Leaving {
+    let outgoing = |held: &sallyport_api::forward_slice::SliceForward| Outgoing {
         pool: "default".into(),
         uid: held.uid.clone(),
         intent: held.intent.clone().into(),
     };
-    scene.leaving = held.map(leaving).collect();
+    scene.outgoing = held.map(outgoing).collect();
     scene.slices.clear();
-    scene.forwards.iter_mut().for_each(|forward| forward.uid.push('\''));
-    let successors = timed(name, "leaving", &scene);
+    for forward in &mut scene.forwards {
+        forward.uid = format!("{}'", forward.uid).into();
+    }
+    let successors = timed(name, "outgoing", &scene);
     [first, again, successors]
 }
 

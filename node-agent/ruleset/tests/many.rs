@@ -22,9 +22,9 @@ use sallyport_ruleset::iptables::shadow::Packets;
 use sallyport_ruleset::table::ForwardingTable;
 use serde_json::json;
 
-/// How long all of it may take for 10,000 forwards, without optimisation and on a machine that does more than this.
+/// How long all of it may take, without optimisation and on a machine that does more than this.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Of how many runs the middle one is told.
+/// Of how many runs the middle one is told. Without optimisation times tell nothing, so one is enough there.
 const RUNS: usize = if cfg!(debug_assertions) { 1 } else { 11 };
 
 fn forwards(number: usize) -> Vec<SliceForward> {

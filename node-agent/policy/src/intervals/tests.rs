@@ -31,9 +31,9 @@ proptest! {
         for (key, (range, value)) in &all {
             intervals.insert(*range, *key, *value);
         }
-        for at in removed.iter().filter(|_| !all.is_empty()).map(|at| at.index(all.len().max(1))).collect::<Vec<_>>() {
-            if at < all.len() {
-                let (key, (range, _)) = all.remove(at);
+        for at in removed {
+            if !all.is_empty() {
+                let (key, (range, _)) = all.remove(at.index(all.len()));
                 intervals.remove(range, key);
             }
         }
