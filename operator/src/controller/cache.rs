@@ -173,8 +173,10 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
         let (key, entry) = self.read(object);
         let meta = entry.meta();
         if meta.deletion_timestamp.is_some() && meta.finalizers.as_ref().is_none_or(Vec::is_empty) {
-            // Nothing held it any more, so this was the end of it.
-            self.objects.remove(&key);
+            // Nothing held it any more, so this was the end of it; another may have its name by now.
+            if self.objects.get(&key).is_some_and(|known| known.uid() == entry.uid()) {
+                self.objects.remove(&key);
+            }
             return;
         }
         self.written.insert(key.clone());

@@ -58,6 +58,22 @@ fn a_deletion_older_than_the_object_is_ignored() {
 }
 
 #[test]
+fn the_end_of_an_object_is_not_that_of_its_successor() {
+    let ended = |uid: &str| {
+        let mut object = map(11, "going");
+        object["metadata"]["uid"] = json!(uid);
+        object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        guard(object)
+    };
+    let mut cache = Cache::default();
+    cache.feed(apply(map(12, "second of its name")));
+    cache.wrote(ended("first"));
+    assert_eq!(text(&cache).unwrap(), "second of its name", "the answer came after the news of the second");
+    cache.wrote(ended("u"));
+    assert!(text(&cache).is_none());
+}
+
+#[test]
 fn only_a_whole_list_makes_it_complete() {
     let mut cache = Cache::<ConfigMap>::default();
     cache.feed(Event::Init);
