@@ -181,20 +181,20 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
         })
     }
 
-    /// Records claims that [`Self::conflict`] found free.
+    /// Records claims that [`Self::conflict`] found free. They may overlap each other, but nothing else that `owner` has.
     pub fn insert(&mut self, claims: &[Claim], owner: Owner) {
-        for claim in claims {
+        for claim in disjoint(claims) {
             let scope = self.scopes.entry(claim.scope()).or_default();
-            scope.by_address.entry(claim.address).or_default().insert(claim.first, Held { claim: *claim, owner });
+            scope.by_address.entry(claim.address).or_default().insert(claim.first, Held { claim, owner });
             if claim.address.is_some() {
                 scope.by_port.insert(claim.ports(), (claim.address, claim.first), owner);
             }
         }
     }
 
-    /// Forgets claims of `owner`.
+    /// Forgets claims of `owner`, as they were [inserted](Self::insert).
     pub fn remove(&mut self, claims: &[Claim], owner: Owner) {
-        for claim in claims {
+        for claim in disjoint(claims) {
             if let Some(scope) = self.scopes.get_mut(&claim.scope())
                 && let Some(ports) = scope.by_address.get_mut(&claim.address)
                 && ports.get(&claim.first).is_some_and(|held| held.owner == owner)
@@ -204,6 +204,23 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
             }
         }
     }
+}
+
+/// The same claims without those that overlap: a forward that is in two slices for a moment holds what either says.
+fn disjoint(claims: &[Claim]) -> Vec<Claim> {
+    let place = |claim: &Claim| (claim.scope(), claim.address);
+    let mut sorted = claims.to_vec();
+    sorted.sort_unstable_by_key(|claim| (place(claim), claim.first));
+    let mut disjoint: Vec<Claim> = Vec::with_capacity(sorted.len());
+    for claim in sorted {
+        match disjoint.last_mut() {
+            Some(last) if place(last) == place(&claim) && claim.first <= last.last => {
+                last.last = last.last.max(claim.last);
+            }
+            _ => disjoint.push(claim),
+        }
+    }
+    disjoint
 }
 
 impl<Owner: Copy + PartialEq> Scoped<Owner> {

@@ -108,6 +108,20 @@ fn a_claim_lies_within_one_that_holds_all_of_it() {
     }
 }
 
+#[test]
+fn a_holder_of_overlapping_ports_hides_nobody_elses() {
+    for held in [["tcp 80-90 10.0.0.1", "tcp 80 10.0.0.1"], ["tcp 80-90 10.0.0.1", "tcp 85 10.0.0.1"]] {
+        let mut table = ClaimTable::default();
+        let held = held.map(claim);
+        table.insert(&held, 1);
+        assert_eq!(table.conflict(&[claim("tcp 88 any4")], 2).map(|(_, by)| by), Some(1), "{held:?}");
+        table.remove(&held, 1);
+        table.insert(&[claim("tcp 80 10.0.0.1")], 1);
+        table.insert(&[claim("tcp 85 10.0.0.2")], 2);
+        assert_eq!(table.conflict(&[claim("tcp 85 any4")], 3).map(|(_, by)| by), Some(2), "{held:?}");
+    }
+}
+
 fn any_claim() -> impl Strategy<Value = Claim> {
     let addresses = ["any4", "any4", "any6", "10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"];
     let ports = prop_oneof![3 => (60..70_u16, 0..3_u16), 2 => (1..100_u16, 0..40_u16), 1 => (1..9_u16, 0..65_000_u16)];
@@ -132,25 +146,33 @@ proptest! {
     fn the_table_answers_as_looking_at_every_claim_does(
         steps in vec((vec(any_claim(), 1..4), 0..6_usize, prop::bool::weighted(0.8)), 1..60),
     ) {
-        let (mut table, mut held) = (ClaimTable::default(), Vec::<Held<usize>>::new());
+        let (mut table, mut given) = (ClaimTable::default(), Vec::<(Vec<Claim>, usize)>::new());
         for (claims, owner, takes) in steps {
+            let each = given.iter().flat_map(|(claims, owner)| disjoint(claims).into_iter().map(|claim| (claim, *owner)));
+            let held: Vec<Held<usize>> = each.map(|(claim, owner)| Held { claim, owner }).collect();
             let conflict = table.conflict(&claims, owner);
             prop_assert_eq!(conflict, walk(&held, &claims, owner));
-            // What one forward claims never overlaps either.
-            let free: Vec<Claim> = if takes && conflict.is_none() {
-                claims.iter().enumerate().filter(|(n, claim)| {
-                    let before = held.iter().map(|held| &held.claim).chain(&claims[..*n]);
-                    { before }.all(|other| !other.overlaps(claim))
-                }).map(|(_, claim)| *claim).collect()
-            } else {
-                let own: Vec<Claim> = held.iter().filter(|held| held.owner == owner).map(|held| held.claim).take(2).collect();
-                table.remove(&own, owner);
-                held.retain(|held| held.owner != owner || !own.contains(&held.claim));
-                Vec::new()
-            };
-            table.insert(&free, owner);
-            held.extend(free.into_iter().map(|claim| Held { claim, owner }));
+            if takes && conflict.is_none() {
+                // What is given together may overlap, what was given before and still is may not.
+                let is_new = |claim: &&Claim| held.iter().all(|held| !held.claim.overlaps(claim));
+                let free: Vec<Claim> = claims.iter().filter(is_new).copied().collect();
+                table.insert(&free, owner);
+                given.push((free, owner));
+            } else if let Some(at) = given.iter().position(|(_, of)| *of == owner) {
+                let (claims, owner) = given.remove(at);
+                table.remove(&claims, owner);
+            }
         }
+    }
+
+    #[test]
+    fn what_is_disjoint_covers_what_was_there(claims in vec(any_claim(), 0..8), other in any_claim()) {
+        let apart = disjoint(&claims);
+        for (n, claim) in apart.iter().enumerate() {
+            let same = apart[..n].iter().filter(|before| before.address == claim.address);
+            prop_assert!({ same }.all(|before| !before.overlaps(claim)), "{:?}", apart);
+        }
+        prop_assert_eq!(apart.iter().any(|claim| claim.overlaps(&other)), claims.iter().any(|claim| claim.overlaps(&other)));
     }
 
     #[test]
