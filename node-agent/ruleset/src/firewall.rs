@@ -191,6 +191,8 @@ pub enum State {
     Related,
     /// Its destination was translated.
     Dnat,
+    /// Its source was translated.
+    Snat,
     /// Any other.
     Other,
 }

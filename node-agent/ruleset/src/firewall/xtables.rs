@@ -149,6 +149,7 @@ fn state(word: &str) -> State {
         "ESTABLISHED" => State::Established,
         "RELATED" => State::Related,
         "DNAT" => State::Dnat,
+        "SNAT" => State::Snat,
         _ => State::Other,
     }
 }

@@ -112,24 +112,34 @@ impl Packets {
             // Answers and errors about our connections pass here too, so that addresses and ports say nothing.
             _ if translated.ports.is_empty() => Vec::new(),
             _ => {
-                let mark = (MARK_OURS, MARK_OURS);
-                let known = |protocol: u8, reply: bool| {
-                    let states: &[State] = if reply { &[State::Established, State::Dnat] } else { &EVERY };
-                    Packet { protocol: Some(protocol), states: Some(states), mark, reply, ..packet.clone() }
+                let carried = translated.ports.keys().flat_map(|protocol| FORWARDED.map(|state| (*protocol, state)));
+                let errors = ICMP.into_iter().flat_map(|protocol| ERRORS.map(|state| (protocol, state)));
+                let known = |(protocol, (states, reply))| Packet {
+                    protocol: Some(protocol),
+                    states: Some(states),
+                    mark: (MARK_OURS, MARK_OURS),
+                    reply,
+                    ..packet.clone()
                 };
-                let carried = translated.ports.keys();
-                let carried = carried.flat_map(|protocol| [false, true].map(|reply| known(*protocol, reply)));
-                let related: &[State] = &[State::Related];
-                let errors =
-                    ICMP.map(|protocol| Packet { protocol: Some(protocol), states: Some(related), ..packet.clone() });
-                carried.chain(errors).map(|packet| Passing { packet, ports: None }).collect()
+                carried.chain(errors).map(known).map(|packet| Passing { packet, ports: None }).collect()
             }
         }
     }
 }
 
-/// The states in which a request may be.
-const EVERY: [State; 3] = [State::New, State::Established, State::Dnat];
+/// States that packets of one kind have all at once, and whether they are answers.
+type Kind = (&'static [State], bool);
+
+/// What forwards have in `FORWARD`. The client's address is translated too, or it is not.
+const FORWARDED: [Kind; 5] = [
+    (&[State::New, State::Dnat], false),
+    (&[State::Established, State::Dnat], false),
+    (&[State::Established, State::Dnat], true),
+    (&[State::Established, State::Dnat, State::Snat], false),
+    (&[State::Established, State::Dnat, State::Snat], true),
+];
+/// The errors about them.
+const ERRORS: [Kind; 2] = [(&[State::Related, State::Dnat], false), (&[State::Related, State::Dnat], true)];
 
 /// Packets of one protocol.
 struct Passing {
