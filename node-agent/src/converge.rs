@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use sallyport_api::forward_slice::ForwardRef;
+use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_api::id::{Moment, RulesDigest};
 use sallyport_engine::iptables::remove_unused;
@@ -23,7 +23,7 @@ use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::iptables::drift::{Difference, Kind, differences, told};
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::layout::lower;
-use sallyport_ruleset::iptables::op::Op;
+use sallyport_ruleset::iptables::op::{Op, Step};
 use sallyport_ruleset::iptables::plan::plan;
 use sallyport_ruleset::iptables::rule::Ruleset;
 use sallyport_ruleset::iptables::shadow::Packets;
@@ -186,7 +186,10 @@ impl<E: Engine> Converger<E> {
                 return Err(Error::Different { difference: change });
             }
             report.changed.get_or_insert(change);
-            self.note_what_we_create(state)?;
+            // What only goes waits for nothing.
+            if ops.iter().any(|op| !matches!(op.step, Step::Unhook { .. })) {
+                self.note_what_we_create(state)?;
+            }
             // Whatever comes of it, what was observed is no longer known to be true.
             self.is_current = false;
             self.connections.unsettle();
@@ -211,12 +214,12 @@ impl<E: Engine> Converger<E> {
         }
         // Of those that cannot be seen whole it cannot be told either what others do to their packets.
         let failed: BTreeSet<&ForwardRef> = report.failures.iter().map(|failure| &failure.forward).collect();
-        let seen = table.only(|forward| !failed.contains(&forward.r#ref));
-        report.firewall = Box::new(if seen.bindings.is_empty() && reach.is_some() {
+        let seen = |forward: &SliceForward| !failed.contains(&forward.r#ref);
+        report.firewall = Box::new(if reach.is_some() && !table.bindings.iter().any(|binding| seen(binding.forward)) {
             let unread = self.installed.as_ref().map(|installed| installed.firewall.unread.clone());
             Assessment { unread: unread.unwrap_or_default(), ..Assessment::default() }
         } else {
-            self.assess(&seen, facts.addresses)
+            self.assess(&table, &seen, facts.addresses)
         });
         // They keep their rules, so that they work as soon as the other firewall lets them.
         report.failures.extend(report.firewall.blocked.iter().cloned());
@@ -226,11 +229,16 @@ impl<E: Engine> Converger<E> {
         Ok(report)
     }
 
-    /// What the other firewalls, as they were last read, do with the packets of the forwards in `table`.
-    fn assess(&self, table: &ForwardingTable<'_>, local: &[LocalAddress]) -> Assessment {
+    /// What the other firewalls, as they were last read, do with the packets of those forwards in `table` that are `seen`.
+    fn assess(
+        &self,
+        table: &ForwardingTable<'_>,
+        seen: &dyn Fn(&SliceForward) -> bool,
+        local: &[LocalAddress],
+    ) -> Assessment {
         let Some(installed) = &self.installed else { return Assessment::default() };
         let interfaces = Interfaces::of(local);
-        assess(&installed.firewall, table, &|net| interfaces.towards(net))
+        assess(&installed.firewall, table, seen, &|net| interfaces.towards(net))
     }
 
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be

@@ -83,14 +83,6 @@ impl<'a> ForwardingTable<'a> {
         self.bindings.chunk_by(same).filter(move |bindings| bindings[0].family() == family)
     }
 
-    /// The table as if only the forwards for which `keep` holds were in it.
-    #[must_use]
-    pub fn only(&self, keep: impl Fn(&SliceForward) -> bool) -> Self {
-        let mut table = self.clone();
-        table.bindings.retain(|binding| keep(binding.forward));
-        table
-    }
-
     /// Whether nothing of `family` is forwarded.
     #[must_use]
     pub fn is_empty(&self, family: Family) -> bool {

@@ -74,7 +74,7 @@ fn assessed_in(manifests: &[&str], firewall: &HostFirewall, interface: &dyn Fn(I
     let (scene, decision) = decided(manifests);
     let table = Scene::compile(&decision, &scene.nodes[0]).unwrap().table;
     assert_eq!(table.failures, []);
-    assess(firewall, &table, interface)
+    assess(firewall, &table, &|_| true, interface)
 }
 
 fn own(save: &str) -> Vec<FirewallTable> {

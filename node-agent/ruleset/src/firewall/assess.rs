@@ -8,7 +8,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 use sallyport_api::condition::Reason;
-use sallyport_api::forward_slice::ForwardRef;
+use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 
 use crate::family::Family;
 use crate::firewall::path::{any_packet, client_paths};
@@ -78,13 +78,14 @@ fn some(conflicts: &[Conflict]) -> String {
     named.join("; and by ") + &more
 }
 
-/// Follows every forward of `forwarding` through `firewall`; without forwards, any that might come.
+/// Follows every forward of `forwarding` that is `concerned` through `firewall`; without forwards, any that might come.
 ///
 /// `interface` says through which interface hosts of a network are reached, where all of them are reached through one.
 #[must_use]
 pub fn assess(
     firewall: &HostFirewall,
     forwarding: &ForwardingTable<'_>,
+    concerned: &dyn Fn(&SliceForward) -> bool,
     interface: &dyn Fn(IpNet) -> Option<String>,
 ) -> Assessment {
     let mut found = Assessment { unread: firewall.unread.clone(), mixed: firewall.is_mixed(), ..Assessment::default() };
@@ -97,7 +98,11 @@ pub fn assess(
                     continue;
                 }
                 let mut any = false;
-                for path in forwarding.by_forward(family).flat_map(|bindings| client_paths(bindings, interface)) {
+                for path in forwarding
+                    .by_forward(family)
+                    .filter(|bindings| concerned(bindings[0].forward))
+                    .flat_map(|bindings| client_paths(bindings, interface))
+                {
                     any = true;
                     let fate = path.fate(table, base);
                     if fate == Fate::Dropped && !passes_soon(table) {

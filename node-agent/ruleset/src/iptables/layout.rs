@@ -135,7 +135,7 @@ impl Layout {
 
     /// `SALLY-S-…` lets the allowed sources through to `SALLY-D-…`, which delivers.
     fn write_own_chains(&mut self, own: &Own, binding: &Binding<'_>, targets: &[IntentTarget]) {
-        let from = |net: IpNet, action: Action| Rule { source: Some(net), action, ..Rule::default() }.of(&own.owner);
+        let from = |net: IpNet, action: Action| Rule { source: Some(net), action, ..Rule::default() }.line();
         // -A SALLY-S-0123456789abcdef -s 10.30.1.66/32 -j RETURN
         let denied = binding.denied().map(|net| from(net, Action::Return));
         // -A SALLY-S-0123456789abcdef -s 10.30.1.0/24 -j SALLY-D-0123456789abcdef

@@ -51,12 +51,12 @@ pub(crate) enum Action {
 }
 
 impl Rule {
-    /// The rule as one of those that belong to no forward.
+    /// The rule as one that delivers for no forward by itself.
     pub(crate) fn line(&self) -> Line {
         Line { text: self.to_string(), owner: None }
     }
 
-    /// The rule as one of the forward with this uid.
+    /// The rule as one that delivers for the forward with this uid.
     pub(crate) fn of(&self, owner: &Arc<str>) -> Line {
         Line { text: self.to_string(), owner: Some(Arc::clone(owner)) }
     }
@@ -83,7 +83,7 @@ impl Line {
         &self.text
     }
 
-    /// The uid of the forward that it is for; `None` for what all share and for what was read.
+    /// The uid of the forward for which it delivers, or leads to what does; `None` for all others, and for what was read.
     #[must_use]
     pub fn owner(&self) -> Option<&str> {
         self.owner.as_deref()

@@ -111,6 +111,21 @@ async fn a_table_that_cannot_be_read_is_not_an_empty_one() {
 }
 
 #[tokio::test]
+async fn a_forward_stays_and_its_sources_are_put_right_whatever_somebody_did_to_them() {
+    let mut scene = Scene::new();
+    let two = text(&[8000]).replace("{ cidr: 10.30.1.80/32 }", "{ cidr: 10.30.1.80/32 }, { cidr: 10.30.1.81/32 }");
+    scene.pass(&two).await;
+    let before = scene.converger.engine.rules().await;
+    let sources = before.v4.nat.ours.keys().find(|chain| chain.starts_with("SALLY-S-")).unwrap().clone();
+    scene.converger.engine.rules.installed.v4.nat.ours.get_mut(&sources).unwrap().remove(0);
+    scene.add_native(Family::V4, Table::Nat);
+    let report = scene.pass(&two).await;
+    assert_eq!(refused(&report), ["f8000 TableUnreadable"]);
+    assert!(report.failures[0].message.contains("its rules are there as they were"), "{report:?}");
+    assert_eq!(scene.converger.engine.rules().await, before);
+}
+
+#[tokio::test]
 async fn what_is_new_waits_until_the_table_can_be_read() {
     let mut scene = Scene::new();
     scene.add_native(Family::V4, Table::Nat);
