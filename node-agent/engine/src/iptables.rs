@@ -35,6 +35,8 @@ const EPROTONOSUPPORT: i32 = 93;
 const EINVAL: i32 = 22;
 /// Shortest and longest time between two looks at legacy tables that nobody seems to have changed.
 const LEGACY_LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// Times that a table with sets of nftables is saved that changes while it is read.
+const SAVES: usize = 8;
 /// A look at legacy tables may cost this fraction of the time.
 const LEGACY_SHARE: u32 = 200;
 
@@ -193,25 +195,38 @@ impl Iptables {
 
     async fn save_table(&self, family: Family, table: Table) -> Result<(InstalledTable, HostFirewall), Error> {
         let named = format!("the {} table of {}", table.name(), self.variant.program(family));
-        let why = match command::run(self.variant.save_program(family), &["-t", table.name()], "").await {
-            Ok(save) => match apart::missing(&save) {
-                None if save.lines().any(|line| line.strip_prefix('*') == Some(table.name())) => {
-                    let tables = xtables::parse(&save, family, self.variant.holder(family, true));
-                    let unread =
-                        apart::left_out(&save).map(|what| format!("all of {named}: {what}")).into_iter().collect();
-                    let mut read = Installed::parse(&save).take(table);
-                    let nft = self.variant == Variant::Nft;
-                    if nft && apart::tables_with_sets(family)?.iter().any(|name| name == table.name()) {
-                        apart::mark_native(&mut read, family, table)?;
-                    }
-                    return Ok((read, HostFirewall { tables, unread }));
+        let mut why = "it has sets of nftables, and somebody changes rules whenever it is read".to_owned();
+        for _ in 0..SAVES {
+            // Two readings that are held against each other must be of one moment.
+            let generation = || Generation::open()?.current();
+            let before = if self.variant == Variant::Nft { Some(generation()?) } else { None };
+            let save = match command::run(self.variant.save_program(family), &["-t", table.name()], "").await {
+                Ok(save) => save,
+                Err(command::Error::Failed { stderr, .. }) => {
+                    why = stderr;
+                    break;
                 }
-                None => format!("table {} is not printed", table.name()),
-                Some(lacks) => lacks,
-            },
-            Err(command::Error::Failed { stderr, .. }) => stderr,
-            Err(error) => return Err(error.into()),
-        };
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(lacks) = apart::missing(&save) {
+                why = lacks;
+                break;
+            }
+            if save.lines().all(|line| line.strip_prefix('*') != Some(table.name())) {
+                why = format!("table {} is not printed", table.name());
+                break;
+            }
+            let mut read = Installed::parse(&save).take(table);
+            if before.is_some() && apart::tables_with_sets(family)?.iter().any(|name| name == table.name()) {
+                apart::mark_native(&mut read, family, table)?;
+                if before != Some(generation()?) {
+                    continue;
+                }
+            }
+            let tables = xtables::parse(&save, family, self.variant.holder(family, true));
+            let unread = apart::left_out(&save).map(|what| format!("all of {named}: {what}")).into_iter().collect();
+            return Ok((read, HostFirewall { tables, unread }));
+        }
         let found = apart::read(self.variant, family, table, &why).await?;
         Ok((found, HostFirewall { tables: Vec::new(), unread: vec![named] }))
     }

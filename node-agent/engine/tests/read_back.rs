@@ -7,7 +7,12 @@
 mod namespace;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use namespace::{in_namespace, run};
 use sallyport_engine::Engine;
@@ -17,6 +22,9 @@ use sallyport_ruleset::iptables::installed::Installed;
 use sallyport_ruleset::iptables::plan::plan;
 use sallyport_ruleset::iptables::rule::{Rules, Ruleset};
 use sallyport_ruleset::iptables::shadow::Packets;
+
+/// Times that rules are read beside somebody who changes his: enough to meet a change between any two of its steps.
+const READINGS: usize = 200;
 
 /// The cases of the rule set's own tests: folders with the text that each renders to.
 fn cases() -> Vec<PathBuf> {
@@ -89,6 +97,45 @@ fn a_foreign_change_is_noticed_and_a_quiet_kernel_is_not_looked_at_again() {
     });
 }
 
+/// Takes a native rule that asks a set into the chain of the first jump and out again, until `done`.
+fn meddle(done: &AtomicBool) {
+    let nft = |text: &str| {
+        let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "{text}");
+    };
+    while !done.load(Ordering::Relaxed) {
+        nft("insert rule ip filter FORWARD tcp dport { 9998, 9999 } ct state new counter accept");
+        let list = Command::new("nft").args(["-a", "list", "chain", "ip", "filter", "FORWARD"]).output().unwrap();
+        let list = String::from_utf8(list.stdout).unwrap();
+        let handle = list.lines().find(|line| line.contains("9998")).and_then(|line| line.rsplit(' ').next()).unwrap();
+        nft(&format!("delete rule ip filter FORWARD handle {handle}"));
+    }
+}
+
+#[test]
+fn no_jump_is_overlooked_while_others_change_their_rules() {
+    in_namespace("no_jump_is_overlooked_while_others_change_their_rules", || {
+        block_on(async {
+            let mut engine = Iptables::new(Variant::Nft);
+            let desired = expected(&cases().into_iter().find(|case| case.ends_with("dual-stack")).unwrap());
+            converge(&mut engine, &desired).await;
+            let done = Arc::new(AtomicBool::new(false));
+            let others = thread::spawn({
+                let done = Arc::clone(&done);
+                move || meddle(&done)
+            });
+            for round in 0..READINGS {
+                let installed = engine.observe().await.unwrap();
+                let ops = plan(&desired, &Packets::default(), &installed);
+                assert_eq!(ops, [], "in reading {round} of {:?}", installed.v4.filter);
+            }
+            done.store(true, Ordering::Relaxed);
+            others.join().unwrap();
+        });
+    });
+}
+
 #[test]
 fn what_iptables_made_for_us_goes_and_what_somebody_uses_stays() {
     in_namespace("what_iptables_made_for_us_goes_and_what_somebody_uses_stays", || {
@@ -103,7 +150,7 @@ fn what_iptables_made_for_us_goes_and_what_somebody_uses_stays() {
 
             remove_unused(&created).unwrap();
 
-            let list = std::process::Command::new("nft").args(["list", "ruleset"]).output().unwrap();
+            let list = Command::new("nft").args(["list", "ruleset"]).output().unwrap();
             let list = String::from_utf8(list.stdout).unwrap();
             assert!(list.contains("chain INPUT") && list.contains("policy drop"), "{list}");
             assert!(list.contains("chain PREROUTING") && list.contains("redirect"), "{list}");
