@@ -187,7 +187,7 @@ impl<E: Engine> Converger<E> {
             }
             report.changed.get_or_insert(change);
             // What only goes waits for nothing.
-            if ops.iter().any(|op| !matches!(op.step, Step::Unhook { .. })) {
+            if ops.iter().any(|op| matches!(op.step, Step::Replace { .. } | Step::Jump { .. })) {
                 self.note_what_we_create(state)?;
             }
             // Whatever comes of it, what was observed is no longer known to be true.

@@ -76,6 +76,23 @@ impl From<bool> for Has {
 }
 
 impl Packet {
+    /// Requests of `family` of which nothing else is known.
+    pub(crate) fn of(family: Family) -> Self {
+        Self {
+            family,
+            protocol: None,
+            sources: None,
+            destinations: None,
+            source_port: None,
+            destination_port: None,
+            inward: None,
+            outward: None,
+            states: None,
+            mark: (0, 0),
+            reply: false,
+        }
+    }
+
     /// How many of these packets meet all `tests`.
     pub(crate) fn fits(&self, tests: &[Test]) -> Fit {
         tests.iter().map(|test| self.fits_one(test)).min().unwrap_or(Fit::All)

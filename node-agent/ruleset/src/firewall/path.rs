@@ -45,17 +45,10 @@ pub(super) fn any_packet(family: Family, base: &BaseChain, reply: bool) -> Packe
     // A mark is set where destinations are translated.
     let marked = tracked && (reply || !is_pre_dnat(base));
     Packet {
-        family,
-        protocol: None,
-        sources: None,
-        destinations: None,
-        source_port: None,
-        destination_port: None,
-        inward: None,
-        outward: None,
         states: tracked.then_some(states),
         mark: if marked { (MARK_OURS, MARK_OURS) } else { (0, 0) },
         reply,
+        ..Packet::of(family)
     }
 }
 

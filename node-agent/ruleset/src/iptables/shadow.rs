@@ -79,19 +79,7 @@ impl Packets {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
         };
-        let packet = Packet {
-            family,
-            protocol: None,
-            sources: None,
-            destinations: None,
-            source_port: None,
-            destination_port: None,
-            inward: None,
-            outward: None,
-            states: Some(&[State::New]),
-            mark: (0, 0),
-            reply: false,
-        };
+        let packet = Packet { states: Some(&[State::New]), ..Packet::of(family) };
         let to_all = |requests: &Requests, packet: Packet| -> Vec<Passing> {
             let destinations: Vec<_> = requests.to.iter().map(|ip| *ip..=*ip).collect();
             let of_protocol = |(protocol, ports): (&u8, &BTreeSet<(u16, u16)>)| Passing {
