@@ -3,6 +3,7 @@
 //! Typed values only, never rule text. How forwards are cut into slices is not here: `sallyport-policy` does that.
 
 use std::fmt;
+use std::sync::Arc;
 
 use kube::core::cel::MergeStrategy;
 use kube::{CustomResource, KubeSchema};
@@ -13,7 +14,7 @@ use crate::intent::Intent;
 use crate::names::{MAX_NAME, MAX_PLANS, MAX_SLICE_FORWARDS, NAME_PATTERN};
 
 /// A part of a pool's accepted forwards.
-#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[kube(
     group = "sallyport.dev",
     version = "v1alpha1",
@@ -49,13 +50,13 @@ pub struct ForwardSliceSpec {
     #[serde(default)]
     #[schemars(length(max = MAX_SLICE_FORWARDS))]
     #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Atomic))]
-    pub forwards: Vec<SliceForward>,
+    pub forwards: Vec<Arc<SliceForward>>,
     /// Forwards with mode `Plan` as they would be with mode `Apply`: the agents report what that would change, and change
     /// nothing. Not part of `hash`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_PLANS))]
     #[x_kube(merge_strategy = MergeStrategy::ListType(ListMerge::Atomic))]
-    pub planned: Vec<SliceForward>,
+    pub planned: Vec<Arc<SliceForward>>,
 }
 
 /// One accepted forward.

@@ -21,7 +21,7 @@ use crate::names::{
 use crate::port_forward::AddressValue;
 
 /// All that an agent needs to know about its node and pool, apart from the forwards.
-#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[kube(
     group = "sallyport.dev",
     version = "v1alpha1",

@@ -179,7 +179,9 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     /// Does what is to do now; whether the pool asks for another backend instead.
     async fn follow(&mut self, intents: &mut Option<Rc<Intents>>) -> bool {
         let moved = self.host.refresh_addresses();
-        match self.source.decide(self.host, moved).await {
+        let news = self.source.decide(self.host, moved).await;
+        let moved = moved && self.converger.depends_on(&self.host.addresses);
+        match news {
             News::Intents(decided) => {
                 self.log.problems(self.source.problems());
                 let intents = intents.insert(decided);
@@ -191,18 +193,22 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             News::Objects => {
                 self.updated();
                 self.log.problems(self.source.problems());
-                self.keep(intents.as_ref()).await;
+                self.keep(intents.as_ref(), moved).await;
             }
-            News::None => self.keep(intents.as_ref()).await,
+            News::None => self.keep(intents.as_ref(), moved).await,
         }
         self.track_persistent_drift();
         false
     }
 
-    /// Keeps the kernel as it is.
-    async fn keep(&mut self, intents: Option<&Rc<Intents>>) {
+    /// Keeps the kernel as it is, on a host of which an address that matters has `moved` or not.
+    async fn keep(&mut self, intents: Option<&Rc<Intents>>, moved: bool) {
         if let Some(intents) = intents {
-            self.repair(intents).await;
+            if moved {
+                self.pass(intents, "addresses").await;
+            } else {
+                self.repair(intents).await;
+            }
             self.plan(intents);
         }
     }
@@ -221,7 +227,8 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
 
     /// What planned forwards would change; `None` if that cannot be said now.
     fn plans(&mut self, intents: &Rc<Intents>) -> Option<Vec<PlannedChange>> {
-        match self.converger.plans(intents, &self.host.addresses) {
+        let facts = NodeFacts::of(&self.host.addresses, self.host.clock.now());
+        match self.converger.plans(intents, &facts) {
             Ok(plans) => {
                 self.unplanned = plans.is_none();
                 plans
@@ -255,7 +262,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if begun < self.cooldown_until {
             return;
         }
-        match self.converger.drift(intents, &self.host.addresses).await {
+        match self.converger.drift().await {
             Ok(None) => return self.recount(),
             Ok(Some(found)) => {
                 self.drift.found(found);
@@ -324,7 +331,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                     lines.extend(report.failures.iter().map(|failure| self.source.locate(failure)));
                     self.log.firewall(&report.firewall);
                     if report.unreadable.is_empty() {
-                        let accepted = intents.forwards().len() - report.failures.len();
+                        let accepted = intents.forwards().count() - report.failures.len();
                         // Lost output must not look like a lost rule.
                         let _ = writeln!(std::io::stdout(), "verified: forwards {accepted}, rules {}", report.digest);
                     }
@@ -400,7 +407,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         self.host.port_gate.keep(intents, &state);
         // Before the kernel changes, so that who holds a claim is known whatever happens next.
         self.host.keep(intents);
-        self.host.clock.expect(intents.forwards().iter().filter_map(|forward| forward.intent.expires_at), now);
+        self.host.clock.expect(intents.forwards().filter_map(|forward| forward.intent.expires_at), now);
         // Every host has at least its loopback addresses.
         if addresses.is_empty() {
             return Err(Error::Addresses);

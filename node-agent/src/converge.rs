@@ -13,23 +13,23 @@ use std::time::Instant;
 
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_pool::IpForward;
-use sallyport_api::id::{Moment, RulesDigest};
+use sallyport_api::id::RulesDigest;
 use sallyport_engine::iptables::remove_unused;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, assess};
 use sallyport_ruleset::flow::Allowed;
+use sallyport_ruleset::iptables::desired::Desired;
 use sallyport_ruleset::iptables::drift::{Difference, Kind, differences, told};
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
-use sallyport_ruleset::iptables::layout::lower;
 use sallyport_ruleset::iptables::op::{Op, Step};
 use sallyport_ruleset::iptables::plan::plan;
 use sallyport_ruleset::iptables::rule::Ruleset;
-use sallyport_ruleset::iptables::shadow::Packets;
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 
 use self::precedence::Precedence;
+use self::unreadable::Reach;
 use crate::cleanup;
 use crate::connections::{Connections, Draining};
 use crate::error_chain::chain_of;
@@ -103,6 +103,17 @@ pub struct Report {
     pub unreadable: Vec<String>,
 }
 
+/// What is known of the reading of the kernel that was last made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// We have changed something since.
+    Outdated,
+    /// We have not.
+    Current,
+    /// And it is what was desired, before that last changed.
+    Compared,
+}
+
 /// Keeps one kernel equal to intents.
 pub struct Converger<E> {
     /// The backend.
@@ -111,18 +122,20 @@ pub struct Converger<E> {
     sysctl: Option<Sysctl>,
     /// What the kernel was last read with.
     installed: Option<InstalledRuleset>,
+    /// What this node forwards, and what the kernel shall hold of it.
+    table: ForwardingTable,
+    desired: Desired,
+    /// The intents that both follow.
+    followed: Option<Rc<Intents>>,
+    reading: Reading,
     connections: Connections,
     /// The intents that each family may hold rules of: those of the last pass, and before the first one those that an agent
     /// before this one kept.
     carried: BTreeMap<Family, Rc<Intents>>,
-    /// Whether we have changed nothing since.
-    is_current: bool,
     /// Whether it was what it should be at the end of the last pass.
     held: bool,
     /// Whether each family that needed it was forwarded at the end of the last pass.
     forwarding: BTreeMap<Family, bool>,
-    /// As of when its rules were made then.
-    at: Moment,
     /// Whether it has been noted what comes into being with our rules.
     remembered: bool,
     precedence: Precedence,
@@ -137,12 +150,14 @@ impl<E: Engine> Converger<E> {
             engine,
             sysctl,
             installed: None,
+            table: ForwardingTable::default(),
+            desired: Desired::default(),
+            followed: None,
+            reading: Reading::Outdated,
             connections: Connections::default(),
             carried: BTreeMap::new(),
-            is_current: false,
             held: false,
             forwarding: BTreeMap::new(),
-            at: Moment::default(),
             remembered: false,
             precedence: Precedence::default(),
             waiting: Waiting::default(),
@@ -162,22 +177,20 @@ impl<E: Engine> Converger<E> {
         facts: &NodeFacts<'_>,
         state: &StateDir,
     ) -> Result<Report, Error> {
-        self.waiting = waiting;
-        let forwards = self.waiting.others(intents);
-        let table = ForwardingTable::new(&intents.node, &forwards, facts);
-        let (wanted, packets) = (lower(&table), Packets::of(&table));
-        let failures = self.waiting.failures.iter().chain(&table.failures).cloned().collect();
-        let mut report = Report { failures, listen: table.listen.clone(), ..Report::default() };
+        self.follow(intents, waiting, facts);
+        let failures = self.waiting.failures.iter().chain(self.table.failures()).cloned().collect();
+        let mut report = Report { failures, listen: self.table.listen().to_vec(), ..Report::default() };
 
-        (self.held, self.at) = (false, facts.now);
+        self.held = false;
         // What makes a table unreadable may go without a change of rules, as when a program is installed.
-        self.is_current &= self.installed.as_ref().is_some_and(|installed| installed.unreadable().next().is_none());
+        if self.installed.as_ref().is_none_or(|installed| installed.unreadable().next().is_some()) {
+            self.reading = Reading::Outdated;
+        }
         let mut reach = None;
         for attempt in 0.. {
             self.observe().await?;
-            reach = self.reach(&table, &wanted, &forwards, &intents.node, facts);
-            let ruleset = reach.as_ref().map_or(&wanted, |reach| &reach.ruleset);
-            let ops = self.without_fighting(ruleset, &packets);
+            reach = self.reach(intents, facts);
+            let ops = self.without_fighting(reach.as_ref());
             if ops.is_empty() {
                 break;
             }
@@ -191,78 +204,86 @@ impl<E: Engine> Converger<E> {
                 self.note_what_we_create(state)?;
             }
             // Whatever comes of it, what was observed is no longer known to be true.
-            self.is_current = false;
+            self.reading = Reading::Outdated;
             self.connections.unsettle();
             self.engine.apply(&ops).await?;
             self.carried.extend(reach.iter().flat_map(|reach| reach.carried(&intents.node)));
         }
         self.held = reach.is_none();
+        if self.held {
+            self.reading = Reading::Compared;
+            self.desired.installed();
+        }
         self.carry(Some(intents));
         self.carried.extend(reach.iter().flat_map(|reach| reach.carried(&intents.node)));
         report.digest = self.installed.as_ref().map(InstalledRuleset::digest).unwrap_or_default();
-        report.shadowed_by = self.shadowed_by(&wanted, &packets);
+        report.shadowed_by = self.shadowed_by();
 
         // An intent may say something else about connections while its rules stay as they are.
         if !self.connections.is_settled(intents, &report.failures) {
-            let allowed = Allowed::new(&table);
+            let allowed = Allowed::new(&self.table);
             let conntrack = self.engine.conntrack()?;
             report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &report.failures)?;
         }
         if let Some(reach) = &reach {
-            report.failures.extend(reach.failures(&table, &forwards));
+            report.failures.extend(reach.failures(&self.table, &self.waiting.others(intents)));
             report.unreadable.clone_from(&reach.why);
         }
         // Of those that cannot be seen whole it cannot be told either what others do to their packets.
         let failed: BTreeSet<&ForwardRef> = report.failures.iter().map(|failure| &failure.forward).collect();
         let seen = |forward: &SliceForward| !failed.contains(&forward.r#ref);
-        report.firewall = Box::new(if reach.is_some() && !table.bindings.iter().any(|binding| seen(binding.forward)) {
+        report.firewall = Box::new(if reach.is_some() && !self.table.bindings().any(|binding| seen(binding.forward)) {
             let unread = self.installed.as_ref().map(|installed| installed.firewall.unread.clone());
             Assessment { unread: unread.unwrap_or_default(), ..Assessment::default() }
         } else {
-            self.assess(&table, &seen, facts.addresses)
+            self.assess(&seen, facts.addresses)
         });
         // They keep their rules, so that they work as soon as the other firewall lets them.
         report.failures.extend(report.firewall.blocked.iter().cloned());
         // Last, so that trouble with it keeps no rule and no connection alive that has to go.
-        let ruleset = reach.as_ref().map_or(&wanted, |reach| &reach.ruleset);
-        report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, ruleset, state)?;
+        let families = families_of(reach.as_ref().map_or_else(|| self.desired.ruleset(), |reach| &reach.ruleset));
+        report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, &families, state)?;
         Ok(report)
     }
 
-    /// What the other firewalls, as they were last read, do with the packets of those forwards in `table` that are `seen`.
-    fn assess(
-        &self,
-        table: &ForwardingTable<'_>,
-        seen: &dyn Fn(&SliceForward) -> bool,
-        local: &[LocalAddress],
-    ) -> Assessment {
+    /// Has the table and its rules follow `intents` on a host with these `facts`, but for those that wait.
+    fn follow(&mut self, intents: &Rc<Intents>, waiting: Waiting, facts: &NodeFacts<'_>) {
+        let changes = intents.changes_since(self.followed.as_deref(), &self.waiting.uids, &waiting.uids);
+        let change = self.table.update(&intents.node, &changes.gone, &changes.come, facts);
+        self.desired.follow(&self.table, &change);
+        self.followed = Some(Rc::clone(intents));
+        self.waiting = waiting;
+    }
+
+    /// Whether a host with these addresses would be forwarded for in another way.
+    pub fn depends_on(&self, addresses: &[LocalAddress]) -> bool {
+        self.table.depends_on(addresses)
+    }
+
+    /// What the other firewalls, as they were last read, do with the packets of those forwards that are `seen`.
+    fn assess(&self, seen: &dyn Fn(&SliceForward) -> bool, local: &[LocalAddress]) -> Assessment {
         let Some(installed) = &self.installed else { return Assessment::default() };
         let interfaces = Interfaces::of(local);
-        assess(&installed.firewall, table, seen, &|net| interfaces.towards(net))
+        assess(&installed.firewall, &self.table, seen, &|net| interfaces.towards(net))
     }
 
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be
     /// now, which may be nothing. `None` when a pass would have nothing to do and nothing new to tell.
-    pub async fn drift(
-        &mut self,
-        intents: &Intents,
-        addresses: &[LocalAddress],
-    ) -> Result<Option<Vec<Difference>>, Error> {
+    pub async fn drift(&mut self) -> Result<Option<Vec<Difference>>, Error> {
         let mut due = self.precedence.is_over(Instant::now());
         if self.engine.changed()? {
             let before = self.installed.take();
             let now = self.engine.observe().await?;
             // Somebody's change may be in another table, or be none.
-            due |= before.as_ref() != Some(&now);
+            let is_other = before.as_ref() != Some(&now);
+            due |= is_other;
+            if is_other || self.reading == Reading::Outdated {
+                self.reading = Reading::Current;
+            }
             self.installed = Some(now);
-            self.is_current = true;
         }
         let mut found = match &self.installed {
-            Some(installed) if due && self.held => {
-                let facts = NodeFacts::of(addresses, self.at);
-                let table = ForwardingTable::new(&intents.node, &self.waiting.others(intents), &facts);
-                differences(&plan(&lower(&table), &Packets::of(&table), installed), installed)
-            }
+            Some(installed) if due && self.held => differences(&self.plan(installed), installed),
             _ => Vec::new(),
         };
         found.retain(|difference| difference.kind != Kind::Shadow || !self.precedence.is_yielded());
@@ -292,19 +313,35 @@ impl<E: Engine> Converger<E> {
 
     /// What the kernel holds: known from the last look if nothing moved since.
     pub(crate) async fn observe(&mut self) -> Result<&InstalledRuleset, Error> {
-        let is_current = self.is_current && !self.engine.changed()?;
+        let is_current = self.reading != Reading::Outdated && !self.engine.changed()?;
         let found = match self.installed.take() {
             Some(installed) if is_current => installed,
-            _ => self.engine.observe().await?,
+            _ => {
+                let found = self.engine.observe().await?;
+                self.reading = Reading::Current;
+                found
+            }
         };
-        self.is_current = true;
         Ok(self.installed.insert(found))
     }
 
-    /// The change to `ruleset`, which leaves the first place in a chain to somebody who keeps taking it back.
-    fn without_fighting(&mut self, ruleset: &Ruleset, packets: &Packets) -> Vec<Op> {
+    /// The change from what is installed to what is desired.
+    fn plan(&self, installed: &InstalledRuleset) -> Vec<Op> {
+        if self.reading == Reading::Compared {
+            self.desired.plan_changed(installed)
+        } else {
+            self.desired.plan(installed)
+        }
+    }
+
+    /// The change to what is desired, as far as it is in `reach`; the first place in a chain is left to somebody who keeps
+    /// taking it back.
+    fn without_fighting(&mut self, reach: Option<&Reach>) -> Vec<Op> {
         let Some(installed) = &self.installed else { return Vec::new() };
-        let mut ops = plan(ruleset, packets, installed);
+        let mut ops = match reach {
+            Some(reach) => plan(&reach.ruleset, self.desired.packets(), installed),
+            None => self.plan(installed),
+        };
         if !ops.iter().any(Op::is_move) {
             self.precedence.is_settled();
         } else if !self.precedence.may_move(Instant::now()) {
@@ -314,9 +351,9 @@ impl<E: Engine> Converger<E> {
     }
 
     /// What stands before us where we have left it at that.
-    fn shadowed_by(&self, ruleset: &Ruleset, packets: &Packets) -> Option<String> {
+    fn shadowed_by(&self) -> Option<String> {
         let installed = self.installed.as_ref().filter(|_| self.precedence.is_yielded())?;
-        let mut ops = plan(ruleset, packets, installed);
+        let mut ops = self.desired.plan(installed);
         ops.retain(Op::is_move);
         Some(told(&differences(&ops, installed)))
     }
@@ -327,25 +364,24 @@ impl<E: Engine> Converger<E> {
     }
 
     /// The families that need forwarding and do not have it.
-    fn families_to_turn_on(&mut self, mode: IpForward, ruleset: &Ruleset) -> Result<Vec<Family>, Error> {
+    fn families_to_turn_on(&mut self, mode: IpForward, families: &[Family]) -> Result<Vec<Family>, Error> {
         self.forwarding.clear();
-        self.forwarding = self.forwarded(ruleset)?;
+        self.forwarding = self.forwarded(families)?;
         not_forwarded(&self.forwarding, mode)
     }
 
-    /// The families that need forwarding, and whether they have it.
-    fn forwarded(&self, ruleset: &Ruleset) -> Result<BTreeMap<Family, bool>, Error> {
-        let needed = Family::BOTH.into_iter().filter(|family| !ruleset.family(*family).is_empty());
-        needed.map(|family| Ok((family, self.is_forwarded(family)?))).collect()
+    /// Whether those that need forwarding have it.
+    fn forwarded(&self, needed: &[Family]) -> Result<BTreeMap<Family, bool>, Error> {
+        needed.iter().map(|family| Ok((*family, self.is_forwarded(*family)?))).collect()
     }
 
     fn turn_on_forwarding(
         &mut self,
         mode: IpForward,
-        ruleset: &Ruleset,
+        needed: &[Family],
         state: &StateDir,
     ) -> Result<Vec<Family>, Error> {
-        let families = self.families_to_turn_on(mode, ruleset)?;
+        let families = self.families_to_turn_on(mode, needed)?;
         for family in &families {
             let Some(sysctl) = &self.sysctl else { continue };
             let failed = |source| Error::Forwarding { family: *family, source };
@@ -387,6 +423,11 @@ impl<E: Engine> Converger<E> {
         self.remembered = true;
         Ok(())
     }
+}
+
+/// The families in which there are rules, so that packets have to be forwarded.
+fn families_of(ruleset: &Ruleset) -> Vec<Family> {
+    Family::BOTH.into_iter().filter(|family| !ruleset.family(*family).is_empty()).collect()
 }
 
 /// Those that do not have it; an error if it is not ours to turn it on.

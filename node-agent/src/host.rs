@@ -1,5 +1,6 @@
 //! This host as the loop knows it: its addresses, the time, the gate before its ports, and the last good intents on its disk.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,12 @@ impl ThisHost {
             return false;
         }
         self.due = Instant::now() + ADDRESSES;
-        match local_addresses() {
+        // No forward listens on a link-local one or may have it as its target: those of pods come and go all the time.
+        let matters = |own: &LocalAddress| match own.ip {
+            IpAddr::V4(ip) => !ip.is_link_local(),
+            IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+        };
+        match local_addresses().map(|all| all.into_iter().filter(matters).collect::<Vec<_>>()) {
             Ok(addresses) if addresses != self.addresses => {
                 self.addresses = addresses;
                 true

@@ -18,7 +18,7 @@ async fn main() -> ExitCode {
     sallyport_runtime::descriptors::raise_limit();
     let outcome = match command {
         Command::Run(args) => run::run(&args).await,
-        Command::Plan { manifests, host } => plan::plan(&manifests, &host).await,
+        Command::Plan { manifests, host } => Box::pin(plan::plan(&manifests, &host)).await,
         Command::Render { manifests, node_address, audience } => render::render(&manifests, &node_address, audience),
         Command::Cleanup { state_dir } => cleanup::cleanup(&state_dir).await,
     };

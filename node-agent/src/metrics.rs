@@ -86,7 +86,7 @@ impl ReportSink for Metrics {
         self.updated(report);
         let result = match &report.outcome {
             Ok(found) => {
-                self.forwards.set(count(report.intents.forwards().len().saturating_sub(found.failures.len())));
+                self.forwards.set(count(report.intents.forwards().count().saturating_sub(found.failures.len())));
                 self.failures.set(count(found.failures.len()));
                 if found.unreadable.is_empty() { "verified" } else { "unreadable" }
             }

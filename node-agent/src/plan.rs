@@ -51,7 +51,7 @@ pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode>
 async fn preview<E: Engine>(
     mut converger: Converger<E>,
     variant: Option<Variant>,
-    intents: &Intents,
+    intents: &Rc<Intents>,
     source: &Manifests,
     host: &mut ThisHost,
 ) -> anyhow::Result<Vec<String>> {
@@ -62,7 +62,7 @@ async fn preview<E: Engine>(
     converger.carry(host.state.intents()?.map(Rc::new).as_ref());
     converger.carry_noted(host.state.carried()?);
     let Preview { ops, families, ended, failures, unreadable } = converger.preview(intents, waiting, &facts).await?;
-    let plans = converger.plans(intents, &addresses)?;
+    let plans = converger.plans(intents, &facts)?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;
     let mut out = std::io::stdout().lock();
     write_change(&mut out, variant, &ops)?;

@@ -5,9 +5,11 @@
 //! kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sallyport_api::forward_slice::SliceForward;
+use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::id::{IntentHash, Uid};
 use sallyport_engine::Engine;
 use sallyport_ruleset::facts::NodeFacts;
@@ -30,6 +32,10 @@ const START: Duration = Duration::from_mins(1);
 #[derive(Debug, Default)]
 pub(crate) struct PortGate {
     gates: BTreeMap<Uid, Gate>,
+    /// The slices of which every forward is admitted, so that they need not be looked at again.
+    admitted: BTreeMap<String, Arc<ForwardSliceSpec>>,
+    /// The intents with which a pass last came to its end.
+    carried: Option<Rc<Intents>>,
     /// Those that were not admitted, by uid, and whether they wait, as they are on disk.
     kept: BTreeMap<Uid, bool>,
     /// What cannot be seen or kept.
@@ -123,14 +129,12 @@ impl PortGate {
         facts: &NodeFacts<'_>,
         now: Instant,
     ) -> Waiting {
-        let forwards = intents.forwards();
-        let current: BTreeMap<&Uid, &IntentHash> = forwards.iter().map(|f| (&f.uid, &f.hash)).collect();
+        let outside = self.outside(intents);
+        let current: BTreeMap<&Uid, &IntentHash> = outside.iter().map(|f| (&f.uid, &f.hash)).collect();
         self.gates.retain(|uid, gate| match gate {
             Gate::Admitted => true,
             Gate::Waiting(wait) => current.get(uid) == Some(&&wait.hash),
         });
-        let outside = forwards.into_iter().filter(|forward| !self.is_admitted(&forward.uid));
-        let outside: Vec<&SliceForward> = outside.collect();
         let listeners = if outside.is_empty() { Ok(None) } else { converger.engine.listeners() };
         match listeners {
             Ok(None) => {}
@@ -166,7 +170,7 @@ impl PortGate {
     /// How a forward that was not admitted stands from now on; `None` if that is as before.
     async fn gate_of<E: Engine>(
         &mut self,
-        forward: &SliceForward,
+        forward: &Arc<SliceForward>,
         sockets: &SocketView<'_>,
         converger: &mut Converger<E>,
         intents: &Intents,
@@ -179,14 +183,14 @@ impl PortGate {
                 return None;
             }
             // What was noted before the start may be older than what the kernel holds.
-            let alone = lower(&ForwardingTable::new(&intents.node, &[forward], facts));
+            let alone = lower(&ForwardingTable::new(&intents.node, [forward], facts));
             let held = converger.observe().await.map_or(true, |installed| installed.delivers(&alone));
             return held.then_some(Gate::Admitted);
         }
         let there = sockets.in_the_way(forward);
         if let Some(first) = there.first() {
-            let alone = ForwardingTable::new(&intents.node, &[forward], facts);
-            if !alone.failures.is_empty() {
+            let alone = ForwardingTable::new(&intents.node, [forward], facts);
+            if alone.failures().next().is_some() {
                 // Nobody shall stop a program for the sake of a forward that cannot be carried anyway.
                 return None;
             }
@@ -203,9 +207,26 @@ impl PortGate {
         matches!(self.gates.get(uid), Some(Gate::Admitted))
     }
 
+    /// The forwards that are not admitted.
+    fn outside<'a>(&mut self, intents: &'a Intents) -> Vec<&'a Arc<SliceForward>> {
+        let mut outside = Vec::new();
+        self.admitted.retain(|name, slice| intents.slices.get(name).is_some_and(|is| Arc::ptr_eq(is, slice)));
+        for (name, slice) in &intents.slices {
+            if self.admitted.contains_key(name) {
+                continue;
+            }
+            let here = outside.len();
+            outside.extend(slice.forwards.iter().filter(|forward| !self.is_admitted(&forward.uid)));
+            if outside.len() == here {
+                self.admitted.insert(name.clone(), Arc::clone(slice));
+            }
+        }
+        outside
+    }
+
     /// Keeps who was not admitted. That is on disk before the intents are, so that a crash makes nobody look admitted.
     pub(crate) fn keep(&mut self, intents: &Intents, state: &StateDir) {
-        let outside = intents.forwards().into_iter().filter(|forward| !self.is_admitted(&forward.uid));
+        let outside = self.outside(intents).into_iter();
         let outside: BTreeMap<Uid, bool> =
             outside.map(|forward| (forward.uid.clone(), self.gates.contains_key(&forward.uid))).collect();
         if self.kept == outside {
@@ -221,9 +242,13 @@ impl PortGate {
     }
 
     /// A pass came to its end: what was not wanted in it is no longer in the kernel, and comes anew.
-    pub(crate) fn passed(&mut self, intents: &Intents) {
-        let wanted: BTreeSet<&Uid> = intents.forwards().into_iter().map(|forward| &forward.uid).collect();
+    pub(crate) fn passed(&mut self, intents: &Rc<Intents>) {
+        if self.carried.as_ref() == Some(intents) {
+            return;
+        }
+        let wanted: BTreeSet<&Uid> = intents.forwards().map(|forward| &forward.uid).collect();
         self.gates.retain(|uid, gate| matches!(gate, Gate::Waiting(_)) || wanted.contains(uid));
+        self.carried = Some(Rc::clone(intents));
     }
 
     /// Whether one that waits may be admitted.

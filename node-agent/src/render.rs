@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -48,15 +49,15 @@ pub fn render(manifests: &Path, addresses: &[IpAddr], audience: Audience) -> any
     // How far the links of these gateways reach is not known here, so each address stands alone.
     let local: Vec<LocalAddress> =
         addresses.iter().map(|ip| LocalAddress { ip: *ip, prefix_len: Family::of(*ip).bits(), global: true }).collect();
-    let forwards = intents.forwards();
-    let table = ForwardingTable::new(&intents.node, &forwards, &NodeFacts::of(&local, now));
+    let forwards: Vec<_> = intents.forwards().collect();
+    let table = ForwardingTable::new(&intents.node, forwards.iter().copied(), &NodeFacts::of(&local, now));
     let mut out = std::io::stdout().lock();
     match audience {
         Audience::Gateway => write_change(&mut out, variant(intents.node.backend), &plan::render(&lower(&table)))?,
         Audience::Targets => print_targets(&mut out, &forwards, &table)?,
     }
     let mut lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    lines.extend(table.failures.iter().map(|failure| {
+    lines.extend(table.failures().map(|failure| {
         let file = directory.file_of(&Identity(format!("PortForward {}", failure.forward))).unwrap_or_default();
         format!("{file}: {}", describe(failure))
     }));
@@ -82,10 +83,10 @@ enum Verdict {
 /// For each target, the rules that let the gateways' packets in.
 fn print_targets(
     out: &mut impl std::io::Write,
-    forwards: &[&SliceForward],
-    table: &ForwardingTable<'_>,
+    forwards: &[&Arc<SliceForward>],
+    table: &ForwardingTable,
 ) -> std::io::Result<()> {
-    let failed: BTreeSet<_> = table.failures.iter().map(|failure| &failure.forward).collect();
+    let failed: BTreeSet<_> = table.failures().map(|failure| &failure.forward).collect();
     let mut rules: BTreeMap<IpAddr, BTreeSet<(Verdict, String)>> = BTreeMap::new();
     for forward in forwards.iter().filter(|forward| !failed.contains(&forward.r#ref)) {
         let intent = &forward.intent;
@@ -93,7 +94,7 @@ fn print_targets(
             let family = Family::of(target.ip);
             let sources: Vec<(Verdict, String)> = match intent.source_nat {
                 SourceNatMode::Masquerade => {
-                    let gateways = table.listen.iter().filter(|ip| Family::of(**ip) == family);
+                    let gateways = table.listen().iter().filter(|ip| Family::of(**ip) == family);
                     gateways.map(|ip| (Verdict::Accept, ip.to_string())).collect()
                 }
                 SourceNatMode::Preserve => {

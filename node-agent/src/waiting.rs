@@ -1,6 +1,7 @@
 //! The forwards that a pass leaves out, because somebody else listens on their ports.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::id::Uid;
@@ -20,7 +21,7 @@ pub struct Waiting {
 impl Waiting {
     /// The forwards that do not wait.
     #[must_use]
-    pub fn others<'a>(&self, intents: &'a Intents) -> Vec<&'a SliceForward> {
-        intents.forwards().into_iter().filter(|forward| !self.uids.contains(&forward.uid)).collect()
+    pub fn others<'a>(&self, intents: &'a Intents) -> Vec<&'a Arc<SliceForward>> {
+        intents.forwards().filter(|forward| !self.uids.contains(&forward.uid)).collect()
     }
 }

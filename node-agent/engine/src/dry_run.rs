@@ -58,15 +58,17 @@ impl Engine for DryRun {
 #[cfg(test)]
 mod tests {
     use sallyport_ruleset::iptables::plan::plan;
-    use sallyport_ruleset::iptables::rule::{Line, Rules, Ruleset};
+    use sallyport_ruleset::iptables::rule::{Chain, Line, Rules, Ruleset};
     use sallyport_ruleset::iptables::shadow::Packets;
 
     use super::*;
 
     fn ruleset(port: u16) -> Ruleset {
         let rule = format!("-d 10.0.0.1/32 -p tcp -m tcp --dport {port} -j DNAT --to-destination 10.0.0.2");
-        let nat = [("SALLY-PRE".to_owned(), vec![Line::read(rule)]), ("SALLY-POST".to_owned(), Vec::new())].into();
-        let filter = [("SALLY-FWD".to_owned(), vec![Line::read("-j ACCEPT")])].into();
+        let nat =
+            [("SALLY-PRE".to_owned(), vec![Line::read(rule)].into()), ("SALLY-POST".to_owned(), Chain::default())]
+                .into();
+        let filter = [("SALLY-FWD".to_owned(), vec![Line::read("-j ACCEPT")].into())].into();
         Ruleset { v4: Rules { filter, nat }, v6: Rules::default() }
     }
 

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
-use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::id::Moment;
 use sallyport_node_agent::manifest::{self, Object};
 use sallyport_node_agent::source::local::{Decided, decide_here};
@@ -66,8 +65,7 @@ fn ruleset(objects: &[&Object]) -> Ruleset {
     for problem in &problems {
         is_one_line(&problem.message);
     }
-    let forwards: Vec<&SliceForward> = intents.slices.values().flat_map(|slice| &slice.forwards).collect();
-    lower(&ForwardingTable::new(&intents.node, &forwards, &NodeFacts::of(&local, NOW)))
+    lower(&ForwardingTable::new(&intents.node, intents.forwards(), &NodeFacts::of(&local, NOW)))
 }
 
 /// Written apart from the table of what is refused.

@@ -1,5 +1,7 @@
 //! Who wants what of a pool, once nothing but the wishes of others can be in the way.
 
+use std::sync::Arc;
+
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::id::Moment;
 
@@ -11,7 +13,7 @@ pub struct Candidate<'a> {
     /// Who wants it.
     pub forward: &'a Forward,
     /// What it asks, as a slice would carry it.
-    pub entry: SliceForward,
+    pub entry: Arc<SliceForward>,
     /// Whether its spec asks for something else, and this is what it keeps.
     pub keeps: bool,
     /// Whether it was accepted like this already.

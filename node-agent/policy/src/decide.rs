@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
@@ -77,8 +78,8 @@ pub fn decide(observed: &Observed<'_>) -> Decision {
     }
     decision.expiries = judge.expiries;
 
-    let mut accepted: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
-    let mut planned: BTreeMap<String, Vec<SliceForward>> = BTreeMap::new();
+    let mut accepted: BTreeMap<String, Vec<Arc<SliceForward>>> = BTreeMap::new();
+    let mut planned: BTreeMap<String, Vec<Arc<SliceForward>>> = BTreeMap::new();
     for (name, Candidates { mut active, proposed }) in candidates {
         active.sort_by(|a, b| a.rank().cmp(&b.rank()));
         let (unknown, outgoing) = (observed.unknown.contains(name), OutgoingClaims::of(name, observed.outgoing));
@@ -165,10 +166,10 @@ fn assign_nodes(nodes: &[Node], pools: &Pools<'_>, decision: &mut Decision) {
 }
 
 /// The plans that the agents look at: as many as they may, of each namespace in turn, so that nobody takes all the places.
-fn in_turn(mut plans: Vec<SliceForward>) -> Vec<SliceForward> {
+fn in_turn(mut plans: Vec<Arc<SliceForward>>) -> Vec<Arc<SliceForward>> {
     plans.sort_by(|a, b| a.r#ref.cmp(&b.r#ref));
     let mut before: BTreeMap<String, usize> = BTreeMap::new();
-    let mut turns: Vec<(usize, SliceForward)> = Vec::with_capacity(plans.len());
+    let mut turns: Vec<(usize, Arc<SliceForward>)> = Vec::with_capacity(plans.len());
     for plan in plans {
         let turn = before.entry(plan.r#ref.namespace.clone()).or_default();
         turns.push((*turn, plan));

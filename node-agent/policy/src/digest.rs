@@ -3,24 +3,26 @@
 //! Canonical bytes are the JSON of types whose lists are sorted and whose defaults are left out, so an optional field
 //! added later changes no hash of an object that does not use it.
 
+use std::sync::Arc;
+
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::id::{IntentHash, SliceHash, Uid};
 use sallyport_api::intent::Intent;
 use sha2::{Digest as _, Sha256};
 
-/// Version of the encoding and of the rendered rules; part of every hash.
+/// Version of the encoding of intents; part of every hash of them.
 pub const FORMAT: &str = "v1";
 
 /// The hash of one intent, for example `v1:9f2c…`.
 #[must_use]
 pub fn intent_hash(intent: &Intent) -> IntentHash {
     let canonical = serde_json::to_vec(intent).expect("an intent holds only strings, numbers and lists");
-    finish(Sha256::new().chain_update(canonical)).into()
+    finish(FORMAT, Sha256::new().chain_update(canonical)).into()
 }
 
 /// The hash of a slice: of each forward's uid and hash, in uid order.
 #[must_use]
-pub fn slice_hash(forwards: &[SliceForward]) -> SliceHash {
+pub fn slice_hash(forwards: &[Arc<SliceForward>]) -> SliceHash {
     slice_hash_of(forwards.iter().map(|f| (&f.uid, &f.hash)).collect())
 }
 
@@ -28,17 +30,17 @@ pub fn slice_hash(forwards: &[SliceForward]) -> SliceHash {
 #[must_use]
 pub fn slice_hash_of(mut pairs: Vec<(&Uid, &IntentHash)>) -> SliceHash {
     pairs.sort_unstable();
-    hash_of_lines(pairs.into_iter().map(|(uid, hash)| format!("{uid} {hash}"))).into()
+    hash_of_lines(FORMAT, pairs.into_iter().map(|(uid, hash)| format!("{uid} {hash}"))).into()
 }
 
-/// The hash of these lines, in this order.
-pub fn hash_of_lines(lines: impl Iterator<Item = impl AsRef<str>>) -> String {
+/// The hash of these lines, in this order, with this version of their format in front.
+pub fn hash_of_lines(format: &str, lines: impl Iterator<Item = impl AsRef<str>>) -> String {
     let mut hasher = Sha256::new();
     for line in lines {
         hasher.update(line.as_ref());
         hasher.update(b"\n");
     }
-    finish(hasher)
+    finish(format, hasher)
 }
 
 /// Sixteen hexadecimal digits that stand for `uid` in chain names, whatever characters it holds.
@@ -47,8 +49,8 @@ pub fn short_id(uid: &str) -> String {
     hex(&Sha256::digest(uid.as_bytes())[..8])
 }
 
-fn finish(hasher: Sha256) -> String {
-    format!("{FORMAT}:{}", hex(&hasher.finalize()[..16]))
+fn finish(format: &str, hasher: Sha256) -> String {
+    format!("{format}:{}", hex(&hasher.finalize()[..16]))
 }
 
 fn hex(bytes: &[u8]) -> String {

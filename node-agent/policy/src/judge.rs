@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sallyport_api::Mode;
 use sallyport_api::condition::Reason;
@@ -185,6 +186,7 @@ impl<'a> Judge<'a> {
             hash: digest::intent_hash(&intent),
             intent,
         };
+        let entry = Arc::new(entry);
         Ok(Candidate { forward, entry, keeps: false, unchanged, claims, held, fresh, grants })
     }
 

@@ -4,6 +4,7 @@
 //! room. What is only planned takes what room is left.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::id::Uid;
@@ -14,8 +15,8 @@ use crate::digest::slice_hash;
 /// Cuts `accepted` and `planned` (by pool), keeping to `existing` (by slice name) where possible. No slice is empty.
 #[must_use]
 pub fn cut(
-    mut accepted: BTreeMap<String, Vec<SliceForward>>,
-    mut planned: BTreeMap<String, Vec<SliceForward>>,
+    mut accepted: BTreeMap<String, Vec<Arc<SliceForward>>>,
+    mut planned: BTreeMap<String, Vec<Arc<SliceForward>>>,
     existing: &BTreeMap<String, ForwardSliceSpec>,
 ) -> BTreeMap<String, ForwardSliceSpec> {
     let homes: BTreeMap<(&str, &Uid), Home<'_>> = existing
@@ -24,8 +25,9 @@ pub fn cut(
             slice.forwards.iter().map(move |f| ((slice.pool.as_str(), &f.uid), Home { slice: name, entry: f }))
         })
         .collect();
-    let unchanged =
-        |pool: &str, forward: &SliceForward| homes.get(&(pool, &forward.uid)).is_some_and(|home| home.entry == forward);
+    let unchanged = |pool: &str, forward: &SliceForward| {
+        homes.get(&(pool, &forward.uid)).is_some_and(|home| **home.entry == *forward)
+    };
     let plans: BTreeMap<(&str, &Uid), &str> = existing
         .iter()
         .flat_map(|(name, slice)| slice.planned.iter().map(move |f| ((slice.pool.as_str(), &f.uid), name.as_str())))
@@ -76,7 +78,7 @@ pub fn cut(
 struct Home<'a> {
     /// Name of the slice.
     slice: &'a str,
-    entry: &'a SliceForward,
+    entry: &'a Arc<SliceForward>,
 }
 
 /// Bytes of a slice beside its forwards: pool, hash and punctuation.
@@ -86,13 +88,13 @@ const ENVELOPE: usize = 256;
 struct Open {
     /// Of the forwards, as JSON with their commas.
     bytes: usize,
-    forwards: Vec<SliceForward>,
-    planned: Vec<SliceForward>,
+    forwards: Vec<Arc<SliceForward>>,
+    planned: Vec<Arc<SliceForward>>,
 }
 
 impl Open {
     /// Takes `forward` in, or gives it back when there is no room.
-    fn add(&mut self, forward: SliceForward) -> Option<SliceForward> {
+    fn add(&mut self, forward: Arc<SliceForward>) -> Option<Arc<SliceForward>> {
         if self.is_full(&forward) {
             return Some(forward);
         }
@@ -101,7 +103,7 @@ impl Open {
     }
 
     /// Takes in `forward` as planned, or gives it back when there is no room.
-    fn plan(&mut self, forward: SliceForward) -> Option<SliceForward> {
+    fn plan(&mut self, forward: Arc<SliceForward>) -> Option<Arc<SliceForward>> {
         if self.is_full(&forward) {
             return Some(forward);
         }

@@ -9,8 +9,10 @@
 )]
 #![allow(clippy::disallowed_types, reason = "how long it takes is what is tested")]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::port_forward::{ForwardPort, Mode, PortForwardSpec};
 use sallyport_policy::decide::{Decision, Verdict};
 use sallyport_policy::observed::Outgoing;
@@ -53,7 +55,7 @@ fn decisions(name: &str, specs: &[PortForwardSpec]) -> [Decision; 3] {
     scene.slices.clone_from(&first.slices);
     let again = timed(name, "settled", &scene);
     let held = scene.slices.values().flat_map(|slice| &slice.forwards);
-    let outgoing = |held: &sallyport_api::forward_slice::SliceForward| Outgoing {
+    let outgoing = |held: &Arc<SliceForward>| Outgoing {
         pool: "default".into(),
         uid: held.uid.clone(),
         intent: held.intent.clone().into(),

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -264,12 +265,12 @@ proptest! {
 }
 
 /// An accepted forward whose entry in a slice takes roughly `sources` times ninety bytes.
-fn bulky(number: usize, sources: u8) -> SliceForward {
+fn bulky(number: usize, sources: u8) -> Arc<SliceForward> {
     let block = |low| IpNet::from(IpAddr::from([0xfd00, 0x1111, 0x2222, 0x3333, 0x4444, 0x5555, 0x6666, low]));
     let allow: Vec<IpNet> = (0..u16::from(sources)).map(block).collect();
     let forward = testing::Forward::tcp(&format!("payments/f{number}"), 3306).slice_forward(intent_hash);
     let intent = Intent { deny: allow.clone(), allow, ..forward.intent };
-    SliceForward { uid: format!("uid-{number}").into(), hash: intent_hash(&intent), intent, ..forward }
+    Arc::new(SliceForward { uid: format!("uid-{number}").into(), hash: intent_hash(&intent), intent, ..forward })
 }
 
 proptest! {
@@ -280,8 +281,8 @@ proptest! {
         sizes in vec(prop_oneof![1 => 1..4_u8, 3 => 60..65_u8], 60..320),
         changes in vec((any::<Index>(), prop_oneof![Just(0), 1..4_u8, 60..65_u8]), 1..8),
     ) {
-        let mut world: BTreeMap<usize, SliceForward> = sizes.iter().enumerate().map(|(n, size)| (n, bulky(n, *size))).collect();
-        let pool = |world: &BTreeMap<usize, SliceForward>| BTreeMap::from([("default".to_owned(), world.values().cloned().collect())]);
+        let mut world: BTreeMap<usize, Arc<SliceForward>> = sizes.iter().enumerate().map(|(n, size)| (n, bulky(n, *size))).collect();
+        let pool = |world: &BTreeMap<usize, Arc<SliceForward>>| BTreeMap::from([("default".to_owned(), world.values().cloned().collect())]);
         // Plans come and go beside it, and nobody moves for them.
         let plans = |number: usize| BTreeMap::from([("default".to_owned(), (0..number % 17).map(|n| bulky(1000 + n, 60)).collect())]);
         let mut before = cut(pool(&world), plans(sizes.len()), &BTreeMap::new());

@@ -64,10 +64,10 @@ pub struct Allowed<'a> {
 impl<'a> Allowed<'a> {
     /// What `table` allows.
     #[must_use]
-    pub fn new(table: &ForwardingTable<'a>) -> Self {
+    pub fn new(table: &'a ForwardingTable) -> Self {
         let mut allowed = Self::default();
-        for Binding { forward, listen, port } in &table.bindings {
-            allowed.claims.entry((*listen, port.protocol)).or_default().insert(port.port, (*port, *forward));
+        for Binding { forward, listen, port } in table.bindings() {
+            allowed.claims.entry((listen, port.protocol)).or_default().insert(port.port, (port, forward));
         }
         allowed
     }

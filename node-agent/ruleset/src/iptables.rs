@@ -8,6 +8,7 @@
 //! Rules are compared as the text that `iptables-save` prints; nothing here reads text of our own rules. Another engine would
 //! be a folder beside this one.
 
+pub mod desired;
 pub mod diff;
 pub mod drift;
 pub mod installed;

@@ -4,16 +4,20 @@
 //! PortForward payments/mysql   10.30.1.78 tcp/3306  10.30.1.80/32 ─► 10.30.1.79:3306  Masquerade
 //! ```
 //! Rules, the flows that may go on, who listens in the way, and the path of packets through other firewalls are all read
-//! off it.
+//! off it. It is kept from one pass to the next: a forward that changes costs what it takes to look at that one.
+
+mod entries;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
-use sallyport_policy::claim::{Claim, ClaimTable};
 use sallyport_policy::pool::Reserved;
 
+use self::entries::Entries;
+pub use self::entries::Entry;
 use crate::binding::{Binding, bindings};
 use crate::facts::{LocalAddress, NodeFacts};
 use crate::family::Family;
@@ -31,99 +35,154 @@ pub struct Failure {
 }
 
 /// What a node forwards, and what it cannot.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ForwardingTable<'a> {
+#[derive(Debug, Default)]
+pub struct ForwardingTable {
+    node: Option<GatewayNodeSpec>,
+    reserved: Vec<Reserved>,
+    /// Every address of the node, in order.
+    local: Vec<LocalAddress>,
     /// The listen addresses that are really on the node, in order.
-    pub listen: Vec<IpAddr>,
-    /// In order of the forwards' references; those of a forward by family, port and address.
-    pub bindings: Vec<Binding<'a>>,
-    /// The forwards without bindings here, in order of their references.
-    pub failures: Vec<Failure>,
+    listen: Vec<IpAddr>,
+    entries: Entries,
 }
 
-impl<'a> ForwardingTable<'a> {
+/// What an [update](ForwardingTable::update) has done to a table.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TableChange {
+    /// Whether all of it was made anew, so that nothing which was read off it before is known to hold.
+    pub is_new: bool,
+    /// The forwards whose bindings are not there any more, unless it is new.
+    pub gone: Vec<Entry>,
+    /// The forwards whose bindings are there now; all of them if it is new.
+    pub come: Vec<Entry>,
+}
+
+impl TableChange {
+    /// As if all that `table` carries had just come.
+    #[must_use]
+    pub fn all_of(table: &ForwardingTable) -> Self {
+        Self { is_new: true, gone: Vec::new(), come: table.entries.carried().cloned().collect() }
+    }
+}
+
+impl ForwardingTable {
     /// What the node forwards of the `forwards` of its pool.
     ///
     /// Total and deterministic: the order of the inputs changes nothing.
     #[must_use]
-    pub fn new(node: &GatewayNodeSpec, forwards: &[&'a SliceForward], facts: &NodeFacts<'_>) -> Self {
+    pub fn new<'f>(
+        node: &GatewayNodeSpec,
+        forwards: impl IntoIterator<Item = &'f Arc<SliceForward>>,
+        facts: &NodeFacts<'_>,
+    ) -> Self {
         let mut table = Self::default();
-        if node.state == NodeState::Retired {
-            return table;
-        }
-        let mut local = facts.addresses.to_vec();
-        local.sort_unstable();
-        table.listen = listen_addresses(node, &local);
-        let mut sorted = forwards.to_vec();
-        sorted.sort_by(|a, b| (&a.r#ref, &a.uid).cmp(&(&b.r#ref, &b.uid)));
-        let reserved = Reserved::of(&node.reserved_ports);
-        let mut claims = ClaimTable::default();
-        for (index, forward) in sorted.into_iter().enumerate() {
-            let own = Claim::of(&forward.intent);
-            let refusal = refuse(forward, &reserved, &table.listen, &local, facts.now).or_else(|| {
-                let (claim, _) = claims.conflict(&own, index)?;
-                let message = format!(
-                    "{claim} is already programmed for another forward; wait until that one is gone, or choose another port"
-                );
-                Some((Reason::PortConflict, message))
-            });
-            if let Some((reason, message)) = refusal {
-                table.failures.push(Failure { forward: forward.r#ref.clone(), reason, message });
-                continue;
-            }
-            claims.insert(&own, index);
-            table.bindings.extend(bindings(forward, &table.listen));
-        }
+        table.update(node, &[], &forwards.into_iter().cloned().collect::<Vec<_>>(), facts);
         table
     }
 
-    /// The bindings of `family`, a slice for each forward that has any, in order.
-    pub fn by_forward(&self, family: Family) -> impl Iterator<Item = &[Binding<'a>]> {
-        let same = |a: &Binding<'_>, b: &Binding<'_>| std::ptr::eq(a.forward, b.forward) && a.family() == b.family();
-        self.bindings.chunk_by(same).filter(move |bindings| bindings[0].family() == family)
+    /// Follows a change: of its forwards those in `gone` are not wanted any more, those in `come` are.
+    ///
+    /// # Guarantees
+    /// - The table is that which [`Self::new`] makes of the same forwards, by whatever changes it came to them.
+    /// - What did not change is not looked at, unless it may depend on what did: the node's configuration, an address
+    ///   that matters to a forward, two forwards that want one port.
+    pub fn update(
+        &mut self,
+        node: &GatewayNodeSpec,
+        gone: &[Arc<SliceForward>],
+        come: &[Arc<SliceForward>],
+        facts: &NodeFacts<'_>,
+    ) -> TableChange {
+        let mut local = facts.addresses.to_vec();
+        local.sort_unstable();
+        let is_new = self.node.as_ref() != Some(node) || self.depends_on_change_to(&local);
+        if is_new {
+            self.node = Some(node.clone());
+            self.reserved = Reserved::of(&node.reserved_ports);
+            let retired = node.state == NodeState::Retired;
+            self.listen = if retired { Vec::new() } else { listen_addresses(node, &local) };
+            self.entries.rest(retired);
+        }
+        self.local = local;
+        let Self { reserved, local, listen, entries, .. } = self;
+        let check = |forward: &SliceForward| refuse(forward, reserved, listen, local, facts.now);
+        entries.update(gone, come, is_new, facts.now, &check)
+    }
+
+    /// Whether the table would be another one on a node with these addresses.
+    #[must_use]
+    pub fn depends_on(&self, addresses: &[LocalAddress]) -> bool {
+        let mut local = addresses.to_vec();
+        local.sort_unstable();
+        self.depends_on_change_to(&local)
+    }
+
+    /// Whether an address that is in only one of `local`, which is sorted, and what is known matters to a forward.
+    fn depends_on_change_to(&self, local: &[LocalAddress]) -> bool {
+        let Some(node) = &self.node else { return true };
+        let only_in = |some: &[LocalAddress], others: &[LocalAddress]| {
+            let differs = |own: &&LocalAddress| others.binary_search(own).is_err();
+            some.iter().filter(differs).any(|own| is_wanted(node, own) || self.entries.concerns(own))
+        };
+        only_in(&self.local, local) || only_in(local, &self.local)
+    }
+
+    /// The listen addresses that are really on the node, in order.
+    #[must_use]
+    pub fn listen(&self) -> &[IpAddr] {
+        &self.listen
+    }
+
+    /// In order of the forwards' references; those of a forward by family, port and address.
+    pub fn bindings(&self) -> impl Iterator<Item = Binding<'_>> {
+        self.entries.carried().flat_map(|forward| bindings(forward, &self.listen))
+    }
+
+    /// The forwards without bindings here, in order of their references.
+    pub fn failures(&self) -> impl Iterator<Item = &Failure> {
+        self.entries.failures()
+    }
+
+    /// The bindings of `family`, a list for each forward that has any, in order.
+    pub fn by_forward(&self, family: Family) -> impl Iterator<Item = Vec<Binding<'_>>> {
+        let of_family = move |forward| {
+            let bindings = bindings(forward, &self.listen).filter(|binding| binding.family() == family);
+            Some(bindings.collect::<Vec<_>>()).filter(|bindings| !bindings.is_empty())
+        };
+        self.entries.carried().filter_map(move |entry| of_family(&**entry))
+    }
+
+    /// The bindings of one forward.
+    pub(crate) fn bindings_of<'a>(&self, forward: &'a SliceForward) -> Vec<Binding<'a>> {
+        bindings(forward, &self.listen).collect()
     }
 
     /// Whether nothing of `family` is forwarded.
     #[must_use]
     pub fn is_empty(&self, family: Family) -> bool {
-        self.bindings.iter().all(|binding| binding.family() != family)
+        self.bindings().all(|binding| binding.family() != family)
+    }
+
+    /// Whether nothing is forwarded.
+    #[must_use]
+    pub fn carries_nothing(&self) -> bool {
+        self.entries.carried().next().is_none()
     }
 }
 
 /// The addresses of `local` on which the pool of `node` listens, in order.
 #[must_use]
 pub fn listen_addresses(node: &GatewayNodeSpec, local: &[LocalAddress]) -> Vec<IpAddr> {
-    let wanted = |ip: &IpAddr| node.addresses.contains(ip) || node.listen_cidrs.iter().any(|net| net.contains(ip));
-    let mut listen: Vec<IpAddr> = local.iter().filter(|own| own.global).map(|own| own.ip).filter(wanted).collect();
+    let mut listen: Vec<IpAddr> = local.iter().filter(|own| is_wanted(node, own)).map(|own| own.ip).collect();
     listen.sort_unstable();
     listen.dedup();
     listen
 }
 
-#[cfg(test)]
-mod tests {
-    use sallyport_api::id::Moment;
-    use sallyport_api::testing::Forward;
-    use sallyport_policy::digest::intent_hash;
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn forwards_are_told_apart_even_where_a_forged_slice_gives_two_one_uid() {
-        let forward = |name: &str, port: u16, target: &str| {
-            let forward = Forward::tcp(name, port).to([target]).slice_forward(intent_hash);
-            SliceForward { uid: "uid".into(), ..forward }
-        };
-        let both = [forward("payments/a", 8000, "10.30.1.79"), forward("payments/b", 8001, "10.30.1.81")];
-        let node: GatewayNodeSpec =
-            serde_json::from_value(json!({ "pool": "default", "state": "Active", "addresses": ["10.30.1.78"] }))
-                .unwrap();
-        let own = [LocalAddress { ip: "10.30.1.78".parse().unwrap(), prefix_len: 24, global: true }];
-        let table = ForwardingTable::new(&node, &both.each_ref(), &NodeFacts::of(&own, Moment::default()));
-        let targets =
-            |bindings: &[Binding<'_>]| bindings[0].targets().map(|target| target.ip.to_string()).collect::<String>();
-        let found: Vec<String> = table.by_forward(Family::V4).map(targets).collect();
-        assert_eq!(found, ["10.30.1.79", "10.30.1.81"], "{table:?}");
-    }
+/// Whether the pool of `node` listens on this address of it.
+fn is_wanted(node: &GatewayNodeSpec, own: &LocalAddress) -> bool {
+    own.global && (node.addresses.contains(&own.ip) || node.listen_cidrs.iter().any(|net| net.contains(&own.ip)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,9 +55,9 @@ fn verdicts(scene: &Scene, decision: &Decision) -> String {
             continue;
         };
         let pool = &decision.nodes[&node.name].pool;
-        let listen: Vec<String> = compiled.table.listen.iter().map(ToString::to_string).collect();
+        let listen: Vec<String> = compiled.table.listen().iter().map(ToString::to_string).collect();
         writeln!(text, "node {}: pool {pool}, listens on {}", node.name, listen.join(", ")).unwrap();
-        for failure in &compiled.table.failures {
+        for failure in compiled.table.failures() {
             writeln!(text, "  {} {}: {}", failure.reason, failure.forward, failure.message).unwrap();
         }
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use sallyport_api::condition::Reason;
@@ -34,9 +35,9 @@ fn refusals(protocol: Protocol, ports: (u16, u16), target: IpAddr) -> [(Reason, 
     let node: GatewayNodeSpec =
         serde_json::from_value(json!({ "pool": "default", "state": "Active", "addresses": [gateway] })).unwrap();
     let own = LocalAddress { ip: gateway.parse().unwrap(), prefix_len: 24, global: true };
-    let mut table = ForwardingTable::new(&node, &[&forged], &NodeFacts::of(&[own], Moment::default()));
+    let table = ForwardingTable::new(&node, &[Arc::new(forged)], &NodeFacts::of(&[own], Moment::default()));
     assert_eq!(lower(&table), Ruleset::default(), "{target} {ports:?}/{protocol}");
-    let agent = table.failures.remove(0);
+    let agent = table.failures().next().unwrap().clone();
     [(operator.reason, operator.message), (agent.reason, agent.message)]
 }
 

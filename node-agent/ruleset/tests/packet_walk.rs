@@ -166,8 +166,8 @@ fn walk(specs: &[PortForwardSpec], listen: &[&str], drops: bool, chosen: &[bool]
         .forwards
         .iter()
         .filter(|forward| matches!(decision.forwards[&forward.key], Decided::Accepted(_)))
-        .filter(|forward| compiled.table.failures.iter().all(|failure| failure.forward != forward.key))
-        .map(|forward| Declared { spec: asks(forward), listen: &compiled.table.listen })
+        .filter(|forward| compiled.table.failures().all(|failure| failure.forward != forward.key))
+        .map(|forward| Declared { spec: asks(forward), listen: compiled.table.listen() })
         .collect();
     let allowed = Allowed::new(&compiled.table);
     let local: Vec<IpAddr> = node.local_addresses().iter().map(|own| own.ip).collect();

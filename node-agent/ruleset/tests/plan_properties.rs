@@ -14,7 +14,7 @@ use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::iptables::plan::{plan, render};
 use sallyport_ruleset::iptables::restore::restore;
-use sallyport_ruleset::iptables::rule::{Line, Ruleset};
+use sallyport_ruleset::iptables::rule::{self, Ruleset};
 use sallyport_ruleset::iptables::shadow::Packets;
 
 #[path = "support/compiled.rs"]
@@ -236,7 +236,7 @@ fn differing(host: &Kernel, desired: &Ruleset, family: Family) -> BTreeSet<(Stri
     for (name, wanted) in [("filter", &desired.family(family).filter), ("nat", &desired.family(family).nat)] {
         let there = &host.tables[name].chains;
         for chain in there.keys().filter(|chain| ours(chain)).chain(wanted.keys()) {
-            let text = |rules: &Vec<Line>| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let text = |rules: &rule::Chain| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
             if there.get(chain).map(|chain| chain.rules.clone()) != wanted.get(chain).map(text) {
                 differing.insert((name.to_owned(), chain.clone()));
             }

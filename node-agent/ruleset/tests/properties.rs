@@ -1,6 +1,8 @@
 //! What the forwarding table and its rules promise, held against random objects.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::sync::Arc;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -8,7 +10,7 @@ use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::id::Moment;
 use sallyport_api::port_forward::PortForwardSpec;
 use sallyport_ruleset::facts::NodeFacts;
-use sallyport_ruleset::iptables::rule::{Rules, Ruleset};
+use sallyport_ruleset::iptables::rule::{Chain, Rules, Ruleset};
 
 #[path = "support/compiled.rs"]
 mod compiled;
@@ -17,7 +19,7 @@ mod scene;
 #[path = "../../policy/tests/support/specs.rs"]
 mod specs;
 
-use compiled::compile;
+use compiled::{Compiled, compile};
 use scene::Scene;
 use specs::{LISTEN, scene, spec};
 
@@ -36,14 +38,19 @@ proptest! {
         let compiled = Scene::compile(&decision, &scene.nodes[0]).unwrap();
         scene.nodes[0].local.reverse();
         let node = &decision.nodes[&"gw1".into()];
-        let mut forwards: Vec<&SliceForward> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
+        let mut forwards: Vec<&Arc<SliceForward>> = decision.slices.values().flat_map(|slice| &slice.forwards).collect();
         let turn = usize::try_from(order % 97).unwrap();
         let len = forwards.len().max(1);
         forwards.rotate_left(turn % len);
         if order % 2 == 0 {
             forwards.reverse();
         }
-        prop_assert_eq!(compile(node, &forwards, &NodeFacts::of(&scene.nodes[0].local_addresses(), Moment::default())), compiled);
+        let turned = compile(node, &forwards, &NodeFacts::of(&scene.nodes[0].local_addresses(), Moment::default()));
+        let seen = |of: &Compiled| {
+            format!("{:?} {:?} {:?}", of.table.listen(), of.table.bindings().collect::<Vec<_>>(), of.table.failures().collect::<Vec<_>>())
+        };
+        prop_assert_eq!(seen(&turned), seen(&compiled));
+        prop_assert_eq!(turned.ruleset, compiled.ruleset);
     }
 
     #[test]
@@ -72,7 +79,7 @@ fn tamper(ruleset: &mut Ruleset, (chain, rule, how): &(Index, Index, u8)) {
         return;
     }
     let name = chain.get(&names);
-    let rules = family.nat.get_mut(name).unwrap();
+    let mut rules = family.nat[name].to_vec();
     match how {
         0 if !rules.is_empty() => {
             rules.remove(rule.index(rules.len()));
@@ -83,7 +90,7 @@ fn tamper(ruleset: &mut Ruleset, (chain, rule, how): &(Index, Index, u8)) {
         }
         2 => rules.reverse(),
         3 => {
-            family.nat.insert(format!("{name}-"), Vec::new());
+            family.nat.insert(format!("{name}-"), Chain::default());
         }
         4 => {
             let moved = family.nat.remove(name).unwrap();
@@ -91,6 +98,10 @@ fn tamper(ruleset: &mut Ruleset, (chain, rule, how): &(Index, Index, u8)) {
         }
         5 => std::mem::swap(&mut ruleset.v4, &mut ruleset.v6),
         _ => {}
+    }
+    if *how < 3 {
+        let family: &mut Rules = if ruleset.v4.is_empty() { &mut ruleset.v6 } else { &mut ruleset.v4 };
+        family.nat.insert(name.clone(), rules.into());
     }
 }
 
@@ -110,13 +121,13 @@ proptest! {
         let before = scene.decide();
         let node = &before.nodes[&"gw1".into()];
         let local = scene.nodes[0].local_addresses();
-        let all: Vec<&SliceForward> = before.slices.values().flat_map(|slice| &slice.forwards).collect();
-        let lasting: Vec<&SliceForward> =
+        let all: Vec<&Arc<SliceForward>> = before.slices.values().flat_map(|slice| &slice.forwards).collect();
+        let lasting: Vec<&Arc<SliceForward>> =
             all.iter().copied().filter(|forward| forward.intent.expires_at.is_none_or(|expiry| expiry > Moment(now))).collect();
         // An agent that hears nothing any more.
         let compiled = compile(node, &all, &NodeFacts::of(&local, Moment(now)));
         let without = compile(node, &lasting, &NodeFacts::of(&local, Moment(now)));
         prop_assert_eq!(&compiled.ruleset, &without.ruleset);
-        prop_assert_eq!(compiled.table.failures.len() - without.table.failures.len(), all.len() - lasting.len());
+        prop_assert_eq!(compiled.table.failures().count() - without.table.failures().count(), all.len() - lasting.len());
     }
 }

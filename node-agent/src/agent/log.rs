@@ -102,7 +102,7 @@ impl PassLog {
         for failure in report.failures.iter().filter(|failure| known.get(&failure.forward) != Some(failure)) {
             tracing::warn!("{}", locate(failure));
         }
-        let forwards = pass.intents.forwards().len() - report.failures.len();
+        let forwards = pass.intents.forwards().count() - report.failures.len();
         if !report.unreadable.is_empty() {
             if is_news {
                 let error = report.unreadable.join("; ");

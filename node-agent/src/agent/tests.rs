@@ -79,7 +79,7 @@ fn failure<S>(agent: &Agent<'_, S, Kernel>) -> Option<String> {
 }
 
 fn names(intents: &Intents) -> Vec<String> {
-    intents.forwards().iter().map(|forward| forward.r#ref.name.clone()).collect()
+    intents.forwards().map(|forward| forward.r#ref.name.clone()).collect()
 }
 
 const REPORTED: BTreeSet<String> = BTreeSet::new();
@@ -441,7 +441,7 @@ async fn a_lifetime_counts_from_when_the_host_first_saw_the_forward() {
         source.host.clock.wall = Box::new(move || Duration::from_secs(wall.get()));
         source
     };
-    let expiry = |intents: &Intents| intents.forwards().first().and_then(|forward| forward.intent.expires_at);
+    let expiry = |intents: &Intents| intents.forwards().next().and_then(|forward| forward.intent.expires_at);
     assert_eq!(expiry(&start().read(None).await.unwrap()), Some(Moment(1_000_100)));
     // A restart changes nothing, and neither does an edit.
     wall.set(1_000_050);

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sallyport_api::Protocol;
@@ -15,8 +16,9 @@ use sallyport_engine::{Error, command};
 use sallyport_policy::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::iptables::installed::{Installed, UNREADABLE};
+use sallyport_ruleset::iptables::layout::lower;
 use sallyport_ruleset::iptables::op::Step;
-use sallyport_ruleset::iptables::rule::{Line, Table};
+use sallyport_ruleset::iptables::rule::{Chain, Line, Table};
 use sallyport_ruleset::listener::Listener;
 
 use super::*;
@@ -86,7 +88,7 @@ fn restore(installed: &mut Installed, text: &str) {
         }
         let there = installed.table_mut(table);
         if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
-            there.ours.insert(chain.to_owned(), Vec::new());
+            there.ours.insert(chain.to_owned(), Chain::default());
         } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
             match there.ours.get_mut(chain) {
                 Some(rules) => rules.push(Line::read(rule)),
@@ -131,7 +133,7 @@ impl Engine for Kernel {
             }
             there.foreign.retain(|_, rules| !rules.is_empty());
             for (_, rules) in there.ours.iter_mut().filter(|(chain, _)| self.native_in.contains(*chain)) {
-                *rules = vec![Line::read(UNREADABLE)];
+                *rules = vec![Line::read(UNREADABLE)].into();
             }
         }
         Ok(read)
@@ -211,18 +213,18 @@ pub(crate) fn intents(text: &str) -> Intents {
 
 /// The rules of the host of tests for `intents`.
 pub(crate) fn rules_of(intents: &Intents) -> Ruleset {
-    lower(&ForwardingTable::new(&intents.node, &intents.forwards(), &NodeFacts::of(&local(), Moment::default())))
+    lower(&ForwardingTable::new(&intents.node, intents.forwards(), &NodeFacts::of(&local(), Moment::default())))
 }
 
 /// `carried`, with every forward in `text` beside it as planned.
 pub(crate) fn planned(carried: &Intents, text: &str) -> Intents {
     let mut both = carried.clone();
-    let planned: Vec<_> = intents(text).forwards().into_iter().cloned().collect();
+    let planned: Vec<_> = intents(text).forwards().cloned().collect();
     let slice = both.slices.entry("default-0000".to_owned()).or_insert_with(|| {
         let pool = "default".to_owned();
-        ForwardSliceSpec { pool, hash: slice_hash(&[]), forwards: Vec::new(), planned: Vec::new() }
+        Arc::new(ForwardSliceSpec { pool, hash: slice_hash(&[]), forwards: Vec::new(), planned: Vec::new() })
     });
-    slice.planned = planned;
+    Arc::make_mut(slice).planned = planned;
     both
 }
 

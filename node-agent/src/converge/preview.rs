@@ -1,20 +1,22 @@
 //! What a pass would do, without doing it.
 
+use std::rc::Rc;
+use std::sync::Arc;
+
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::id::IntentHash;
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine;
-use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::Allowed;
+use sallyport_ruleset::iptables::desired::Desired;
 use sallyport_ruleset::iptables::diff::diff;
-use sallyport_ruleset::iptables::layout::lower;
 use sallyport_ruleset::iptables::op::Op;
 use sallyport_ruleset::iptables::plan::plan;
-use sallyport_ruleset::iptables::shadow::Packets;
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 
-use crate::converge::{Converger, Error, not_forwarded};
+use crate::converge::{Converger, Error, Reading, families_of, not_forwarded};
 use crate::error_chain::chain_of;
 use crate::intents::Intents;
 use crate::sockets::refusal;
@@ -50,31 +52,27 @@ impl<E: Engine> Converger<E> {
     /// What a pass would do.
     pub async fn preview(
         &mut self,
-        intents: &Intents,
+        intents: &Rc<Intents>,
         waiting: Waiting,
         facts: &NodeFacts<'_>,
     ) -> Result<Preview, Error> {
-        self.waiting = waiting;
-        let forwards = self.waiting.others(intents);
-        let table = ForwardingTable::new(&intents.node, &forwards, facts);
-        let wanted = lower(&table);
-        self.at = facts.now;
+        self.follow(intents, waiting, facts);
         self.observe().await?;
-        let reach = self.reach(&table, &wanted, &forwards, &intents.node, facts);
-        let ruleset = reach.as_ref().map_or(&wanted, |reach| &reach.ruleset);
-        let ops = self.installed.as_ref().map(|installed| plan(ruleset, &Packets::of(&table), installed));
-        let families = not_forwarded(&self.forwarded(ruleset)?, intents.node.ip_forward)?;
-        let allowed = Allowed::new(&table);
+        let reach = self.reach(intents, facts);
+        let ruleset = reach.as_ref().map_or_else(|| self.desired.ruleset(), |reach| &reach.ruleset);
+        let ops = self.installed.as_ref().map(|installed| plan(ruleset, self.desired.packets(), installed));
+        let families = not_forwarded(&self.forwarded(&families_of(ruleset))?, intents.node.ip_forward)?;
+        let allowed = Allowed::new(&self.table);
         let ended = match self.engine.conntrack()? {
             Some(conntrack) => {
                 conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count()
             }
             None => 0,
         };
-        let mut failures: Vec<Failure> = self.waiting.failures.iter().chain(&table.failures).cloned().collect();
+        let mut failures: Vec<Failure> = self.waiting.failures.iter().chain(self.table.failures()).cloned().collect();
         let mut unreadable = Vec::new();
         if let Some(reach) = reach {
-            failures.extend(reach.failures(&table, &forwards));
+            failures.extend(reach.failures(&self.table, &self.waiting.others(intents)));
             unreadable = reach.why;
         }
         Ok(Preview { ops: ops.unwrap_or_default(), families, ended, failures, unreadable })
@@ -82,39 +80,34 @@ impl<E: Engine> Converger<E> {
 
     /// What would change if each forward that is only planned were applied, it alone, to what the last pass or preview
     /// found. `None` if somebody has changed something since: that is for a pass to see first.
-    pub fn plans(
-        &mut self,
-        intents: &Intents,
-        addresses: &[LocalAddress],
-    ) -> Result<Option<Vec<PlannedChange>>, Error> {
+    pub fn plans(&mut self, intents: &Intents, facts: &NodeFacts<'_>) -> Result<Option<Vec<PlannedChange>>, Error> {
         if intents.planned().next().is_none() {
             return Ok(Some(Vec::new()));
         }
-        let is_current = self.is_current && !self.engine.changed()?;
+        let is_current = self.reading != Reading::Outdated && !self.engine.changed()?;
         let Some(installed) = self.installed.as_ref().filter(|_| is_current) else { return Ok(None) };
         let forwards = self.waiting.others(intents);
-        let facts = NodeFacts::of(addresses, self.at);
         let mut plans = Vec::new();
         for planned in intents.planned() {
             let others = forwards.iter().copied().filter(|forward| forward.uid != planned.uid);
-            let mut with_it: Vec<&SliceForward> = others.chain([planned]).collect();
-            let mut table = ForwardingTable::new(&intents.node, &with_it, &facts);
-            let mut failure = table.failures.iter().find(|failure| failure.forward == planned.r#ref).cloned();
+            let mut with_it: Vec<&Arc<SliceForward>> = others.chain([planned]).collect();
+            let mut table = ForwardingTable::new(&intents.node, with_it.iter().copied(), facts);
+            let mut failure = table.failures().find(|failure| failure.forward == planned.r#ref).cloned();
             // One that is carried is no newcomer, whatever becomes of it.
             let is_new = forwards.iter().all(|forward| forward.uid != planned.uid);
             if failure.is_none()
                 && is_new
-                && let Some(refusal) = refusal(&self.engine, planned, intents, &facts)
+                && let Some(refusal) = refusal(&self.engine, planned, intents, facts)
             {
                 with_it.pop();
-                table = ForwardingTable::new(&intents.node, &with_it, &facts);
+                table = ForwardingTable::new(&intents.node, with_it, facts);
                 failure = Some(refusal);
             }
-            let ruleset = lower(&table);
-            let mut ops = plan(&ruleset, &Packets::of(&table), installed);
+            let desired = Desired::of(&table);
+            let mut ops = desired.plan(installed);
             ops.retain(|op| !(op.is_move() && self.precedence.is_yielded()));
             let mut change = diff(&ops, installed);
-            let forwarding = self.forwarded(&ruleset)?;
+            let forwarding = self.forwarded(&families_of(desired.ruleset()))?;
             match not_forwarded(&forwarding, intents.node.ip_forward) {
                 Ok(families) => change.extend(families.into_iter().map(would_turn_on)),
                 Err(error) => change.push_str(&format!("# {}\n", chain_of(&error))),

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec, SliceForward};
@@ -31,7 +32,7 @@ pub(super) struct Reach {
     /// In the families that can be read, what is wanted; in the others, what is carried and wanted.
     pub(super) ruleset: Ruleset,
     /// The families that cannot be read, and the forwards that have rules there, as they are carried.
-    carried: BTreeMap<Family, Vec<SliceForward>>,
+    carried: BTreeMap<Family, Vec<Arc<SliceForward>>>,
     /// Whether the jumps to what is carried are there.
     hooked: bool,
     /// Why, a line a table.
@@ -44,21 +45,22 @@ impl Reach {
         self.carried.iter().map(|(family, forwards)| {
             let (hash, planned) = Default::default();
             let slice = ForwardSliceSpec { pool: node.pool.clone(), hash, forwards: forwards.clone(), planned };
-            (*family, Rc::new(Intents { node: node.clone(), slices: BTreeMap::from([(String::new(), slice)]) }))
+            let slices = BTreeMap::from([(String::new(), Arc::new(slice))]);
+            (*family, Rc::new(Intents { node: node.clone(), slices }))
         })
     }
 
     /// A failure for each of `forwards` that has rules, or would have, in what cannot be read. What is in the way there is
     /// somebody else's, so only whoever may look at the node is told.
-    pub(super) fn failures(&self, table: &ForwardingTable<'_>, forwards: &[&SliceForward]) -> Vec<Failure> {
-        let failed: BTreeSet<&ForwardRef> = table.failures.iter().map(|failure| &failure.forward).collect();
+    pub(super) fn failures(&self, table: &ForwardingTable, forwards: &[&Arc<SliceForward>]) -> Vec<Failure> {
+        let failed: BTreeSet<&ForwardRef> = table.failures().map(|failure| &failure.forward).collect();
         let carried = self.carried.values().flatten().map(|forward| (&forward.uid, &forward.hash));
         let carried: BTreeMap<&Uid, &IntentHash> = carried.collect();
-        let concerned = |forward: &&&SliceForward| {
+        let concerned = |forward: &&&Arc<SliceForward>| {
             !failed.contains(&forward.r#ref)
-                && bindings(forward, &table.listen).any(|binding| self.carried.contains_key(&binding.family()))
+                && bindings(forward, table.listen()).any(|binding| self.carried.contains_key(&binding.family()))
         };
-        let failure = |forward: &&SliceForward| {
+        let failure = |forward: &&Arc<SliceForward>| {
             let state = match carried.get(&forward.uid) {
                 Some(_) if !self.hooked => "its rules are there, but the jump to them is gone and waits as well",
                 Some(hash) if **hash == forward.hash => "its rules are there as they were",
@@ -81,12 +83,12 @@ fn listening_on(node: &GatewayNodeSpec, addresses: Vec<IpAddr>) -> GatewayNodeSp
 }
 
 /// What is carried of a forward and still wanted.
-fn still_wanted(was: &SliceForward, is: &SliceForward) -> Option<SliceForward> {
+fn still_wanted(was: &SliceForward, is: &Arc<SliceForward>) -> Option<Arc<SliceForward>> {
     if was.hash == is.hash {
-        return Some(is.clone());
+        return Some(Arc::clone(is));
     }
     let intent = intersection(&was.intent, &is.intent)?;
-    Some(SliceForward { hash: intent_hash(&intent), intent, ..is.clone() })
+    Some(Arc::new(SliceForward { hash: intent_hash(&intent), intent, ..SliceForward::clone(is) }))
 }
 
 impl<E: Engine> Converger<E> {
@@ -113,24 +115,19 @@ impl<E: Engine> Converger<E> {
         Carried { v4: apart(Family::V4), v6: apart(Family::V6) }
     }
 
-    /// What may be programmed of `ruleset`, what `table` becomes, now that the kernel was read; `None` if all of it.
-    pub(super) fn reach(
-        &self,
-        table: &ForwardingTable<'_>,
-        ruleset: &Ruleset,
-        forwards: &[&SliceForward],
-        node: &GatewayNodeSpec,
-        facts: &NodeFacts<'_>,
-    ) -> Option<Reach> {
+    /// What may be programmed of what is desired for `intents`, now that the kernel was read; `None` if all of it.
+    pub(super) fn reach(&self, intents: &Intents, facts: &NodeFacts<'_>) -> Option<Reach> {
         let installed = self.installed.as_ref()?;
-        let facts = NodeFacts { now: self.at, ..*facts };
+        let (node, listen) = (&intents.node, self.table.listen());
         let unreadable = |family: &Family| installed.family(*family).unreadable().next().is_some();
         let families: Vec<Family> = Family::BOTH.into_iter().filter(unreadable).collect();
         if families.is_empty() {
             return None;
         }
+        let forwards = self.waiting.others(intents);
         let delivered = installed.delivered();
-        let mut reach = Reach { ruleset: ruleset.clone(), carried: BTreeMap::new(), hooked: true, why: Vec::new() };
+        let ruleset = self.desired.ruleset().clone();
+        let mut reach = Reach { ruleset, carried: BTreeMap::new(), hooked: true, why: Vec::new() };
         for family in families {
             let why = installed.family(family).unreadable();
             reach.why.extend(why.map(|why| format!("{family}: {why}")));
@@ -139,15 +136,15 @@ impl<E: Engine> Converger<E> {
             let mut addresses = BTreeSet::new();
             let carried = self.carried.get(&family);
             let carried = carried.iter().flat_map(|carried| carried.forwards());
-            let carried: BTreeMap<&Uid, &SliceForward> = carried.map(|was| (&was.uid, was)).collect();
-            for is in forwards {
+            let carried: BTreeMap<&Uid, &Arc<SliceForward>> = carried.map(|was| (&was.uid, was)).collect();
+            for is in &forwards {
                 // What was noted may be lost, or older than what an agent before this one did.
                 for was in carried.get(&is.uid).into_iter().chain([is]) {
                     let is_carried = |ip: &IpAddr| {
                         let node = listening_on(node, vec![*ip]);
-                        delivered.holds(&lower(&ForwardingTable::new(&node, &[was], &facts)), family)
+                        delivered.holds(&lower(&ForwardingTable::new(&node, [*was], facts)), family)
                     };
-                    let on: Vec<IpAddr> = table.listen.iter().copied().filter(is_carried).collect();
+                    let on: Vec<IpAddr> = listen.iter().copied().filter(is_carried).collect();
                     if !on.is_empty() {
                         addresses.extend(on);
                         still.extend(still_wanted(was, is));
@@ -157,8 +154,7 @@ impl<E: Engine> Converger<E> {
             }
             if !still.is_empty() {
                 let node = listening_on(node, addresses.into_iter().collect());
-                let forwards: Vec<&SliceForward> = still.iter().collect();
-                let mut kept = lower(&ForwardingTable::new(&node, &forwards, &facts));
+                let mut kept = lower(&ForwardingTable::new(&node, &still, facts));
                 rules = std::mem::take(kept.family_mut(family));
             }
             reach.hooked &= still.is_empty() || installed.family(family).is_hooked();

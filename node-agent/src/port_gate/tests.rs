@@ -43,10 +43,11 @@ impl Scene {
         self.state.keep_intents(wanted).unwrap();
         self.waiting = waiting.uids.len();
         let failures = waiting.failures.clone();
-        if let Ok(report) = self.converger.converge(&Rc::new(wanted.clone()), waiting, &facts, &self.state).await {
-            self.gate.passed(wanted);
+        let wanted = Rc::new(wanted.clone());
+        if let Ok(report) = self.converger.converge(&wanted, waiting, &facts, &self.state).await {
+            self.gate.passed(&wanted);
             assert!(failures.iter().all(|failure| report.failures.contains(failure)));
-            let drift = self.converger.drift(wanted, &addresses).await.unwrap();
+            let drift = self.converger.drift().await.unwrap();
             assert!(drift.is_none_or(|found| found.is_empty()), "who waits is no drift");
         }
         failures.iter().map(|failure| format!("{} {:?}", failure.forward.name, failure.reason)).collect()
@@ -78,7 +79,7 @@ impl Scene {
 
     async fn ports(&mut self) -> usize {
         let rules = self.converger.engine.rules().await;
-        rules.v4.nat.ours.get("SALLY-MT").map_or(0, Vec::len)
+        rules.v4.nat.ours.get("SALLY-MT").map_or(0, |chain| chain.len())
     }
 }
 
@@ -256,7 +257,8 @@ async fn nobody_is_asked_to_stop_a_program_for_a_forward_that_cannot_be_carried(
     let own = intents(&forward("a", 8000));
     let mut wanted = own.clone();
     for slice in wanted.slices.values_mut() {
-        slice.forwards[0].intent.targets[0].ip = "10.30.1.255".parse().unwrap();
+        let slice = Arc::make_mut(slice);
+        Arc::make_mut(&mut slice.forwards[0]).intent.targets[0].ip = "10.30.1.255".parse().unwrap();
     }
     assert_eq!(scene.pass(&wanted).await, NOBODY);
     assert_eq!((scene.ports().await, scene.kept()), (0, vec!["default/a".to_owned()]));
@@ -276,7 +278,7 @@ async fn a_plan_says_who_would_be_in_the_way() {
     let text = edit(forward("a", 8000)) + &forward("b", 8001) + &edit(forward("c", 8002));
     let wanted = planned(&both, &text);
     scene.pass(&wanted).await;
-    let plans = scene.converger.plans(&wanted, &local()).unwrap().unwrap();
+    let plans = scene.converger.plans(&wanted, &NodeFacts::of(&local(), Moment::default())).unwrap().unwrap();
     assert!(plans[0].change.contains("+ -A SALLY-MT"), "{plans:?}");
     for plan in &plans[1..] {
         assert!(

@@ -18,8 +18,9 @@ fn targets(specs: &[&str]) -> String {
         .iter()
         .map(|ip| LocalAddress { ip: *ip, prefix_len: Family::of(*ip).bits(), global: true })
         .collect();
-    let forwards = intents.forwards();
-    let table = ForwardingTable::new(&intents.node, &forwards, &NodeFacts::of(&local, Moment::default()));
+    let forwards: Vec<_> = intents.forwards().collect();
+    let table =
+        ForwardingTable::new(&intents.node, forwards.iter().copied(), &NodeFacts::of(&local, Moment::default()));
     let mut out = Vec::new();
     print_targets(&mut out, &forwards, &table).unwrap();
     String::from_utf8(out).unwrap()

@@ -332,8 +332,8 @@ impl Source for Cluster {
             return News::None;
         }
         match self.knowledge.intents() {
-            None => self.intents.clone().filter(|_| moved).map_or(News::None, News::Intents),
-            Some(intents) if self.intents.as_deref() == Some(&intents) && !moved => News::Objects,
+            None => News::None,
+            Some(intents) if self.intents.as_deref() == Some(&intents) => News::Objects,
             Some(intents) => News::Intents(Rc::clone(self.intents.insert(Rc::new(intents)))),
         }
     }

@@ -16,7 +16,7 @@ use sallyport_api::{Mode, Protocol, SourceNatMode};
 use sallyport_policy::decide::{Verdict, decide};
 use sallyport_policy::observed::{Forward, Node, Observed, PoolObject};
 
-use crate::intents::Intents;
+use crate::intents::{Intents, sharing};
 use crate::manifest::{Identity, Object};
 use crate::source::directory::FileProblem;
 
@@ -40,7 +40,7 @@ pub fn decide_here(
     objects: &[(&str, &Object)],
     node_name: &str,
     addresses: Vec<IpAddr>,
-    held: &BTreeMap<String, ForwardSliceSpec>,
+    held: &BTreeMap<String, Arc<ForwardSliceSpec>>,
     broken_pool: Option<&str>,
     first_seen: &BTreeMap<Uid, Moment>,
     now: Moment,
@@ -98,13 +98,14 @@ pub fn decide_here(
         }
         pools.push(PoolObject { name: DEFAULT_POOL.to_owned(), created: Moment::default(), spec: open_pool() });
     }
+    let slices = held.iter().map(|(name, slice)| (name.clone(), ForwardSliceSpec::clone(slice))).collect();
     let nodes = [Node { name: node_name.into(), labels: None, addresses }];
     let mut decision = decide(&Observed {
         forwards: &forwards,
         pools: &pools,
         namespaces: &namespaces,
         nodes: &nodes,
-        slices: held,
+        slices: &slices,
         // One host changes all its rules in one step and belongs to no cluster.
         outgoing: &[],
         unknown: &BTreeSet::new(),
@@ -137,15 +138,19 @@ pub fn decide_here(
         backend: FirewallBackend::default(),
         reserved_ports: Vec::new(),
     });
-    decision.slices.retain(|_, slice| slice.pool == node.pool);
-    let intents = Intents { node, slices: decision.slices };
+    let ours = decision.slices.into_iter().filter(|(_, slice)| slice.pool == node.pool);
+    let shared = |(name, slice): (String, ForwardSliceSpec)| {
+        let slice = sharing(slice, held.get(&name));
+        (name, slice)
+    };
+    let intents = Intents { slices: ours.map(shared).collect(), node };
     Decided { intents, problems, expiries: decision.expiries.into_values().collect() }
 }
 
 /// The forwards whose spec is not applied, for people.
 #[must_use]
 pub fn unapplied(objects: &[(&str, &Object)], intents: &Intents) -> Vec<String> {
-    let held: BTreeSet<&ForwardRef> = intents.forwards().into_iter().map(|forward| &forward.r#ref).collect();
+    let held: BTreeSet<&ForwardRef> = intents.forwards().map(|forward| &forward.r#ref).collect();
     let note = |(_, object): &(&str, &Object)| match object {
         Object::Forward(key, spec) if spec.mode != Mode::Apply => {
             let stays =

@@ -184,8 +184,12 @@ impl Source for Manifests {
     }
 
     async fn decide(&mut self, host: &mut ThisHost, moved: bool) -> News {
-        let reported = self.reported.take();
-        self.read(host, moved, reported.as_ref()).await.map_or(News::None, News::Intents)
+        let (reported, before) = (self.reported.take(), self.intents.clone());
+        match self.read(host, moved, reported.as_ref()).await {
+            None => News::None,
+            Some(intents) if before.as_ref() == Some(&intents) => News::Objects,
+            Some(intents) => News::Intents(intents),
+        }
     }
 
     fn problems(&self) -> Vec<String> {

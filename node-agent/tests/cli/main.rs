@@ -229,7 +229,7 @@ fn once_ends_with_0_if_all_is_well_and_with_1_if_not() {
     scene.put("namespace.yaml", NAMESPACE);
     let output = scene.on_host("run").arg("--once").output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).starts_with("verified: forwards 0, rules v1:"), "{}", stdout(&output));
+    assert!(stdout(&output).starts_with("verified: forwards 0, rules v2:"), "{}", stdout(&output));
     assert_eq!(fs::metadata(scene.path("state")).unwrap().mode() & 0o777, 0o700);
 
     scene.put("a.yaml", &forward("a", 0));

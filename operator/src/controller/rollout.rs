@@ -159,7 +159,7 @@ impl SliceRevisions {
         if last.is_some_and(|revision| revision.generation == generation && revision.hash == spec.hash) {
             return;
         }
-        let carried = |forward: &SliceForward| {
+        let carried = |forward: &Arc<SliceForward>| {
             let known = last.and_then(|revision| revision.forwards.get_key_value(&forward.uid));
             match known {
                 Some((uid, carried)) if carried.hash == forward.hash => (uid.clone(), Arc::clone(carried)),

@@ -17,7 +17,7 @@ use sallyport_ruleset::chain::is_ours;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::drift::shortened;
 use sallyport_ruleset::iptables::installed::{InstalledTable, UNREADABLE};
-use sallyport_ruleset::iptables::rule::{Line, Table};
+use sallyport_ruleset::iptables::rule::{Chain, Line, Table};
 
 use super::{Variant, nft_objects};
 use crate::command;
@@ -67,9 +67,9 @@ pub(super) async fn read(variant: Variant, family: Family, table: Table, why: &s
     let mut ours = BTreeMap::new();
     for chain in contents.chains.iter().filter(|chain| is_ours(chain)) {
         let rules = match show(variant, family, table, chain).await? {
-            Ok(text) => rules(&text, chain),
+            Ok(text) => rules(&text, chain).into(),
             // Somebody put a rule into it that iptables cannot read either.
-            Err(_) => vec![Line::read(UNREADABLE)],
+            Err(_) => Chain::from(vec![Line::read(UNREADABLE)]),
         };
         ours.insert(chain.clone(), rules);
     }
@@ -88,7 +88,7 @@ pub(super) fn mark_native(read: &mut InstalledTable, family: Family, table: Tabl
             continue;
         }
         if is_ours(&rule.chain) {
-            read.ours.insert(rule.chain, vec![Line::read(UNREADABLE)]);
+            read.ours.insert(rule.chain, Chain::from(vec![Line::read(UNREADABLE)]));
         } else if let Some(text) = read.foreign.get_mut(&rule.chain).and_then(|rules| rules.get_mut(number)) {
             text.insert_str(0, &format!("[{}] ", rule.handle));
         }

@@ -84,7 +84,7 @@ fn some(conflicts: &[Conflict]) -> String {
 #[must_use]
 pub fn assess(
     firewall: &HostFirewall,
-    forwarding: &ForwardingTable<'_>,
+    forwarding: &ForwardingTable,
     concerned: &dyn Fn(&SliceForward) -> bool,
     interface: &dyn Fn(IpNet) -> Option<String>,
 ) -> Assessment {
@@ -101,7 +101,7 @@ pub fn assess(
                 for path in forwarding
                     .by_forward(family)
                     .filter(|bindings| concerned(bindings[0].forward))
-                    .flat_map(|bindings| client_paths(bindings, interface))
+                    .flat_map(|bindings| client_paths(&bindings, interface))
                 {
                     any = true;
                     let fate = path.fate(table, base);
@@ -114,7 +114,7 @@ pub fn assess(
                     }
                 }
                 // A family in which the node listens nowhere is nobody's concern yet.
-                let listens = forwarding.listen.iter().any(|ip| Family::of(*ip) == family);
+                let listens = forwarding.listen().iter().any(|ip| Family::of(*ip) == family);
                 if !any && listens {
                     let fate =
                         [false, true].into_iter().map(|reply| fate(table, base, &any_packet(family, base, reply)));
@@ -144,7 +144,7 @@ pub fn assess(
 
 /// Whether any packet that a forward could have might be dropped: most chains are done with here, whatever the number
 /// of forwards.
-fn may_drop(table: &FirewallTable, base: &BaseChain, family: Family, forwarding: &ForwardingTable<'_>) -> bool {
+fn may_drop(table: &FirewallTable, base: &BaseChain, family: Family, forwarding: &ForwardingTable) -> bool {
     // Our own accept comes into being with the first forward.
     if table.holds_our_accept() && forwarding.is_empty(family) {
         return false;

@@ -1,11 +1,15 @@
 //! Which connections end, and which bypass their forward.
 
-use sallyport_api::id::IntentHash;
+use std::sync::Arc;
+
+use sallyport_api::id::{IntentHash, Moment};
 use sallyport_api::names::MARK_MASQUERADE;
 use sallyport_api::testing::Forward;
+use sallyport_policy::digest::intent_hash;
+use serde_json::json;
 
 use super::*;
-use crate::binding::bindings;
+use crate::facts::{LocalAddress, NodeFacts};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -32,10 +36,15 @@ fn forward() -> SliceForward {
 }
 
 /// The table of a node with these two addresses.
-fn table<'a>(forwards: &[&'a SliceForward]) -> ForwardingTable<'a> {
-    let listen = [ip("10.30.1.78"), ip("fd00:30::78")];
-    let bindings = forwards.iter().flat_map(|forward| bindings(forward, &listen)).collect();
-    ForwardingTable { listen: listen.into(), bindings, failures: Vec::new() }
+fn table(forwards: &[&SliceForward]) -> ForwardingTable {
+    let listen = ["10.30.1.78", "fd00:30::78"];
+    let node = json!({ "pool": "default", "state": "Active", "addresses": listen });
+    let own = listen.map(|listen| LocalAddress { ip: ip(listen), prefix_len: 32, global: true });
+    let signed = |forward: &&SliceForward| {
+        Arc::new(SliceForward { hash: intent_hash(&forward.intent), ..SliceForward::clone(forward) })
+    };
+    let forwards: Vec<_> = forwards.iter().map(signed).collect();
+    ForwardingTable::new(&serde_json::from_value(node).unwrap(), &forwards, &NodeFacts::of(&own, Moment::default()))
 }
 
 /// A connection of ours from `client` to `listen`, answered by `server`.
@@ -85,7 +94,8 @@ fn a_flow_ends_with_what_allowed_it() {
     for on_target_removed in [OnTargetRemoved::Drain, OnTargetRemoved::Sever] {
         let mut forward = forward();
         forward.intent.on_target_removed = on_target_removed;
-        let allowed = Allowed::new(&table(&[&forward]));
+        let table = table(&[&forward]);
+        let allowed = Allowed::new(&table);
         for row in FATES.lines() {
             let words: Vec<&str> = row.split_whitespace().collect();
             let flow = flow(if words[1] == "TCP" { TCP } else { UDP }, words[2], words[3], words[4]);
@@ -105,7 +115,8 @@ fn a_flow_ends_with_what_allowed_it() {
 fn a_flow_of_another_protocol_ends() {
     let mut forward = forward();
     forward.intent.ports.retain(|port| port.protocol == TCP);
-    let allowed = Allowed::new(&table(&[&forward]));
+    let table = table(&[&forward]);
+    let allowed = Allowed::new(&table);
     for (protocol, ends) in [(TCP, false), (UDP, true)] {
         let flow = flow(protocol, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306");
         assert_eq!((allowed.forbids(&flow), allowed.drains(&flow).is_some()), (ends, false), "{protocol}");
@@ -114,7 +125,8 @@ fn a_flow_of_another_protocol_ends() {
 
 #[test]
 fn flows_of_others_are_left_alone() {
-    let allowed = Allowed::new(&table(&[]));
+    let table = table(&[]);
+    let allowed = Allowed::new(&table);
     let ours = flow(TCP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306");
     assert!(allowed.forbids(&ours));
     let others = [
@@ -131,8 +143,11 @@ fn flows_of_others_are_left_alone() {
 
 #[test]
 fn a_forward_without_rules_here_allows_nothing() {
-    let forward = forward();
-    let allowed = Allowed::new(&ForwardingTable { bindings: Vec::new(), ..table(&[&forward]) });
+    let mut forward = forward();
+    forward.intent.targets[0].ip = ip("10.30.1.78");
+    let table = table(&[&forward]);
+    assert_eq!(table.failures().count(), 1);
+    let allowed = Allowed::new(&table);
     assert!(allowed.forbids(&flow(TCP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306")));
     assert!(!allowed.any_udp());
 }
@@ -141,7 +156,8 @@ fn a_forward_without_rules_here_allows_nothing() {
 fn only_the_listed_addresses_of_a_forward_count() {
     let mut forward = forward();
     forward.intent.addresses = vec![ip("fd00:30::78")];
-    let allowed = Allowed::new(&table(&[&forward]));
+    let table = table(&[&forward]);
+    let allowed = Allowed::new(&table);
     assert!(allowed.forbids(&flow(TCP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306")));
     assert!(!allowed.forbids(&flow(TCP, "fd00:30::80", "[fd00:30::78]:3306", "[fd00:30::79]:3306")));
 }
@@ -149,7 +165,8 @@ fn only_the_listed_addresses_of_a_forward_count() {
 #[test]
 fn udp_from_before_the_forward_bypasses_it() {
     let forward = forward();
-    let allowed = Allowed::new(&table(&[&forward]));
+    let table = table(&[&forward]);
+    let allowed = Allowed::new(&table);
     let stale = Flow { mark: 0, dnat: false, ..flow(UDP, "10.30.1.80", "10.30.1.78:8003", "10.30.1.78:8003") };
     assert!(allowed.any_udp() && allowed.bypasses(&stale));
     let at = |text: &str| Tuple { dst: text.parse().unwrap(), ..stale.original };

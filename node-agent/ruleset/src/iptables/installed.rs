@@ -10,7 +10,7 @@ use crate::chain::is_ours;
 use crate::family::Family;
 use crate::firewall::HostFirewall;
 use crate::iptables::op::{Op, Step};
-use crate::iptables::rule::{Chains, Line, Rules, Ruleset, Table, digest_of};
+use crate::iptables::rule::{Chain, Chains, Line, Rules, Ruleset, Table, digest_of};
 
 /// What stands for the rules of a chain of ours that cannot be read: equal to no rule.
 pub const UNREADABLE: &str = "(cannot be read)";
@@ -230,7 +230,7 @@ impl InstalledTable {
         };
         match step {
             Step::Replace { chain, rules } => drop(self.ours.insert(chain.clone(), rules.clone())),
-            Step::Flush { chain } => drop(self.ours.insert(chain.clone(), Vec::new())),
+            Step::Flush { chain } => drop(self.ours.insert(chain.clone(), Chain::default())),
             Step::Delete { chain } => drop(self.ours.remove(chain)),
             Step::Jump { builtin, chain, .. } => {
                 remove(builtin, chain);

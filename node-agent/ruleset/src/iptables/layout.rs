@@ -10,182 +10,221 @@
 //! A new connection costs a few comparisons whatever the number of forwards; an established one costs one. The mark
 //! says which connections are ours, so `filter` and `POSTROUTING` hold a constant number of rules.
 
-use std::collections::BTreeMap;
+mod forward;
+mod port_rules;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use ipnet::IpNet;
-use sallyport_api::intent::{IntentPort, IntentTarget};
-use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
-use sallyport_api::{Protocol, SourceNatMode};
-use sallyport_policy::digest::short_id;
+use sallyport_api::Protocol;
+use sallyport_api::names::MARK_OURS;
 
-use crate::binding::Binding;
+use self::forward::{ForwardRules, Nat};
+use self::port_rules::PortRules;
 use crate::family::Family;
 use crate::firewall::packet::protocol_name;
-use crate::iptables::rule::{Action, Chains, Line, Rule, Rules, Ruleset, chain};
-use crate::table::ForwardingTable;
-
-/// A chain that would hold more rules than this is split by port.
-const SPLIT_ABOVE: usize = 32;
-/// Ports in a chain below the protocol's root, below that, and so on. The kernel looks at one rule of a chain after the
-/// other, so eight ways at each fork are few to look at; more forks would be more chains.
-const BUCKETS: [u32; 4] = [8192, 1024, 128, 16];
+use crate::iptables::rule::{Action, Chain, Line, Rule, Rules, Ruleset, Table, chain};
+use crate::table::{Entry, ForwardingTable, TableChange};
 
 /// The rules by which a kernel does what `table` says.
 #[must_use]
-pub fn lower(table: &ForwardingTable<'_>) -> Ruleset {
-    let mut ruleset = Ruleset::default();
-    for family in Family::BOTH {
-        let mut layout = Layout::default();
-        for bindings in table.by_forward(family) {
-            layout.place(bindings);
-        }
-        layout.write(ruleset.family_mut(family));
-    }
-    ruleset
+pub fn lower(table: &ForwardingTable) -> Ruleset {
+    let mut layout = Layout::default();
+    layout.follow(table, &TableChange::all_of(table));
+    layout.ruleset
 }
 
-/// The rules of one family before they are cut into chains.
-#[derive(Default)]
-struct Layout {
-    /// Rules by first and last port, for each way of treating the source address and each protocol.
-    by_port: BTreeMap<(Nat, Protocol), Vec<PortRule>>,
-    /// Listen addresses in use.
-    addresses: BTreeMap<Nat, Vec<IpAddr>>,
-    /// Chains of single forwards: their sources, and their targets.
-    own: Chains,
-}
+/// A chain of ours: its family, table and name.
+pub type ChainId = (Family, Table, String);
 
-/// What happens to the client's address. Ordered as the chains are visited.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Nat {
-    Masquerade,
-    Preserve,
-}
-
-impl Nat {
-    fn letter(self) -> char {
-        match self {
-            Self::Masquerade => 'M',
-            Self::Preserve => 'P',
-        }
-    }
-
-    fn mark(self) -> u32 {
-        match self {
-            Self::Masquerade => MARK_OURS | MARK_MASQUERADE,
-            Self::Preserve => MARK_OURS,
-        }
-    }
-}
-
-struct PortRule {
-    first: u16,
-    last: u16,
-    line: Line,
-}
-
-/// A forward, as its rules and chains name it.
-struct Own {
-    owner: Arc<str>,
-    id: String,
-}
-
-impl Own {
-    fn sources(&self) -> String {
-        format!("SALLY-S-{}", self.id)
-    }
-
-    fn targets(&self) -> String {
-        format!("SALLY-D-{}", self.id)
-    }
+/// The chains of a forwarding table, kept from one change of it to the next.
+#[derive(Debug, Default)]
+pub struct Layout {
+    v4: FamilyLayout,
+    v6: FamilyLayout,
+    ruleset: Ruleset,
+    changed: BTreeSet<ChainId>,
 }
 
 impl Layout {
-    /// Adds the rules of one forward, whose `bindings` of one family these are.
-    fn place(&mut self, bindings: &[Binding<'_>]) {
-        let Some(first) = bindings.first() else { return };
-        let nat = match first.source_nat() {
-            SourceNatMode::Masquerade => Nat::Masquerade,
-            SourceNatMode::Preserve => Nat::Preserve,
-        };
-        self.addresses.entry(nat).or_default().extend(bindings.iter().map(|binding| binding.listen));
-        let allow: Vec<IpNet> = first.allowed().collect();
-        let targets: Vec<IntentTarget> = first.targets().collect();
-        let own = Own { owner: first.forward.uid.as_str().into(), id: short_id(first.forward.uid.as_str()) };
-        // One source needs no chain of its own: the DNAT rule names it.
-        let single = allow.first().copied().filter(|_| allow.len() == 1 && first.denied().next().is_none());
-        if single.is_none() {
-            self.write_own_chains(&own, first, &targets);
+    /// Follows what `change` has done to `table`: only chains in which something has changed are made again.
+    pub fn follow(&mut self, table: &ForwardingTable, change: &TableChange) {
+        let before = if change.is_new { std::mem::take(self) } else { Self::default() };
+        for entry in &change.gone {
+            self.each_family(table, entry, FamilyLayout::remove);
         }
-        for Binding { listen, port, .. } in bindings {
-            let rules = self.by_port.entry((nat, port.protocol)).or_default();
-            let to_address = Rule { destination: Some(*listen), ..Rule::default() };
-            if let Some(source) = single {
-                let matches = Rule { source: Some(source), ..to_address };
-                rules.extend(deliver(&own.owner, &matches, *port, &targets));
-            } else {
-                // -A SALLY-MT -d 10.30.1.78/32 -p tcp -m tcp --dport 3306 -j SALLY-S-0123456789abcdef
-                let action = Action::Jump(own.sources());
-                rules.push(on_ports(&own.owner, &to_address, port.protocol, port.port, port.end_port, action));
-            }
+        for entry in &change.come {
+            self.each_family(table, entry, FamilyLayout::place);
+        }
+        for family in Family::BOTH {
+            let (layout, mut written) = self.family(family);
+            layout.write(&mut written);
+        }
+        if change.is_new {
+            self.changed.extend(before.changed);
+            self.changed.extend(before.ruleset.chains().map(|(family, table, name)| (family, table, name.to_owned())));
         }
     }
 
-    /// `SALLY-S-…` lets the allowed sources through to `SALLY-D-…`, which delivers.
-    fn write_own_chains(&mut self, own: &Own, binding: &Binding<'_>, targets: &[IntentTarget]) {
-        let from = |net: IpNet, action: Action| Rule { source: Some(net), action, ..Rule::default() }.line();
-        // -A SALLY-S-0123456789abcdef -s 10.30.1.66/32 -j RETURN
-        let denied = binding.denied().map(|net| from(net, Action::Return));
-        // -A SALLY-S-0123456789abcdef -s 10.30.1.0/24 -j SALLY-D-0123456789abcdef
-        let allowed = binding.allowed().map(|net| from(net, Action::Jump(own.targets())));
-        self.own.insert(own.sources(), denied.chain(allowed).collect());
-        let ports = binding.forward.intent.ports.iter();
-        let rules = ports.flat_map(|port| deliver(&own.owner, &Rule::default(), *port, targets));
-        self.own.insert(own.targets(), rules.map(|rule| rule.line).collect());
+    /// The rules.
+    #[must_use]
+    pub fn ruleset(&self) -> &Ruleset {
+        &self.ruleset
+    }
+
+    /// The chains that may not be what they were when this was last [forgotten](Self::forget_changes).
+    #[must_use]
+    pub fn changed(&self) -> &BTreeSet<ChainId> {
+        &self.changed
+    }
+
+    /// What has changed until now is known.
+    pub fn forget_changes(&mut self) {
+        self.changed.clear();
+    }
+
+    fn family(&mut self, family: Family) -> (&mut FamilyLayout, Written<'_>) {
+        let (layout, rules) = match family {
+            Family::V4 => (&mut self.v4, &mut self.ruleset.v4),
+            Family::V6 => (&mut self.v6, &mut self.ruleset.v6),
+        };
+        (layout, Written { family, rules, changed: &mut self.changed })
+    }
+
+    /// Does `what` with the rules of a forward, one family after the other.
+    fn each_family(
+        &mut self,
+        table: &ForwardingTable,
+        entry: &Entry,
+        what: fn(&mut FamilyLayout, &mut Written<'_>, &Entry, ForwardRules),
+    ) {
+        let bindings = table.bindings_of(entry);
+        for bindings in bindings.chunk_by(|a, b| a.family() == b.family()) {
+            let (layout, mut written) = self.family(bindings[0].family());
+            what(layout, &mut written, entry, ForwardRules::of(bindings));
+        }
+    }
+}
+
+/// The chains of one family, and note of those that change.
+struct Written<'a> {
+    family: Family,
+    rules: &'a mut Rules,
+    changed: &'a mut BTreeSet<ChainId>,
+}
+
+impl Written<'_> {
+    fn put(&mut self, table: Table, name: &str, rules: Vec<Line>) {
+        let chains = self.rules.table_mut(table);
+        if chains.get(name).is_some_and(|there| **there == *rules) {
+            return;
+        }
+        chains.insert(name.to_owned(), Chain::from(rules));
+        self.changed.insert((self.family, table, name.to_owned()));
+    }
+
+    fn remove(&mut self, table: Table, name: &str) {
+        if self.rules.table_mut(table).remove(name).is_some() {
+            self.changed.insert((self.family, table, name.to_owned()));
+        }
+    }
+}
+
+/// The rules of one family before they are cut into chains.
+#[derive(Debug, Default)]
+struct FamilyLayout {
+    /// Rules by port, for each way of treating the source address and each protocol.
+    by_port: BTreeMap<(Nat, Protocol), PortRules>,
+    /// Listen addresses in use, and by how many bindings.
+    addresses: BTreeMap<Nat, BTreeMap<IpAddr, usize>>,
+}
+
+impl FamilyLayout {
+    /// Adds the rules of one forward.
+    fn place(&mut self, written: &mut Written<'_>, entry: &Entry, rules: ForwardRules) {
+        for (address, protocol) in rules.bound {
+            *self.addresses.entry(rules.nat).or_default().entry(address).or_default() += 1;
+            self.by_port.entry((rules.nat, protocol)).or_default().bind();
+        }
+        for (order, (protocol, rule)) in rules.by_port.into_iter().enumerate() {
+            self.by_port.entry((rules.nat, protocol)).or_default().insert(entry, order, rule);
+        }
+        for (name, chain) in rules.own {
+            written.put(Table::Nat, &name, chain);
+        }
+    }
+
+    /// Takes back what [`Self::place`] added.
+    fn remove(&mut self, written: &mut Written<'_>, entry: &Entry, rules: ForwardRules) {
+        for (address, protocol) in rules.bound {
+            if let Some(addresses) = self.addresses.get_mut(&rules.nat)
+                && let Some(bindings) = addresses.get_mut(&address)
+            {
+                *bindings -= 1;
+                addresses.retain(|_, bindings| *bindings > 0);
+            }
+            if let Some(there) = self.by_port.get_mut(&(rules.nat, protocol)) {
+                there.unbind();
+            }
+        }
+        for (order, (protocol, rule)) in rules.by_port.into_iter().enumerate() {
+            if let Some(there) = self.by_port.get_mut(&(rules.nat, protocol)) {
+                there.remove(entry, order, &rule);
+            }
+        }
+        for (name, _) in rules.own {
+            written.remove(Table::Nat, &name);
+        }
     }
 
     /// Cuts the rules into chains.
-    fn write(self, rules: &mut Rules) {
-        if self.by_port.is_empty() {
-            return;
-        }
-        let Self { by_port, addresses, own } = self;
-        let mut pre = Vec::new();
-        let masquerades = addresses.contains_key(&Nat::Masquerade);
-        for (nat, mut addresses) in addresses {
-            addresses.sort_unstable();
-            addresses.dedup();
+    fn write(&mut self, written: &mut Written<'_>) {
+        let (mut pre, mut post, mut forward) = (None, None, None);
+        for nat in Nat::BOTH {
+            let mut body = Vec::new();
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let root = root_chain(nat, protocol);
+                if let Some(rules) = self.by_port.get_mut(&(nat, protocol)) {
+                    rules.write(written, &root, protocol);
+                }
+                if self.by_port.get(&(nat, protocol)).is_some_and(PortRules::is_empty) {
+                    self.by_port.remove(&(nat, protocol));
+                } else if self.by_port.contains_key(&(nat, protocol)) {
+                    // -A SALLY-M -p tcp -j SALLY-MT
+                    body.push(Rule { protocol: Some(protocol), action: Action::Jump(root), ..Rule::default() }.line());
+                }
+            }
             let group = format!("SALLY-{}", nat.letter());
-            for address in addresses {
+            if body.is_empty() {
+                written.remove(Table::Nat, &group);
+                continue;
+            }
+            for address in self.addresses.get(&nat).into_iter().flatten().map(|(address, _)| *address) {
                 // -A SALLY-PRE -d 10.30.1.78/32 -j SALLY-M
                 let rule = Rule { destination: Some(address), action: Action::Jump(group.clone()), ..Rule::default() };
-                pre.push(rule.line());
+                pre.get_or_insert_with(Vec::new).push(rule.line());
             }
             // -A SALLY-M -j CONNMARK --set-xmark 0x30000000/0x30000000
-            let mut body = vec![mark(nat.mark())];
-            for protocol in by_port.keys().filter(|(of, _)| *of == nat).map(|(_, protocol)| *protocol) {
-                // -A SALLY-M -p tcp -j SALLY-MT
-                let root = root_chain(nat, protocol);
-                body.push(Rule { protocol: Some(protocol), action: Action::Jump(root), ..Rule::default() }.line());
-            }
+            body.insert(0, mark(nat.mark()));
             // No DNAT rule took the connection, so it is not ours: -A SALLY-M -j CONNMARK --set-xmark 0x0/0x30000000
             body.push(mark(0));
-            rules.nat.insert(group, body);
+            written.put(Table::Nat, &group, body);
+            let post = post.get_or_insert_with(Vec::new);
+            if nat == Nat::Masquerade {
+                // -A SALLY-POST -m conntrack --ctstate DNAT -m connmark --mark 0x30000000/0x30000000 -j MASQUERADE
+                post.push(Rule { ours: Some(nat.mark()), action: Action::Masquerade, ..Rule::default() }.line());
+            }
+            // -A SALLY-FWD -m conntrack --ctstate DNAT -m connmark --mark 0x10000000/0x10000000 -j ACCEPT
+            forward = Some(vec![Rule { ours: Some(MARK_OURS), action: Action::Accept, ..Rule::default() }.line()]);
         }
-        rules.nat.insert(chain::PRE.to_owned(), pre);
-        for ((nat, protocol), port_rules) in by_port {
-            split(&mut rules.nat, root_chain(nat, protocol), protocol, port_rules, &BUCKETS);
+        for (table, name, rules) in
+            [(Table::Nat, chain::PRE, pre), (Table::Nat, chain::POST, post), (Table::Filter, chain::FORWARD, forward)]
+        {
+            match rules {
+                Some(rules) => written.put(table, name, rules),
+                None => written.remove(table, name),
+            }
         }
-        rules.nat.extend(own);
-        // -A SALLY-POST -m conntrack --ctstate DNAT -m connmark --mark 0x30000000/0x30000000 -j MASQUERADE
-        let masquerade =
-            Rule { ours: Some(Nat::Masquerade.mark()), action: Action::Masquerade, ..Rule::default() }.line();
-        rules.nat.insert(chain::POST.to_owned(), if masquerades { vec![masquerade] } else { Vec::new() });
-        // -A SALLY-FWD -m conntrack --ctstate DNAT -m connmark --mark 0x10000000/0x10000000 -j ACCEPT
-        let accept = Rule { ours: Some(MARK_OURS), action: Action::Accept, ..Rule::default() }.line();
-        rules.filter.insert(chain::FORWARD.to_owned(), vec![accept]);
     }
 }
 
@@ -197,77 +236,4 @@ fn mark(bits: u32) -> Line {
 fn root_chain(nat: Nat, protocol: Protocol) -> String {
     let letter = protocol_name(protocol).to_ascii_uppercase();
     format!("SALLY-{}{}", nat.letter(), &letter[..1])
-}
-
-/// The DNAT rules of one port or range for what `matches`: one a target, or one a target and port for a shifted range.
-fn deliver(owner: &Arc<str>, matches: &Rule, port: IntentPort, targets: &[IntentTarget]) -> Vec<PortRule> {
-    let to_targets = |first, last, target_port| {
-        weighted(targets).map(move |(ip, chance)| {
-            let matches = Rule { chance, ..matches.clone() };
-            on_ports(owner, &matches, port.protocol, first, last, Action::Dnat(ip, target_port))
-        })
-    };
-    // -s 10.30.1.80/32 -d 10.30.1.78/32 -p tcp -m tcp --dport 3306 -j DNAT --to-destination 10.30.1.79
-    if port.target_port == port.port {
-        return to_targets(port.port, port.end_port, None).collect();
-    }
-    // A shifted range as one rule was seen to reach a wrong port when tuples collide: one rule a port instead.
-    // -s 10.30.1.80/32 -d 10.30.1.78/32 -p tcp -m tcp --dport 13306 -j DNAT --to-destination 10.30.1.79:3306
-    let ports = (port.port..=port.end_port).zip(port.target_port..);
-    ports.flat_map(|(listen, target)| to_targets(listen, listen, Some(target))).collect()
-}
-
-fn on_ports(owner: &Arc<str>, matches: &Rule, protocol: Protocol, first: u16, last: u16, action: Action) -> PortRule {
-    let rule = Rule { protocol: Some(protocol), ports: Some((first, last)), action, ..matches.clone() };
-    PortRule { first, last, line: rule.of(owner) }
-}
-
-/// Targets that take new connections, each with its chance among those that the targets before it left; the last has
-/// none and takes the rest.
-fn weighted(targets: &[IntentTarget]) -> impl Iterator<Item = (IpAddr, Option<u32>)> + '_ {
-    let mut rest: u64 = targets.iter().map(|target| u64::from(target.weight)).sum();
-    targets.iter().filter(|target| target.weight > 0).map(move |target| {
-        let weight = u64::from(target.weight);
-        // Rounded to the units in which the kernel keeps a chance, so that it reads back as written.
-        let chance =
-            (weight < rest).then(|| u32::try_from(((weight << 31) + rest / 2) / rest).unwrap_or(u32::MAX >> 1));
-        rest -= weight;
-        (target.ip, chance)
-    })
-}
-
-/// Puts `rules` into `chain`, or, where they are many, into a chain for each bucket of ports below it.
-fn split(chains: &mut Chains, chain: String, protocol: Protocol, mut rules: Vec<PortRule>, buckets: &[u32]) {
-    let Some((size, finer)) = buckets.split_first().filter(|_| rules.len() > SPLIT_ABOVE) else {
-        // Stable: the order of a forward's own rules is part of their meaning.
-        rules.sort_by_key(|rule| rule.first);
-        chains.insert(chain, rules.into_iter().map(|rule| rule.line).collect());
-        return;
-    };
-    let bucket = |port: u16| u32::from(port) / size;
-    // A range that crosses a border stays here, before the buckets; claims never overlap, so there are few such.
-    let (mut here, below): (Vec<_>, Vec<_>) =
-        rules.into_iter().partition(|rule| bucket(rule.first) != bucket(rule.last));
-    here.sort_by_key(|rule| rule.first);
-    let mut body: Vec<Line> = here.into_iter().map(|rule| rule.line).collect();
-    let mut parts: BTreeMap<u32, Vec<PortRule>> = BTreeMap::new();
-    for rule in below {
-        parts.entry(bucket(rule.first)).or_default().push(rule);
-    }
-    let root = chain.split('-').take(2).collect::<Vec<_>>().join("-");
-    for (number, part) in parts {
-        let first = u16::try_from(number * size).unwrap_or(u16::MAX);
-        let last = u16::try_from(number * size + size - 1).unwrap_or(u16::MAX);
-        let name = format!("{root}-{first}-{last}");
-        // -A SALLY-MT -p tcp -m tcp --dport 0:8191 -g SALLY-MT-0-8191
-        let rule = Rule {
-            protocol: Some(protocol),
-            ports: Some((first, last)),
-            action: Action::Goto(name.clone()),
-            ..Rule::default()
-        };
-        body.push(rule.line());
-        split(chains, name, protocol, part, finer);
-    }
-    chains.insert(chain, body);
 }

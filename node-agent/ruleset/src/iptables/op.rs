@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::family::Family;
-use crate::iptables::rule::{Line, Table};
+use crate::iptables::rule::{Chain, Table};
 
 /// One step of a change. Those of a table are one transaction: all of them happen, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Step {
         /// Its name.
         chain: String,
         /// What it holds.
-        rules: Vec<Line>,
+        rules: Chain,
     },
     /// A chain of ours loses its rules and stays, because a rule of somebody else leads to it.
     Flush {

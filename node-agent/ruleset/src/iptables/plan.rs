@@ -3,10 +3,13 @@
 //! Only chains that differ are written, each flushed and filled within the transaction of its table; jumps are added
 //! and removed in the same transaction. Foreign rules are never named, so they cannot be changed or reordered.
 
+use std::collections::BTreeSet;
+
 use crate::family::Family;
 use crate::iptables::installed::{Installed, InstalledRuleset, InstalledTable};
+use crate::iptables::layout::ChainId;
 use crate::iptables::op::{Op, Step};
-use crate::iptables::rule::{Chains, Rules, Ruleset, Table};
+use crate::iptables::rule::{Chain, Chains, Rules, Ruleset, Table};
 use crate::iptables::shadow::{Packets, shadowing_rule};
 
 /// Plans the change from `installed` to `desired`, whose packets look like `packets`.
@@ -16,8 +19,50 @@ use crate::iptables::shadow::{Packets, shadowing_rule};
 /// have to go are [unhooked](Step::Unhook).
 #[must_use]
 pub fn plan(desired: &Ruleset, packets: &Packets, installed: &InstalledRuleset) -> Vec<Op> {
-    let of = |family| plan_family(family, desired.family(family), packets, installed.family(family));
+    plan_within(Within::All, desired, packets, installed)
+}
+
+/// The same where no chain differs but, maybe, those in `changed`: the others are not looked at.
+#[must_use]
+pub fn plan_changed(
+    changed: &BTreeSet<ChainId>,
+    desired: &Ruleset,
+    packets: &Packets,
+    installed: &InstalledRuleset,
+) -> Vec<Op> {
+    plan_within(Within::Chains(changed), desired, packets, installed)
+}
+
+fn plan_within(within: Within<'_>, desired: &Ruleset, packets: &Packets, installed: &InstalledRuleset) -> Vec<Op> {
+    let of = |family| plan_family(within, family, desired.family(family), packets, installed.family(family));
     Family::BOTH.into_iter().flat_map(of).collect()
+}
+
+/// The chains in which something may differ.
+#[derive(Clone, Copy)]
+enum Within<'a> {
+    All,
+    Chains(&'a BTreeSet<ChainId>),
+}
+
+impl<'a> Within<'a> {
+    /// Those that are in `chains`, the chains of one table.
+    fn of(
+        self,
+        family: Family,
+        table: Table,
+        chains: &'a Chains,
+    ) -> Box<dyn Iterator<Item = (&'a String, &'a Chain)> + 'a> {
+        match self {
+            Self::All => Box::new(chains.iter()),
+            Self::Chains(changed) => {
+                let here = changed
+                    .range((family, table, String::new())..)
+                    .take_while(move |(f, t, _)| (*f, *t) == (family, table));
+                Box::new(here.filter_map(|(_, _, name)| chains.get_key_value(name)))
+            }
+        }
+    }
 }
 
 /// What brings `desired` to a host that has nothing of ours yet.
@@ -26,7 +71,13 @@ pub fn render(desired: &Ruleset) -> Vec<Op> {
     plan(desired, &Packets::default(), &InstalledRuleset::default())
 }
 
-fn plan_family(family: Family, desired: &Rules, packets: &Packets, installed: &Installed) -> Vec<Op> {
+fn plan_family(
+    within: Within<'_>,
+    family: Family,
+    desired: &Rules,
+    packets: &Packets,
+    installed: &Installed,
+) -> Vec<Op> {
     let mut tables = Table::BOTH;
     if desired.is_empty() {
         // Going away, translation stops before acceptance does: a flow is refused rather than dropped half-way.
@@ -35,7 +86,10 @@ fn plan_family(family: Family, desired: &Rules, packets: &Packets, installed: &I
     let steps = |table| {
         let there = installed.table(table);
         let shadow = |builtin: &str, before: usize| shadowing_rule(packets, family, table, there, builtin, before);
-        let steps = plan_table(table, desired.table(table), there, shadow);
+        let chains = desired.table(table);
+        let changed = within.of(family, table, chains).filter(|(chain, rules)| there.ours.get(*chain) != Some(*rules));
+        let gone = within.of(family, table, &there.ours).filter(|(chain, _)| !chains.contains_key(*chain));
+        let steps = plan_table(table, chains, changed, gone, there, shadow);
         steps.into_iter().map(move |step| Op { family, table, step })
     };
     // Before the chains that they lead to, and as above.
@@ -56,13 +110,14 @@ fn unhooked(table: Table, desired: &Chains, there: &InstalledTable) -> Vec<&'sta
 fn plan_table<'a>(
     table: Table,
     desired: &Chains,
+    changed: impl Iterator<Item = (&'a String, &'a Chain)>,
+    gone: impl Iterator<Item = (&'a String, &'a Chain)>,
     there: &'a InstalledTable,
     shadow: impl Fn(&str, usize) -> Option<&'a str>,
 ) -> Vec<Step> {
-    let changed = desired.iter().filter(|(chain, rules)| there.ours.get(*chain) != Some(*rules));
     let mut steps: Vec<Step> =
         changed.map(|(chain, rules)| Step::Replace { chain: chain.clone(), rules: rules.clone() }).collect();
-    for (chain, rules) in there.ours.iter().filter(|(chain, _)| !desired.contains_key(*chain)) {
+    for (chain, rules) in gone {
         let chain = chain.clone();
         // A chain to which somebody else's rule leads cannot be deleted; emptied, it does nothing.
         match there.is_used_by_others(&chain) {

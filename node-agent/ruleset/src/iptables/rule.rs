@@ -7,16 +7,20 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 use sallyport_api::Protocol;
-use sallyport_api::id::RulesDigest;
+use sallyport_api::id::{RulesDigest, Uid};
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_policy::digest::hash_of_lines;
 
 use crate::family::Family;
 use crate::firewall::packet::protocol_name;
+
+/// Version of the rules and of how they are digested; part of every digest.
+const FORMAT: &str = "v2";
 
 /// One rule, without the `-A CHAIN` in front.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,12 +57,12 @@ pub(crate) enum Action {
 impl Rule {
     /// The rule as one that delivers for no forward by itself.
     pub(crate) fn line(&self) -> Line {
-        Line { text: self.to_string(), owner: None }
+        Line { text: self.to_string().into(), owner: None }
     }
 
     /// The rule as one that delivers for the forward with this uid.
-    pub(crate) fn of(&self, owner: &Arc<str>) -> Line {
-        Line { text: self.to_string(), owner: Some(Arc::clone(owner)) }
+    pub(crate) fn of(&self, owner: &Uid) -> Line {
+        Line { text: self.to_string().into(), owner: Some(owner.clone()) }
     }
 }
 
@@ -66,14 +70,14 @@ impl Rule {
 /// kernel has no owner; equal are those that a kernel cannot tell apart.
 #[derive(Clone, Debug)]
 pub struct Line {
-    text: String,
-    owner: Option<Arc<str>>,
+    text: Arc<str>,
+    owner: Option<Uid>,
 }
 
 impl Line {
     /// A rule as it was read.
     #[must_use]
-    pub fn read(text: impl Into<String>) -> Self {
+    pub fn read(text: impl Into<Arc<str>>) -> Self {
         Self { text: text.into(), owner: None }
     }
 
@@ -85,8 +89,8 @@ impl Line {
 
     /// The uid of the forward for which it delivers, or leads to what does; `None` for all others, and for what was read.
     #[must_use]
-    pub fn owner(&self) -> Option<&str> {
-        self.owner.as_deref()
+    pub fn owner(&self) -> Option<&Uid> {
+        self.owner.as_ref()
     }
 }
 
@@ -182,8 +186,70 @@ pub(crate) mod chain {
     pub(crate) const FORWARD: &str = "SALLY-FWD";
 }
 
+/// The rules of one chain, in order. Cheap to clone; chains that share their rules are equal at a glance.
+#[derive(Clone, Debug, Default)]
+pub struct Chain(Arc<Shared>);
+
+#[derive(Clone, Debug, Default)]
+struct Shared {
+    lines: Vec<Line>,
+    /// Made when it is first asked for.
+    digest: OnceLock<String>,
+}
+
+impl Chain {
+    /// Adds a rule at its end.
+    pub fn push(&mut self, line: Line) {
+        let shared = Arc::make_mut(&mut self.0);
+        shared.lines.push(line);
+        shared.digest.take();
+    }
+
+    /// The digest of its rules.
+    fn digest(&self) -> &str {
+        self.0.digest.get_or_init(|| hash_of_lines(FORMAT, self.iter().map(Line::as_str)))
+    }
+}
+
+impl Deref for Chain {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        &self.0.lines
+    }
+}
+
+impl<'a> IntoIterator for &'a Chain {
+    type Item = &'a Line;
+    type IntoIter = std::slice::Iter<'a, Line>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl From<Vec<Line>> for Chain {
+    fn from(lines: Vec<Line>) -> Self {
+        Self(Arc::new(Shared { lines, digest: OnceLock::new() }))
+    }
+}
+
+impl FromIterator<Line> for Chain {
+    fn from_iter<T: IntoIterator<Item = Line>>(lines: T) -> Self {
+        Self::from(lines.into_iter().collect::<Vec<_>>())
+    }
+}
+
+impl PartialEq for Chain {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || **self == **other
+    }
+}
+
+impl Eq for Chain {}
+
 /// Our chains of one table, by name.
-pub type Chains = BTreeMap<String, Vec<Line>>;
+pub type Chains = BTreeMap<String, Chain>;
 
 /// Our rules of one family. With no chain in a table there is no jump to it either.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -246,6 +312,16 @@ impl Ruleset {
         }
     }
 
+    /// Every chain: its family, table and name.
+    pub(crate) fn chains(&self) -> impl Iterator<Item = (Family, Table, &str)> {
+        let of = move |family: Family, table: Table| {
+            self.family(family).table(table).keys().map(move |name| (family, table, name.as_str()))
+        };
+        Family::BOTH
+            .into_iter()
+            .flat_map(move |family| Table::BOTH.into_iter().flat_map(move |table| of(family, table)))
+    }
+
     /// The digest of every rule: equal digests, equal rules.
     #[must_use]
     pub fn digest(&self) -> RulesDigest {
@@ -259,11 +335,12 @@ pub(crate) fn digest_of<'a>(chains: impl Fn(Family, Table) -> &'a Chains) -> Rul
     let lines = Family::BOTH.into_iter().flat_map(|family| {
         Table::BOTH.into_iter().flat_map(move |table| {
             let table_line = std::iter::once(Cow::Owned(format!("{family} {}", table.name())));
-            table_line.chain(chains(family, table).iter().flat_map(|(chain, rules)| {
-                let chain_line = std::iter::once(Cow::Owned(format!(":{chain}")));
-                chain_line.chain(rules.iter().map(|rule| Cow::Borrowed(rule.as_str())))
-            }))
+            table_line.chain(
+                chains(family, table)
+                    .iter()
+                    .flat_map(|(chain, rules)| [Cow::Owned(format!(":{chain}")), Cow::Borrowed(rules.digest())]),
+            )
         })
     });
-    hash_of_lines(lines).into()
+    hash_of_lines(FORMAT, lines).into()
 }

@@ -10,12 +10,13 @@ use std::ops::RangeInclusive;
 
 use sallyport_api::names::MARK_OURS;
 
+use crate::binding::Binding;
 use crate::family::Family;
 use crate::firewall::packet::{Fit, Packet, number, ports};
 use crate::firewall::{FirewallRule, State, Verdict, What, xtables};
 use crate::iptables::installed::InstalledTable;
 use crate::iptables::rule::Table;
-use crate::table::ForwardingTable;
+use crate::table::{ForwardingTable, TableChange};
 
 /// Nested chains are followed this far, which is as far as the kernel goes; a rule deeper than that counts as deciding.
 const DEPTH: usize = 16;
@@ -47,30 +48,69 @@ pub struct Packets {
 /// What requests look like in one place, each property by itself.
 #[derive(Clone, Debug, Default)]
 struct Requests {
-    /// Where they go.
-    to: BTreeSet<IpAddr>,
-    /// To which first and last ports there, by IP protocol number.
-    ports: BTreeMap<u8, BTreeSet<(u16, u16)>>,
+    /// Where they go, and for how many bindings.
+    to: BTreeMap<IpAddr, usize>,
+    /// To which first and last ports there, by IP protocol number, and for how many bindings.
+    ports: BTreeMap<u8, BTreeMap<(u16, u16), usize>>,
+}
+
+impl Requests {
+    fn count(&mut self, to: impl IntoIterator<Item = IpAddr>, protocol: u8, ports: (u16, u16), by: isize) {
+        for ip in to {
+            count(&mut self.to, ip, by);
+        }
+        let of_protocol = self.ports.entry(protocol).or_default();
+        count(of_protocol, ports, by);
+        if of_protocol.is_empty() {
+            self.ports.remove(&protocol);
+        }
+    }
+}
+
+/// So many more of `key`, or less.
+fn count<K: Ord>(counted: &mut BTreeMap<K, usize>, key: K, by: isize) {
+    let now = counted.get(&key).copied().unwrap_or_default().saturating_add_signed(by);
+    if now == 0 {
+        counted.remove(&key);
+    } else {
+        counted.insert(key, now);
+    }
 }
 
 impl Packets {
     /// Those of the forwards in `table`.
     #[must_use]
-    pub fn of(table: &ForwardingTable<'_>) -> Self {
+    pub fn of(table: &ForwardingTable) -> Self {
         let mut packets = Self::default();
-        for binding in &table.bindings {
+        packets.follow(table, &TableChange::all_of(table));
+        packets
+    }
+
+    /// Follows what `change` has done to `table`.
+    pub fn follow(&mut self, table: &ForwardingTable, change: &TableChange) {
+        if change.is_new {
+            *self = Self::default();
+        }
+        for entry in &change.gone {
+            self.count(&table.bindings_of(entry), -1);
+        }
+        for entry in &change.come {
+            self.count(&table.bindings_of(entry), 1);
+        }
+    }
+
+    fn count(&mut self, bindings: &[Binding<'_>], by: isize) {
+        for binding in bindings {
             let [incoming, translated] = match binding.family() {
-                Family::V4 => &mut packets.v4,
-                Family::V6 => &mut packets.v6,
+                Family::V4 => &mut self.v4,
+                Family::V6 => &mut self.v6,
             };
             let (port, protocol) = (binding.port, number(binding.protocol()));
-            incoming.to.insert(binding.listen);
-            incoming.ports.entry(protocol).or_default().insert((port.port, port.end_port));
-            translated.to.extend(binding.targets().filter(|target| target.weight > 0).map(|target| target.ip));
             let last = port.target_port + (port.end_port - port.port);
-            translated.ports.entry(protocol).or_default().insert((port.target_port, last));
+            incoming.count([binding.listen], protocol, (port.port, port.end_port), by);
+            let targets = binding.targets().filter(|target| target.weight > 0).map(|target| target.ip);
+            translated.count(targets, protocol, (port.target_port, last), by);
         }
-        packets
     }
 
     /// Those that pass the built-in chain `builtin`.
@@ -81,9 +121,9 @@ impl Packets {
         };
         let packet = Packet { states: Some(&[State::New]), ..Packet::of(family) };
         let to_all = |requests: &Requests, packet: Packet| -> Vec<Passing> {
-            let destinations: Vec<_> = requests.to.iter().map(|ip| *ip..=*ip).collect();
-            let of_protocol = |(protocol, ports): (&u8, &BTreeSet<(u16, u16)>)| Passing {
-                ports: Some(ports.iter().map(|(first, last)| *first..=*last).collect()),
+            let destinations: Vec<_> = requests.to.keys().map(|ip| *ip..=*ip).collect();
+            let of_protocol = |(protocol, ports): (&u8, &BTreeMap<(u16, u16), usize>)| Passing {
+                ports: Some(ports.keys().map(|(first, last)| *first..=*last).collect()),
                 packet: Packet {
                     protocol: Some(*protocol),
                     destinations: Some(destinations.clone()),

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sallyport_api::GatewayNodeSpec;
 use sallyport_api::forward_slice::SliceForward;
@@ -15,15 +16,15 @@ use sallyport_ruleset::table::ForwardingTable;
 use crate::scene::{NodeFile, Scene};
 
 /// A table and what becomes of it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Compiled<'a> {
-    pub table: ForwardingTable<'a>,
+#[derive(Debug)]
+pub struct Compiled {
+    pub table: ForwardingTable,
     pub ruleset: Ruleset,
 }
 
 /// What a node that has `facts` makes of `forwards`.
-pub fn compile<'a>(node: &GatewayNodeSpec, forwards: &[&'a SliceForward], facts: &NodeFacts<'_>) -> Compiled<'a> {
-    let table = ForwardingTable::new(node, forwards, facts);
+pub fn compile(node: &GatewayNodeSpec, forwards: &[&Arc<SliceForward>], facts: &NodeFacts<'_>) -> Compiled {
+    let table = ForwardingTable::new(node, forwards.iter().copied(), facts);
     Compiled { ruleset: lower(&table), table }
 }
 
@@ -40,14 +41,14 @@ impl NodeFile {
 
 impl Scene {
     /// Compiles `decision` for `node`, before anything expires; `None` where no pool selects it.
-    pub fn compile<'a>(decision: &'a Decision, node: &NodeFile) -> Option<Compiled<'a>> {
+    pub fn compile(decision: &Decision, node: &NodeFile) -> Option<Compiled> {
         Self::compile_at(decision, node, Moment::default())
     }
 
     /// The same at `now`.
-    pub fn compile_at<'a>(decision: &'a Decision, node: &NodeFile, now: Moment) -> Option<Compiled<'a>> {
+    pub fn compile_at(decision: &Decision, node: &NodeFile, now: Moment) -> Option<Compiled> {
         let spec = decision.nodes.get(&node.name)?;
-        let forwards: Vec<&SliceForward> = decision
+        let forwards: Vec<&Arc<SliceForward>> = decision
             .slices
             .values()
             .filter(|slice| slice.pool == spec.pool)

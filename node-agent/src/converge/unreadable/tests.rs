@@ -117,7 +117,8 @@ async fn a_forward_stays_and_its_sources_are_put_right_whatever_somebody_did_to_
     scene.pass(&two).await;
     let before = scene.converger.engine.rules().await;
     let sources = before.v4.nat.ours.keys().find(|chain| chain.starts_with("SALLY-S-")).unwrap().clone();
-    scene.converger.engine.rules.installed.v4.nat.ours.get_mut(&sources).unwrap().remove(0);
+    let chain = scene.converger.engine.rules.installed.v4.nat.ours.get_mut(&sources).unwrap();
+    *chain = chain[1..].to_vec().into();
     scene.add_native(Family::V4, Table::Nat);
     let report = scene.pass(&two).await;
     assert_eq!(refused(&report), ["f8000 TableUnreadable"]);
@@ -365,7 +366,7 @@ async fn a_preview_says_what_waits_and_shows_what_goes() {
     scene.add_native(Family::V4, Table::Nat);
     let preview = scene
         .converger
-        .preview(&intents(&text(&[8001])), Waiting::default(), &NodeFacts::of(&local(), Moment::default()))
+        .preview(&Rc::new(intents(&text(&[8001]))), Waiting::default(), &NodeFacts::of(&local(), Moment::default()))
         .await
         .unwrap();
     assert_eq!(preview.unreadable, ["IPv4: cannot read table nat"]);

@@ -5,13 +5,14 @@
 //! it; what cannot be understood keeps its last good form.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
 use sallyport_api::id::Uid;
 
-use crate::intents::Intents;
+use crate::intents::{Intents, sharing};
 use crate::source::cluster::slice::{Decoded, Entry, NotUnderstood, Unsupported};
 
 /// The node's configuration and slices, with what is wrong with them.
@@ -26,6 +27,10 @@ pub(crate) struct Knowledge {
     /// The pool whose slices were listed completely.
     listed_pool: Option<String>,
     slices: BTreeMap<String, Slice>,
+    /// In how many slices each forward is: one is copied before it leaves its old slice.
+    copies: HashMap<Uid, usize>,
+    /// Those that are in several.
+    moving: HashSet<Uid>,
 }
 
 /// A slice, and what is wrong with it.
@@ -34,7 +39,7 @@ struct Slice {
     /// Generation of `content`; not known of what was taken up after a restart.
     generation: Option<i64>,
     /// Last good content; a forward that is not understood is there in its previous version, if it had one.
-    content: ForwardSliceSpec,
+    content: Arc<ForwardSliceSpec>,
     unsupported: Vec<Unsupported>,
     /// Gone without having been emptied.
     missing: bool,
@@ -52,8 +57,9 @@ impl Knowledge {
     /// Takes up what was last known before a restart.
     pub(crate) fn restore(&mut self, intents: &Intents) {
         self.node = Some(intents.node.clone());
-        let slices = intents.slices.iter();
-        self.slices = slices.map(|(name, content)| (name.clone(), Slice::new(content.clone()))).collect();
+        for (name, content) in &intents.slices {
+            self.set(name, Some(Slice::new(Arc::clone(content))));
+        }
     }
 
     /// The pool whose slices concern this node.
@@ -107,7 +113,10 @@ impl Knowledge {
     /// These are all slices of `pool`.
     pub(crate) fn slices_are(&mut self, pool: &str, list: BTreeMap<String, Result<Decoded, NotUnderstood>>) {
         // A node that changed its pool carries nothing of the former one, from the moment that it knows the new one.
-        self.slices.retain(|_, slice| slice.content.pool == pool);
+        let others = self.slices.iter().filter(|(_, slice)| slice.content.pool != pool);
+        for name in others.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.set(&name, None);
+        }
         for (name, slice) in &mut self.slices {
             if !list.contains_key(name) {
                 slice.vanish();
@@ -144,11 +153,13 @@ impl Knowledge {
         }
         let places = self.places();
         let slices = self.slices.iter().map(|(name, slice)| {
-            let ForwardSliceSpec { pool, hash, forwards, planned } = &slice.content;
-            let here = |forward: &&SliceForward| places.get(&forward.uid).is_none_or(|place| *place == name);
-            let forwards = forwards.iter().filter(here).cloned().collect();
-            let (pool, hash, planned) = (pool.clone(), hash.clone(), planned.clone());
-            (name.clone(), ForwardSliceSpec { pool, hash, forwards, planned })
+            let elsewhere = |uid: &Uid| places.get(uid).is_some_and(|place| *place != name);
+            if places.is_empty() || !slice.content.forwards.iter().any(|forward| elsewhere(&forward.uid)) {
+                return (name.clone(), Arc::clone(&slice.content));
+            }
+            let mut content = ForwardSliceSpec::clone(&slice.content);
+            content.forwards.retain(|forward| !elsewhere(&forward.uid));
+            (name.clone(), Arc::new(content))
         });
         Some(Intents { node: node.clone(), slices: slices.collect() })
     }
@@ -199,30 +210,55 @@ impl Knowledge {
             Ok(decoded) => decoded,
             Err(error) => {
                 let (hash, forwards, planned) = Default::default();
-                let content = ForwardSliceSpec { pool, hash, forwards, planned };
-                let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice::new(content));
+                let nothing = ForwardSliceSpec { pool, hash, forwards, planned };
+                let slice = self.slices.entry(name.to_owned()).or_insert_with(|| Slice::new(Arc::new(nothing)));
                 slice.problem = Some(error.to_string());
                 slice.missing = false;
                 return;
             }
         };
-        let (hash, planned) = (decoded.hash, decoded.planned);
-        let mut slice = Slice::new(ForwardSliceSpec { pool, hash, forwards: Vec::new(), planned });
-        slice.generation = Some(decoded.generation);
+        let (mut forwards, mut unsupported) = (Vec::new(), Vec::new());
         for entry in decoded.forwards {
             match entry {
-                Entry::Understood(forward) => slice.content.forwards.push(forward),
-                Entry::Unsupported(unsupported) => {
-                    slice.content.forwards.extend(self.last_good(name, &unsupported.uid).cloned());
-                    slice.unsupported.push(unsupported);
+                Entry::Understood(forward) => forwards.push(forward),
+                Entry::Unsupported(found) => {
+                    forwards.extend(self.last_good(name, &found.uid).cloned());
+                    unsupported.push(found);
                 }
             }
         }
-        self.slices.insert(name.to_owned(), slice);
+        let content = ForwardSliceSpec { pool, hash: decoded.hash, forwards, planned: decoded.planned };
+        let content = sharing(content, self.slices.get(name).map(|before| &before.content));
+        self.set(name, Some(Slice { generation: Some(decoded.generation), unsupported, ..Slice::new(content) }));
+    }
+
+    /// From now on, the slice of this name is this one, or none.
+    fn set(&mut self, name: &str, slice: Option<Slice>) {
+        for forward in slice.iter().flat_map(|slice| &slice.content.forwards) {
+            let copies = self.copies.entry(forward.uid.clone()).or_default();
+            *copies += 1;
+            if *copies > 1 {
+                self.moving.insert(forward.uid.clone());
+            }
+        }
+        let before = match slice {
+            Some(slice) => self.slices.insert(name.to_owned(), slice),
+            None => self.slices.remove(name),
+        };
+        for forward in before.iter().flat_map(|before| &before.content.forwards) {
+            if let Some(copies) = self.copies.get_mut(&forward.uid) {
+                *copies -= 1;
+                match *copies {
+                    0 => drop(self.copies.remove(&forward.uid)),
+                    1 => drop(self.moving.remove(&forward.uid)),
+                    _ => {}
+                }
+            }
+        }
     }
 
     /// The last good version of a forward: in the same slice, or wherever it lived before.
-    fn last_good(&self, slice: &str, uid: &Uid) -> Option<&SliceForward> {
+    fn last_good(&self, slice: &str, uid: &Uid) -> Option<&Arc<SliceForward>> {
         let same = self.slices.get(slice).into_iter();
         same.chain(self.slices.values())
             .find_map(|slice| slice.content.forwards.iter().find(|forward| forward.uid == *uid))
@@ -230,22 +266,28 @@ impl Knowledge {
 
     /// A missing slice holds nothing that lives elsewhere, and goes with its last forward.
     fn prune(&mut self) {
-        if self.slices.values().any(|slice| slice.missing) {
+        let missing = self.slices.iter().filter(|(_, slice)| slice.missing);
+        for name in missing.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             let present = self.slices.values().filter(|slice| !slice.missing);
-            let living: HashSet<Uid> =
-                present.flat_map(|slice| slice.content.forwards.iter().map(|forward| forward.uid.clone())).collect();
-            for slice in self.slices.values_mut().filter(|slice| slice.missing) {
-                slice.content.forwards.retain(|forward| !living.contains(&forward.uid));
+            let living: HashSet<&Uid> =
+                present.flat_map(|slice| &slice.content.forwards).map(|forward| &forward.uid).collect();
+            let Some(slice) = self.slices.get(&name) else { continue };
+            let mut content = ForwardSliceSpec::clone(&slice.content);
+            content.forwards.retain(|forward| !living.contains(&forward.uid));
+            if content.forwards.is_empty() {
+                self.set(&name, None);
+            } else if content.forwards.len() < slice.content.forwards.len() {
+                let slice = Slice { content: Arc::new(content), ..slice.clone() };
+                self.set(&name, Some(slice));
             }
         }
-        self.slices.retain(|_, slice| !slice.missing || !slice.content.forwards.is_empty());
     }
 
-    /// The slice of each forward that is in several: a forward is copied before it leaves its old slice.
+    /// The slice that counts for each forward that is in several: the one where it is newest.
     fn places(&self) -> HashMap<&Uid, &String> {
         let mut best: HashMap<&Uid, (i64, &String)> = HashMap::new();
-        for (name, slice) in &self.slices {
-            for forward in &slice.content.forwards {
+        for (name, slice) in self.slices.iter().filter(|_| !self.moving.is_empty()) {
+            for forward in slice.content.forwards.iter().filter(|forward| self.moving.contains(&forward.uid)) {
                 let place = best.entry(&forward.uid).or_insert((forward.generation, name));
                 if forward.generation > place.0 {
                     *place = (forward.generation, name);
@@ -257,7 +299,7 @@ impl Knowledge {
 }
 
 impl Slice {
-    fn new(content: ForwardSliceSpec) -> Self {
+    fn new(content: Arc<ForwardSliceSpec>) -> Self {
         Self { generation: None, content, unsupported: Vec::new(), missing: false, problem: None }
     }
 
@@ -265,7 +307,7 @@ impl Slice {
         self.missing = true;
         self.problem = None;
         self.unsupported.clear();
-        self.content.planned.clear();
+        Arc::make_mut(&mut self.content).planned.clear();
     }
 }
 

@@ -91,7 +91,7 @@ impl Reporter {
     fn look_up_routes(&mut self, intents: &Intents, report: &PassReport) {
         let Ok(report) = &report.outcome else { return };
         let failed: BTreeSet<_> = report.failures.iter().map(|failure| &failure.forward).collect();
-        let forwards = intents.forwards().into_iter().filter(|forward| !failed.contains(&forward.r#ref));
+        let forwards = intents.forwards().filter(|forward| !failed.contains(&forward.r#ref));
         let masqueraded = forwards.filter(|forward| forward.intent.source_nat == SourceNatMode::Masquerade);
         let targets: BTreeSet<IpAddr> =
             masqueraded.flat_map(|forward| forward.intent.targets.iter().map(|target| target.ip)).collect();

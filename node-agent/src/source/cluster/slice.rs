@@ -3,6 +3,8 @@
 //! One forward that this version does not understand spoils neither its slice nor the others: its name, uid and hash
 //! are read apart from its intent.
 
+use std::sync::Arc;
+
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::id::{IntentHash, SliceHash, Uid};
 use sallyport_policy::digest::{intent_hash, slice_hash_of};
@@ -37,14 +39,14 @@ pub(crate) struct Decoded {
     /// In the order of the slice.
     pub forwards: Vec<Entry>,
     /// Those that are only planned and that this version understands; of the others nothing is reported.
-    pub planned: Vec<SliceForward>,
+    pub planned: Vec<Arc<SliceForward>>,
 }
 
 /// A forward of a slice.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Entry {
     /// Its hash was recomputed from the intent.
-    Understood(SliceForward),
+    Understood(Arc<SliceForward>),
     /// It is newer than this agent.
     Unsupported(Unsupported),
 }
@@ -86,7 +88,7 @@ pub(crate) fn decode(spec: Value, generation: i64) -> Result<Decoded, NotUnderst
         let unsupported =
             |message| Entry::Unsupported(Unsupported { uid: head.uid.clone(), forward: head.r#ref.clone(), message });
         forwards.push(match SliceForward::deserialize(&value) {
-            Ok(forward) if intent_hash(&forward.intent) == forward.hash => Entry::Understood(forward),
+            Ok(forward) if intent_hash(&forward.intent) == forward.hash => Entry::Understood(Arc::new(forward)),
             Ok(_) => unsupported(
                 "the intent does not match its hash: it has a field that this agent does not know; upgrade the agent"
                     .to_owned(),
@@ -96,7 +98,8 @@ pub(crate) fn decode(spec: Value, generation: i64) -> Result<Decoded, NotUnderst
         pairs.push((head.uid, head.hash));
     }
     let hash = slice_hash_of(pairs.iter().map(|(uid, hash)| (uid, hash)).collect());
-    let planned = outer.planned.iter().filter_map(|value| SliceForward::deserialize(value).ok()).collect();
+    let planned = outer.planned.iter().filter_map(|value| Some(Arc::new(SliceForward::deserialize(value).ok()?)));
+    let planned = planned.collect();
     Ok(Decoded { generation, pool: outer.pool, hash, forwards, planned })
 }
 
@@ -108,8 +111,8 @@ mod tests {
     use super::*;
     use crate::converge::fake::{forward, intents};
 
-    fn two() -> Vec<SliceForward> {
-        intents(&(forward("a", 8000) + &forward("b", 8001))).forwards().into_iter().cloned().collect()
+    fn two() -> Vec<Arc<SliceForward>> {
+        intents(&(forward("a", 8000) + &forward("b", 8001))).forwards().cloned().collect()
     }
 
     fn decoded(change: impl Fn(&mut Value)) -> Decoded {

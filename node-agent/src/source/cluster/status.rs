@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sallyport_api::condition::{ConditionType, Reason, upsert};
-use sallyport_api::forward_slice::ForwardRef;
+use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_node::{
     DrainingForward, Drift, ForwardFailure, GatewayNodeStatus, NodePlan, NodeState, ObservedNodeState, ObservedSlice,
     SliceState,
@@ -120,8 +121,8 @@ fn observed_slices(previous: &GatewayNodeStatus, facts: &Facts<'_>, failures: &[
     let slices = facts.intents.slices.iter().filter(|(_, slice)| slice.hash != SliceHash::default());
     let mut observed: Vec<ObservedSlice> = slices
         .map(|(name, slice)| {
-            let here =
-                slice.forwards.iter().filter(|forward| failed.contains(&forward.r#ref)).map(|forward| &forward.uid);
+            let failed = |forward: &&Arc<SliceForward>| !failed.is_empty() && failed.contains(&forward.r#ref);
+            let here = slice.forwards.iter().filter(failed).map(|forward| &forward.uid);
             let unsupported = facts.knowledge.unsupported().filter(|(slice, _)| slice == name);
             let prefixes: BTreeSet<UidPrefix> =
                 here.chain(unsupported.map(|(_, found)| &found.uid)).map(Uid::prefix).collect();

@@ -7,7 +7,7 @@ use sallyport_api::testing::Forward;
 use super::*;
 use crate::manifest;
 
-type Held = BTreeMap<String, ForwardSliceSpec>;
+type Held = BTreeMap<String, Arc<ForwardSliceSpec>>;
 
 fn objects(text: &str) -> Vec<Object> {
     manifest::read(&mut text.as_bytes()).into_iter().map(|document| document.expect(text)).collect()
@@ -36,7 +36,7 @@ fn decide(text: &str, held: &Held, broken: Option<&str>) -> (Intents, Vec<String
 }
 
 fn names(intents: &Intents) -> Vec<String> {
-    let mut names: Vec<String> = intents.forwards().iter().map(|forward| forward.r#ref.to_string()).collect();
+    let mut names: Vec<String> = intents.forwards().map(|forward| forward.r#ref.to_string()).collect();
     names.sort();
     names
 }
@@ -153,7 +153,7 @@ fn a_pool_that_is_not_understood_does_not_open_the_host() {
     let limited = pool("{}", "").replace("- name: g\n", "- name: g\n      maxLifetime: 100s\n");
     let old = forward("old", "one", 8000);
     let (before, _) = decide(&(limited + &old), &Held::new(), None);
-    assert_eq!(before.forwards()[0].intent.expires_at, Some(Moment(100)));
+    assert_eq!(before.forwards().next().unwrap().intent.expires_at, Some(Moment(100)));
     let (intents, _) = decide(&old, &before.slices, Some("pool.yaml"));
     assert_eq!(intents.slices, before.slices);
 }

@@ -9,7 +9,7 @@ use super::*;
 /// A slice of the pool `p` with these forwards, each a uid and a hash; its hash is the list itself.
 fn slice(name: &str, forwards: &[(&str, &str)]) -> Arc<ForwardSlice> {
     let of = |(uid, hash): &(&str, &str)| Forward::tcp(&format!("n/{uid}"), 80).slice_forward(|_| (*hash).into());
-    let list = forwards.iter().map(of).collect();
+    let list = forwards.iter().map(of).map(Arc::new).collect();
     let spec = ForwardSliceSpec { pool: "p".into(), hash: hash(forwards), forwards: list, planned: Vec::new() };
     Arc::new(ForwardSlice::new(name, spec))
 }

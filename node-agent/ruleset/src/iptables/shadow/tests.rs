@@ -5,8 +5,8 @@ use super::*;
 /// 3306 to 10.30.1.79 and 3400-3409 to 10.30.1.81, on 10.30.1.78.
 pub(crate) fn packets() -> Packets {
     let seen = |to: &[&str]| Requests {
-        to: to.iter().map(|ip| ip.parse().unwrap()).collect(),
-        ports: [(6, [(3306, 3306), (3400, 3409)].into())].into(),
+        to: to.iter().map(|ip| (ip.parse().unwrap(), 1)).collect(),
+        ports: [(6, [((3306, 3306), 1), ((3400, 3409), 1)].into())].into(),
     };
     Packets { v4: [seen(&["10.30.1.78"]), seen(&["10.30.1.79", "10.30.1.81"])], v6: Default::default() }
 }

@@ -8,11 +8,11 @@ use sallyport_policy::digest::{intent_hash, slice_hash};
 use super::*;
 use crate::converge::fake::{forward, intents};
 
-fn one(name: &str, port: u16) -> SliceForward {
-    intents(&forward(name, port)).forwards()[0].clone()
+fn one(name: &str, port: u16) -> Arc<SliceForward> {
+    intents(&forward(name, port)).forwards().next().unwrap().clone()
 }
 
-fn slice(forwards: &[SliceForward]) -> Decoded {
+fn slice(forwards: &[Arc<SliceForward>]) -> Decoded {
     let entries = forwards.iter().cloned().map(Entry::Understood).collect();
     Decoded {
         generation: 1,
@@ -23,7 +23,7 @@ fn slice(forwards: &[SliceForward]) -> Decoded {
     }
 }
 
-fn list(slices: &[(&str, &[SliceForward])]) -> BTreeMap<String, Result<Decoded, NotUnderstood>> {
+fn list(slices: &[(&str, &[Arc<SliceForward>])]) -> BTreeMap<String, Result<Decoded, NotUnderstood>> {
     slices.iter().map(|(name, forwards)| ((*name).to_owned(), Ok(slice(forwards)))).collect()
 }
 
@@ -47,8 +47,8 @@ fn informed() -> Knowledge {
 /// The names of the forwards of each slice.
 fn shape(knowledge: &Knowledge) -> Vec<(String, Vec<String>)> {
     let slices = knowledge.intents().expect("known").slices;
-    let names = |slice: ForwardSliceSpec| slice.forwards.into_iter().map(|forward| forward.r#ref.name).collect();
-    slices.into_iter().map(|(name, slice)| (name, names(slice))).collect()
+    let names = |slice: &ForwardSliceSpec| slice.forwards.iter().map(|forward| forward.r#ref.name.clone()).collect();
+    slices.iter().map(|(name, slice)| (name.clone(), names(slice))).collect()
 }
 
 fn shaped(expected: &[(&str, &[&str])]) -> Vec<(String, Vec<String>)> {
@@ -139,7 +139,7 @@ fn a_forward_that_is_copied_before_it_moves_is_there_once() {
     let mut knowledge = informed();
     knowledge.slice_is("s1", Ok(slice(&[one("b", 8001)])));
     assert_eq!(shape(&knowledge), shaped(&[("s0", &["a", "b"]), ("s1", &[])]));
-    let newer = SliceForward { generation: 2, ..one("b", 8002) };
+    let newer = Arc::new(SliceForward { generation: 2, ..SliceForward::clone(&one("b", 8002)) });
     knowledge.slice_is("s1", Ok(slice(&[newer])));
     assert_eq!(shape(&knowledge), shaped(&[("s0", &["a"]), ("s1", &["b"])]), "the newer one counts");
     knowledge.slice_is("s0", Ok(slice(&[one("a", 8000)])));
@@ -218,7 +218,7 @@ fn a_forward_that_is_not_understood_keeps_its_previous_version_if_it_had_one() {
     };
     knowledge.slice_is("s0", Ok(content.clone()));
     let slice = knowledge.intents().unwrap().slices.remove("s0").unwrap();
-    assert_eq!((slice.hash.as_str(), slice.forwards), ("v1:new", vec![one("a", 8000), one("b", 9001)]));
+    assert_eq!((slice.hash.as_str(), slice.forwards.clone()), ("v1:new", vec![one("a", 8000), one("b", 9001)]));
     let found: Vec<_> = knowledge.unsupported().map(|(slice, found)| (slice, found.forward.name.as_str())).collect();
     assert_eq!(found, [("s0", "a"), ("s0", "never-seen")]);
 
@@ -238,7 +238,7 @@ fn a_forward_that_is_not_understood_keeps_its_previous_version_if_it_had_one() {
 fn a_plan_is_known_with_its_slice_and_goes_with_it() {
     let mut knowledge = informed();
     let planned =
-        |knowledge: &Knowledge| -> Vec<SliceForward> { knowledge.intents().unwrap().planned().cloned().collect() };
+        |knowledge: &Knowledge| -> Vec<Arc<SliceForward>> { knowledge.intents().unwrap().planned().cloned().collect() };
     knowledge.slice_is("s1", Ok(Decoded { planned: vec![one("c", 8002)], ..slice(&[]) }));
     assert_eq!(planned(&knowledge), [one("c", 8002)]);
     assert_eq!(shape(&knowledge), shaped(&[("s0", &["a", "b"]), ("s1", &[])]));

@@ -28,7 +28,7 @@ struct Scene {
 
 fn scene(change: impl Fn(&mut serde_json::Value)) -> Scene {
     let wanted = intents(&(forward("a", 8000) + &forward("b", 8001)));
-    let mut spec = json!({ "pool": "default", "forwards": wanted.forwards() });
+    let mut spec = json!({ "pool": "default", "forwards": wanted.forwards().collect::<Vec<_>>() });
     change(&mut spec);
     let mut knowledge = Knowledge::new("gw1");
     knowledge.node_is(Ok(wanted.node.clone()));
@@ -135,7 +135,7 @@ fn a_failed_pass_leaves_pending_what_was_not_read_back() {
 
     let mut before = scene.intents.clone();
     before.slices.insert("s1".to_owned(), before.slices["s0"].clone());
-    before.slices.get_mut("s0").unwrap().forwards.pop();
+    Arc::make_mut(before.slices.get_mut("s0").unwrap()).forwards.pop();
     let changed = scene.status(&good, Some(&before), failed(engine_error(), None));
     assert_eq!(changed.observed_slices[0].state, SliceState::Pending, "other content than was read back");
     let unchanged = scene.status(&good, Some(&scene.intents), failed(engine_error(), None));
@@ -169,7 +169,7 @@ fn the_reason_tells_what_kind_of_failure_it_is() {
 #[test]
 fn each_forward_that_cannot_be_carried_is_listed_with_its_slice() {
     let scene = scene(|spec| spec["forwards"][0]["intent"]["sourceNat"] = json!("Teleport"));
-    let b = scene.intents.forwards()[0].clone();
+    let b = scene.intents.forwards().next().unwrap().clone();
     let failure = Failure { forward: b.r#ref.clone(), reason: Reason::PortConflict, message: "x".repeat(3000) };
     let report = Report { failures: vec![failure], ..Report::default() };
     let status = scene.status(&GatewayNodeStatus::default(), Some(&scene.intents), ended(Ok(report)));
@@ -284,7 +284,7 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
     let place = "table inet filter, chain forward".to_owned();
     let conflict = Conflict { place, remedy: "run `nft insert rule …`".to_owned() };
     let blocked = Failure {
-        forward: scene.intents.forwards()[0].r#ref.clone(),
+        forward: scene.intents.forwards().next().unwrap().r#ref.clone(),
         reason: Reason::HostFirewallConflict,
         message: format!("its packets are dropped by {conflict}"),
     };
