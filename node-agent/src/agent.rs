@@ -255,7 +255,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             self.sockets_read = begun;
             // Who may be admitted depends on no time.
             let facts = NodeFacts::of(&self.host.addresses, Moment::default());
-            if self.host.port_gate.is_freed(&self.converger.engine, intents, &facts, begun) {
+            if self.host.port_gate.is_freed(&*self.converger.network, intents, &facts, begun) {
                 return self.pass(intents, "port freed").await;
             }
         }

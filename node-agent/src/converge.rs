@@ -15,6 +15,7 @@ use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_api::id::RulesDigest;
 use sallyport_engine::iptables::remove_unused;
+use sallyport_engine::network::Network;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
@@ -116,8 +117,10 @@ enum Reading {
 
 /// Keeps one kernel equal to intents.
 pub struct Converger<E> {
-    /// The backend.
+    /// What puts the rules into the kernel.
     pub engine: E,
+    /// What there is beside them.
+    pub network: Rc<dyn Network>,
     /// `None` where no kernel is involved.
     sysctl: Option<Sysctl>,
     /// What the kernel was last read with.
@@ -145,9 +148,10 @@ pub struct Converger<E> {
 
 impl<E: Engine> Converger<E> {
     /// Knows nothing of the kernel yet.
-    pub fn new(engine: E, sysctl: Option<Sysctl>) -> Self {
+    pub fn new(engine: E, network: Rc<dyn Network>, sysctl: Option<Sysctl>) -> Self {
         Self {
             engine,
+            network,
             sysctl,
             installed: None,
             table: ForwardingTable::default(),
@@ -222,7 +226,7 @@ impl<E: Engine> Converger<E> {
         // An intent may say something else about connections while its rules stay as they are.
         if !self.connections.is_settled(intents, &report.failures) {
             let allowed = Allowed::new(&self.table);
-            let conntrack = self.engine.conntrack()?;
+            let conntrack = self.network.conntrack()?;
             report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &report.failures)?;
         }
         if let Some(reach) = &reach {
@@ -305,7 +309,7 @@ impl<E: Engine> Converger<E> {
     /// Counts them again when it is time to; whether it did.
     pub fn recount(&mut self) -> Result<bool, Error> {
         let due = self.connections.is_recount_due();
-        if due && let Some(conntrack) = self.engine.conntrack()? {
+        if due && let Some(conntrack) = self.network.conntrack()? {
             self.connections.recount(&conntrack)?;
         }
         Ok(due)

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use sallyport_engine::Engine;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::{Iptables, Variant};
+use sallyport_engine::network::{Namespace, NoKernel};
 use sallyport_ruleset::facts::NodeFacts;
 
 use crate::args::HostArgs;
@@ -35,11 +36,12 @@ pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode>
     if let Some(intents) = &intents {
         let found = match backend::choose(args.backend, intents.node.backend).await? {
             Backend::DryRun => {
-                preview(Converger::new(DryRun::default(), None), None, intents, &source, &mut host).await?
+                preview(Converger::new(DryRun::default(), Rc::new(NoKernel), None), None, intents, &source, &mut host)
+                    .await?
             }
             Backend::Iptables(variant) => {
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
-                let converger = Converger::new(Iptables::new(variant), Some(sysctl));
+                let converger = Converger::new(Iptables::new(variant), Rc::new(Namespace), Some(sysctl));
                 preview(converger, Some(variant), intents, &source, &mut host).await?
             }
         };

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::id::{IntentHash, Uid};
 use sallyport_engine::Engine;
+use sallyport_engine::network::Network;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::iptables::layout::lower;
 use sallyport_ruleset::listener::{Endpoint, Listener};
@@ -135,7 +136,7 @@ impl PortGate {
             Gate::Admitted => true,
             Gate::Waiting(wait) => current.get(uid) == Some(&&wait.hash),
         });
-        let listeners = if outside.is_empty() { Ok(None) } else { converger.engine.listeners() };
+        let listeners = if outside.is_empty() { Ok(None) } else { converger.network.listeners() };
         match listeners {
             Ok(None) => {}
             Ok(Some(listeners)) => {
@@ -252,9 +253,9 @@ impl PortGate {
     }
 
     /// Whether one that waits may be admitted.
-    pub(crate) fn is_freed<E: Engine>(
+    pub(crate) fn is_freed(
         &mut self,
-        engine: &E,
+        network: &dyn Network,
         intents: &Intents,
         facts: &NodeFacts<'_>,
         now: Instant,
@@ -262,7 +263,7 @@ impl PortGate {
         if self.gates.values().all(|gate| matches!(gate, Gate::Admitted)) {
             return false;
         }
-        let Ok(Some(listeners)) = engine.listeners() else { return false };
+        let Ok(Some(listeners)) = network.listeners() else { return false };
         let sockets = SocketView::of(intents, &NodeFacts { listeners: &listeners, ..*facts });
         for forward in intents.forwards() {
             if let Some(Gate::Waiting(wait)) = self.gates.get_mut(&forward.uid) {

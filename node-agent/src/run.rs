@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use sallyport_api::gateway_pool::FirewallBackend;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::Iptables;
+use sallyport_engine::network::{Namespace, NoKernel};
 use sallyport_engine::route::events::RouteEvents;
 use sallyport_engine::sysctl::Sysctl;
 use sallyport_runtime::shutdown::Shutdown;
@@ -67,14 +68,14 @@ async fn drive<S: Source>(
         let backend = backend::choose(args.backend, pool).await?;
         let ended = match backend {
             Backend::DryRun => {
-                let converger = Converger::new(DryRun::default(), None);
+                let converger = Converger::new(DryRun::default(), Rc::new(NoKernel), None);
                 let mut agent = Agent::new(converger, pool, &mut host, &mut source, metrics.clone(), &mut log);
                 agent.run(&mut intents, once, &routes, &mut shutdown).await
             }
             Backend::Iptables(variant) => {
                 backend::close_lock();
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
-                let converger = Converger::new(Iptables::new(variant), Some(sysctl));
+                let converger = Converger::new(Iptables::new(variant), Rc::new(Namespace), Some(sysctl));
                 let mut agent = Agent::new(converger, pool, &mut host, &mut source, metrics.clone(), &mut log);
                 agent.take_over(last_good.as_ref(), backend, variant);
                 agent.run(&mut intents, once, &routes, &mut shutdown).await

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::SliceForward;
-use sallyport_engine::Engine;
 use sallyport_engine::listeners::process_of;
+use sallyport_engine::network::Network;
 use sallyport_ruleset::binding::bindings;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::listener::{Listener, in_the_way};
@@ -38,13 +38,13 @@ impl<'a> SocketView<'a> {
 }
 
 /// Why a forward that this host never carried would have to wait.
-pub(crate) fn refusal<E: Engine>(
-    engine: &E,
+pub(crate) fn refusal(
+    network: &dyn Network,
     forward: &SliceForward,
     intents: &Intents,
     facts: &NodeFacts<'_>,
 ) -> Option<Failure> {
-    let listeners = engine.listeners().ok()??;
+    let listeners = network.listeners().ok()??;
     let sockets = SocketView::of(intents, &NodeFacts { listeners: &listeners, ..*facts });
     sockets.in_the_way(forward).first().map(|listener| in_use(forward, listener))
 }

@@ -4,9 +4,7 @@ use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::op::Op;
 use sallyport_ruleset::iptables::restore::restore;
-use sallyport_ruleset::listener::Listener;
 
-use crate::conntrack::Conntrack;
 use crate::iptables::NftObject;
 use crate::{Engine, Error};
 
@@ -44,14 +42,6 @@ impl Engine for DryRun {
 
     fn would_create(&self) -> Result<Vec<NftObject>, Error> {
         Ok(Vec::new())
-    }
-
-    fn conntrack(&self) -> Result<Option<Conntrack>, Error> {
-        Ok(None)
-    }
-
-    fn listeners(&self) -> Result<Option<Vec<Listener>>, Error> {
-        Ok(None)
     }
 }
 

@@ -19,15 +19,12 @@ use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset, Instal
 use sallyport_ruleset::iptables::op::{Op, Step};
 use sallyport_ruleset::iptables::restore::restore;
 use sallyport_ruleset::iptables::rule::Table;
-use sallyport_ruleset::listener::Listener;
 
 pub use self::detect::{Detected, detect};
 use self::lock::Lock;
 pub use self::nft_objects::{NftObject, remove_unused};
 use crate::command;
-use crate::conntrack::Conntrack;
 use crate::generation::Generation;
-use crate::listeners::listeners;
 use crate::{Engine, Error, netlink};
 
 /// "Protocol not supported" and "invalid argument" (`include/uapi/asm-generic/errno{,-base}.h`).
@@ -319,13 +316,5 @@ impl Engine for Iptables {
             Variant::Nft => nft_objects::missing()?,
             Variant::Legacy => Vec::new(),
         })
-    }
-
-    fn conntrack(&self) -> Result<Option<Conntrack>, Error> {
-        Ok(Some(Conntrack::open()?))
-    }
-
-    fn listeners(&self) -> Result<Option<Vec<Listener>>, Error> {
-        Ok(Some(listeners()?))
     }
 }

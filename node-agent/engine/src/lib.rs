@@ -10,14 +10,13 @@ pub mod generation;
 pub mod iptables;
 pub mod listeners;
 pub mod netlink;
+pub mod network;
 pub mod route;
 pub mod sysctl;
 
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::op::Op;
-use sallyport_ruleset::listener::Listener;
 
-use crate::conntrack::Conntrack;
 use crate::iptables::NftObject;
 
 /// What can go wrong with a backend.
@@ -56,10 +55,4 @@ pub trait Engine {
 
     /// Chains and tables that [`Self::apply`] would bring into being, beside our own, by putting rules into them.
     fn would_create(&self) -> Result<Vec<NftObject>, Error>;
-
-    /// Connection tracking beside these rules; none where no kernel is involved.
-    fn conntrack(&self) -> Result<Option<Conntrack>, Error>;
-
-    /// The sockets that listen beside these rules; `None` where no kernel is involved.
-    fn listeners(&self) -> Result<Option<Vec<Listener>>, Error>;
 }

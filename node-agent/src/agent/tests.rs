@@ -10,7 +10,7 @@ use sallyport_ruleset::table::Failure;
 
 use super::retry::{FIRST_RETRY, LONGEST_RETRY};
 use super::*;
-use crate::converge::fake::{Kernel, forward, intents};
+use crate::converge::fake::{Kernel, forward, intents, over};
 use crate::pass_report::ReportSink;
 use crate::source::manifests::{LISTING, Manifests};
 use crate::state::StateDir;
@@ -71,7 +71,7 @@ impl Lone {
 
 fn agent(lone: &mut Lone, kernel: Kernel) -> Agent<'_, Manifests, Kernel> {
     let Lone { manifests, host, log } = lone;
-    Agent::new(Converger::new(kernel, None), FirewallBackend::Auto, host, manifests, Metrics::default(), log)
+    Agent::new(over(kernel, None), FirewallBackend::Auto, host, manifests, Metrics::default(), log)
 }
 
 fn failure<S>(agent: &Agent<'_, S, Kernel>) -> Option<String> {
@@ -273,7 +273,7 @@ async fn drift_is_told_while_it_is_put_back_if_that_takes_long() {
     let (mut source, mut log) = (Hearing::default(), PassLog::default());
     let (mut host, wanted) = (ThisHost::new(Rc::clone(&scene.state)), Rc::new(intents(&forward("a", 8000))));
     host.addresses = crate::converge::fake::local();
-    let converger = Converger::new(Kernel { slow: 2 * SLOW_REPAIR, ..Kernel::default() }, None);
+    let converger = over(Kernel { slow: 2 * SLOW_REPAIR, ..Kernel::default() }, None);
     let metrics = Metrics::default();
     let mut agent = Agent::new(converger, FirewallBackend::Auto, &mut host, &mut source, metrics, &mut log);
     agent.pass(&wanted, "start").await;

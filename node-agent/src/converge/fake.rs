@@ -1,7 +1,8 @@
 //! A kernel of tests: holds what is applied, lets others meddle, and can refuse.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,6 @@ use crate::source::local::{Decided, decide_here};
 
 /// What it was asked, and what it shall do.
 #[derive(Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a trouble of its own that a test makes")]
 pub(crate) struct Kernel {
     /// What it holds.
     pub(crate) rules: DryRun,
@@ -43,16 +43,8 @@ pub(crate) struct Kernel {
     pub(crate) before_apply: Option<Box<dyn Fn()>>,
     /// Fails the next that many readings, and changes.
     pub(crate) failures: (usize, usize),
-    /// Times that connections were looked at.
-    pub(crate) looked: Cell<usize>,
-    /// Whether connections cannot be listed.
-    pub(crate) blind: bool,
-    /// The sockets that listen beside it.
-    pub(crate) listeners: Vec<Listener>,
-    /// Times that those were read.
-    pub(crate) asked: Cell<usize>,
-    /// Whether they cannot be.
-    pub(crate) deaf: bool,
+    /// What there is beside it.
+    pub(crate) network: Rc<FakeNetwork>,
     /// How long each change takes.
     pub(crate) slow: Duration,
     /// Chains and tables that it says a change would make.
@@ -63,6 +55,42 @@ pub(crate) struct Kernel {
     pub(crate) native_in: BTreeSet<String>,
     /// Whether it comes back whenever such a chain is written.
     pub(crate) stays_native: bool,
+}
+
+/// Connections and sockets of tests.
+#[derive(Default)]
+pub(crate) struct FakeNetwork {
+    /// Times that connections were looked at.
+    pub(crate) looked: Cell<usize>,
+    /// Whether connections cannot be listed.
+    pub(crate) blind: Cell<bool>,
+    /// The sockets that listen.
+    pub(crate) listeners: RefCell<Vec<Listener>>,
+    /// Times that those were read.
+    pub(crate) asked: Cell<usize>,
+    /// Whether they cannot be.
+    pub(crate) deaf: Cell<bool>,
+}
+
+impl Network for FakeNetwork {
+    fn conntrack(&self) -> Result<Option<Conntrack>, netlink::Error> {
+        self.looked.update(|looked| looked + 1);
+        if self.blind.get() { Err(netlink::Error::Interrupted { question: "fake" }) } else { Ok(None) }
+    }
+
+    fn listeners(&self) -> Result<Option<Vec<Listener>>, netlink::Error> {
+        self.asked.update(|asked| asked + 1);
+        if self.deaf.get() {
+            return Err(netlink::Error::Interrupted { question: "fake" });
+        }
+        Ok(Some(self.listeners.borrow().clone()))
+    }
+}
+
+/// A converger over `kernel` and what there is beside that.
+pub(crate) fn over(kernel: Kernel, sysctl: Option<Sysctl>) -> Converger<Kernel> {
+    let network = kernel.network.clone();
+    Converger::new(kernel, network, sysctl)
 }
 
 impl Kernel {
@@ -169,22 +197,6 @@ impl Engine for Kernel {
 
     fn would_create(&self) -> Result<Vec<NftObject>, Error> {
         Ok(self.would_create.clone())
-    }
-
-    fn conntrack(&self) -> Result<Option<Conntrack>, Error> {
-        self.looked.update(|looked| looked + 1);
-        if self.blind {
-            refuse(&mut 1)?;
-        }
-        Ok(None)
-    }
-
-    fn listeners(&self) -> Result<Option<Vec<Listener>>, Error> {
-        self.asked.update(|asked| asked + 1);
-        if self.deaf {
-            refuse(&mut 1)?;
-        }
-        Ok(Some(self.listeners.clone()))
     }
 }
 

@@ -63,7 +63,7 @@ impl<E: Engine> Converger<E> {
         let ops = self.installed.as_ref().map(|installed| plan(ruleset, self.desired.packets(), installed));
         let families = not_forwarded(&self.forwarded(&families_of(ruleset))?, intents.node.ip_forward)?;
         let allowed = Allowed::new(&self.table);
-        let ended = match self.engine.conntrack()? {
+        let ended = match self.network.conntrack()? {
             Some(conntrack) => {
                 conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count()
             }
@@ -97,7 +97,7 @@ impl<E: Engine> Converger<E> {
             let is_new = forwards.iter().all(|forward| forward.uid != planned.uid);
             if failure.is_none()
                 && is_new
-                && let Some(refusal) = refusal(&self.engine, planned, intents, facts)
+                && let Some(refusal) = refusal(&*self.network, planned, intents, facts)
             {
                 with_it.pop();
                 table = ForwardingTable::new(&intents.node, with_it, facts);

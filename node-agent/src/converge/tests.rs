@@ -10,7 +10,7 @@ use sallyport_api::id::Moment;
 use sallyport_ruleset::iptables::op::Step;
 use sallyport_ruleset::iptables::rule::{Chains, Line, Table};
 
-use super::fake::{Kernel, REQUIRE, forward, intents, local, planned, rules_of};
+use super::fake::{Kernel, REQUIRE, forward, intents, local, over, planned, rules_of};
 use super::preview::{PlannedChange, Preview};
 use super::*;
 
@@ -32,7 +32,7 @@ impl Scene {
         let guard = tempfile::tempdir().unwrap();
         let state = StateDir::lock(&guard.path().join("state")).unwrap();
         let wanted = Rc::new(intents(""));
-        Self { converger: Converger::new(kernel, sysctl(guard.path())), state, guard, wanted, now: Moment::default() }
+        Self { converger: over(kernel, sysctl(guard.path())), state, guard, wanted, now: Moment::default() }
     }
 
     /// Whose forwarding switches are files; all are off.
@@ -215,11 +215,11 @@ async fn connections_are_looked_at_again_when_an_intent_changes_and_its_rules_do
     let severing = forward("a", 8000) + "  lifecycle: { onTargetRemoved: Sever }\n";
     for (wanted, looks) in [(&forward("a", 8000), 1), (&forward("a", 8000), 1), (&severing, 2), (&severing, 2)] {
         scene.pass(&intents(wanted)).await.unwrap();
-        assert_eq!(scene.kernel().looked.get(), looks, "{wanted}");
+        assert_eq!(scene.kernel().network.looked.get(), looks, "{wanted}");
     }
     assert_eq!(scene.kernel().applied.len(), 1, "the rules are the same");
     assert!(!scene.converger.recount().unwrap(), "nothing drains, and it is counted");
-    assert_eq!(scene.kernel().looked.get(), 2);
+    assert_eq!(scene.kernel().network.looked.get(), 2);
 }
 
 #[tokio::test]
@@ -238,17 +238,17 @@ async fn a_forward_that_expires_loses_its_rules_and_connections_and_others_keep_
         let report = scene.pass(&wanted).await.unwrap();
         assert_eq!(ports(&scene.kernel().rules().await.ours().v4.nat), here, "{now}");
         assert_eq!(report.failures.len(), failed, "{now}");
-        assert_eq!(scene.kernel().looked.get(), looks, "{now}");
+        assert_eq!(scene.kernel().network.looked.get(), looks, "{now}");
     }
 }
 
 #[tokio::test]
 async fn a_pass_that_cannot_list_connections_is_no_success() {
     let mut scene = Scene::new();
-    scene.kernel().blind = true;
+    scene.kernel().network.blind.set(true);
     assert!(scene.pass(&intents(&forward("a", 8000))).await.is_err());
     assert!(!scene.is_settled());
-    scene.kernel().blind = false;
+    scene.kernel().network.blind.set(false);
     scene.pass(&intents(&forward("a", 8000))).await.unwrap();
     assert!(scene.is_settled());
 }
@@ -361,7 +361,7 @@ async fn what_was_absent_before_us_is_noted_before_the_first_change_and_never_ag
     assert_eq!(scene.state.host().unwrap().created_by_us.as_ref(), Some(&noted));
 
     let kernel = std::mem::take(scene.kernel());
-    scene.converger = Converger::new(Kernel { would_create: vec![object("filter")], ..kernel }, None);
+    scene.converger = over(Kernel { would_create: vec![object("filter")], ..kernel }, None);
     scene.pass(&intents(&forward("a", 9000))).await.unwrap();
     assert_eq!(scene.state.host().unwrap().created_by_us.as_ref(), Some(&noted));
 }

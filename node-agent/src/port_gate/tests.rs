@@ -4,9 +4,10 @@ use std::rc::Rc;
 
 use sallyport_api::id::Moment;
 use sallyport_engine::dry_run::DryRun;
+use sallyport_engine::network::NoKernel;
 
 use super::*;
-use crate::converge::fake::{Kernel, forward, intents, listener, local, planned};
+use crate::converge::fake::{Kernel, forward, intents, listener, local, over, planned};
 
 /// A host, its agent, and what the agent remembers.
 struct Scene {
@@ -24,14 +25,14 @@ impl Scene {
     fn with_listeners(ports: &[u16]) -> Self {
         let guard = tempfile::tempdir().unwrap();
         let state = StateDir::lock(&guard.path().join("state")).unwrap();
-        let (converger, gate) = (Converger::new(Kernel::default(), None), PortGate::default());
+        let (converger, gate) = (over(Kernel::default(), None), PortGate::default());
         let mut scene = Self { _guard: guard, state, converger, gate, now: Instant::now(), waiting: 0 };
         scene.listen(ports);
         scene
     }
 
     fn listen(&mut self, ports: &[u16]) {
-        self.converger.engine.listeners = ports.iter().map(|port| listener(*port)).collect();
+        self.converger.engine.network.listeners.replace(ports.iter().map(|port| listener(*port)).collect());
     }
 
     /// A pass as the agent makes it; the names of those who have to wait.
@@ -56,7 +57,7 @@ impl Scene {
     /// Looks again after so many seconds; whether somebody may be let in.
     fn freed_after(&mut self, seconds: u64, wanted: &Intents) -> bool {
         self.now += Duration::from_secs(seconds);
-        self.gate.is_freed(&self.converger.engine, wanted, &NodeFacts::of(&local(), Moment::default()), self.now)
+        self.gate.is_freed(&*self.converger.network, wanted, &NodeFacts::of(&local(), Moment::default()), self.now)
     }
 
     /// The agent starts anew.
@@ -69,7 +70,7 @@ impl Scene {
 
     /// The host was booted: nothing is in the kernel, and nobody listens yet.
     fn reboot(&mut self) {
-        self.converger = Converger::new(Kernel::default(), None);
+        self.converger = over(Kernel::default(), None);
         self.restart();
     }
 
@@ -98,9 +99,9 @@ async fn a_listener_keeps_a_newcomer_out_and_nobody_else() {
     assert!(scene.freed_after(11, &two()));
     assert_eq!(scene.pass(&two()).await, NOBODY);
     assert_eq!((scene.ports().await, scene.kept().len()), (2, 0));
-    let asked = scene.converger.engine.asked.get();
+    let asked = scene.converger.engine.network.asked.get();
     assert!(!scene.freed_after(11, &two()));
-    assert_eq!(scene.converger.engine.asked.get(), asked, "where nobody waits nobody looks");
+    assert_eq!(scene.converger.engine.network.asked.get(), asked, "where nobody waits nobody looks");
 }
 
 #[tokio::test]
@@ -108,12 +109,12 @@ async fn who_listens_later_revokes_nothing_and_is_not_even_looked_for() {
     let mut scene = Scene::with_listeners(&[]);
     scene.pass(&two()).await;
     scene.listen(&[8000]);
-    let asked = scene.converger.engine.asked.get();
+    let asked = scene.converger.engine.network.asked.get();
     // An edit is no first programming.
     let edited = intents(&(forward("a", 8000).replace("10.30.1.79", "10.30.1.90") + &forward("b", 8001)));
     for wanted in [two(), edited] {
         assert_eq!(scene.pass(&wanted).await, NOBODY);
-        assert_eq!((scene.ports().await, scene.converger.engine.asked.get()), (2, asked));
+        assert_eq!((scene.ports().await, scene.converger.engine.network.asked.get()), (2, asked));
     }
     scene.restart();
     assert_eq!(scene.pass(&two()).await, NOBODY);
@@ -146,7 +147,7 @@ async fn whoever_listens_may_start_anew() {
     assert!(!scene.freed_after(60, &two()), "the listener is there");
     scene.listen(&[]);
     assert!(!scene.freed_after(5, &two()), "it may only be starting anew");
-    scene.converger.engine.listeners = vec![Listener { inode: 99, ..listener(8000) }];
+    scene.converger.engine.network.listeners.replace(vec![Listener { inode: 99, ..listener(8000) }]);
     assert!(!scene.freed_after(4, &two()), "which it does, with another socket");
     scene.listen(&[]);
     assert!(!scene.freed_after(9, &two()));
@@ -232,7 +233,7 @@ async fn what_the_kernel_holds_is_let_in_even_if_the_state_is_of_before() {
 async fn where_listeners_cannot_be_seen_newcomers_do_not_wait_and_who_waits_goes_on() {
     let mut scene = Scene::with_listeners(&[8000]);
     scene.pass(&intents(&forward("a", 8000))).await;
-    scene.converger.engine.deaf = true;
+    scene.converger.engine.network.deaf.set(true);
     assert_eq!(scene.pass(&two()).await, ["a PortInUse"]);
     assert_eq!(scene.ports().await, 1);
     assert!(!scene.freed_after(60, &two()));
@@ -241,7 +242,7 @@ async fn where_listeners_cannot_be_seen_newcomers_do_not_wait_and_who_waits_goes
 #[tokio::test]
 async fn a_dry_run_lets_nobody_in_for_good() {
     let mut scene = Scene::with_listeners(&[8000]);
-    let mut dry = Converger::new(DryRun::default(), None);
+    let mut dry = Converger::new(DryRun::default(), Rc::new(NoKernel), None);
     let waiting = scene.gate.admit(&mut dry, &two(), &NodeFacts::of(&local(), Moment::default()), scene.now).await;
     scene.gate.keep(&two(), &scene.state);
     scene.state.keep_intents(&two()).unwrap();

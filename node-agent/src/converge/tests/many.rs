@@ -20,8 +20,9 @@ use crate::source::cluster::slice::{Decoded, Entry};
 
 /// Changes of single forwards, one after the other.
 const CHANGES: usize = if cfg!(debug_assertions) { 10 } else { 200 };
-/// How long the middle one of them may take; not optimised, and on a machine that does more than this, ten times as long.
-const LIMIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20 } else { 2 });
+/// So many times longer the first pass takes, which works out all of them. Both are slow on a machine that does more than
+/// this.
+const RATIO: u32 = 20;
 
 fn forward_number(n: usize) -> Arc<SliceForward> {
     let target = format!("10.31.{}.{}", n / 250 % 250, n % 250 + 1);
@@ -54,7 +55,9 @@ async fn one_change_among_thousands_costs_what_one_forward_costs() {
         let facts = NodeFacts::of(&addresses, now);
         let wanted = Rc::new(knowledge.intents().unwrap());
         let waiting = gate.admit(&mut scene.converger, &wanted, &facts, Instant::now()).await;
+        let begun = Instant::now();
         scene.converger.converge(&wanted, waiting, &facts, &scene.state).await.unwrap();
+        let all = begun.elapsed();
         let mut times = Vec::new();
         for change in 0..CHANGES {
             let n = change * 4_999 % number;
@@ -81,7 +84,8 @@ async fn one_change_among_thousands_costs_what_one_forward_costs() {
         times.sort();
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         let (median, p99) = (times[CHANGES / 2], times[CHANGES * 99 / 100]);
-        eprintln!("{number} forwards: p50 {:.3} ms, p99 {:.3} ms", milliseconds(median), milliseconds(p99));
-        assert!(median < LIMIT, "{median:?}");
+        let [all_took, median_took, p99_took] = [all, median, p99].map(milliseconds);
+        eprintln!("{number} forwards: all {all_took:.1} ms, then one of them p50 {median_took:.3}, p99 {p99_took:.3} ms");
+        assert!(median * RATIO < all, "{median:?} of {all:?}");
     }
 }

@@ -8,7 +8,7 @@ use sallyport_ruleset::iptables::op::Step;
 use sallyport_ruleset::iptables::rule::{Line, Table};
 
 use super::*;
-use crate::converge::fake::{Kernel, forward, intents, local, rules_of};
+use crate::converge::fake::{Kernel, forward, intents, local, over, rules_of};
 use crate::converge::{Error, Report};
 use crate::intents::Carried;
 use crate::state::StateDir;
@@ -29,7 +29,7 @@ impl Scene {
     fn over(kernel: Kernel) -> Self {
         let guard = tempfile::tempdir().unwrap();
         let state = StateDir::lock(&guard.path().join("state")).unwrap();
-        Self { state, _guard: guard, converger: Converger::new(kernel, None) }
+        Self { state, _guard: guard, converger: over(kernel, None) }
     }
 
     async fn try_pass(&mut self, text: &str) -> Result<Report, Error> {
