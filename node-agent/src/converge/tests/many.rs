@@ -85,7 +85,9 @@ async fn one_change_among_thousands_costs_what_one_forward_costs() {
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         let (median, p99) = (times[CHANGES / 2], times[CHANGES * 99 / 100]);
         let [all_took, median_took, p99_took] = [all, median, p99].map(milliseconds);
-        eprintln!("{number} forwards: all {all_took:.1} ms, then one of them p50 {median_took:.3}, p99 {p99_took:.3} ms");
+        eprintln!(
+            "{number} forwards: all {all_took:.1} ms, then one of them p50 {median_took:.3}, p99 {p99_took:.3} ms"
+        );
         assert!(median * RATIO < all, "{median:?} of {all:?}");
     }
 }
