@@ -38,14 +38,14 @@ pub(crate) fn shadowing_rule<'a>(
 }
 
 /// What the packets of forwards look like, by family: as they come in, and behind the translation.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packets {
     v4: [Requests; 2],
     v6: [Requests; 2],
 }
 
 /// What requests look like in one place, each property by itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Requests {
     /// Where they go.
     to: BTreeSet<IpAddr>,
@@ -71,6 +71,13 @@ impl Packets {
             translated.ports.entry(protocol).or_default().insert((port.target_port, last));
         }
         packets
+    }
+
+    /// Those that rules of others in `nat` may meet, in whatever chain.
+    #[must_use]
+    pub fn met_in_nat(&self, family: Family) -> Met {
+        let hooks = Table::Nat.hooks().iter();
+        Met { passing: hooks.flat_map(|(builtin, _)| self.passing(family, builtin)).collect() }
     }
 
     /// Those that pass the built-in chain `builtin`.
@@ -115,6 +122,21 @@ impl Packets {
     }
 }
 
+/// Packets that rules of others may meet.
+#[derive(Debug)]
+pub struct Met {
+    passing: Vec<Passing>,
+}
+
+impl Met {
+    /// Whether one of them may meet `rule`, written as `iptables-save` prints it.
+    #[must_use]
+    pub fn may_meet(&self, rule: &str) -> bool {
+        let rule = xtables::rule(rule);
+        self.passing.iter().any(|passing| passing.may_meet(&rule))
+    }
+}
+
 /// States that packets of one kind have all at once, and whether they are answers.
 type Kind = (&'static [State], bool);
 
@@ -130,6 +152,7 @@ const FORWARDED: [Kind; 5] = [
 const ERRORS: [Kind; 2] = [(&[State::Related, State::Dnat], false), (&[State::Related, State::Dnat], true)];
 
 /// Packets of one protocol.
+#[derive(Debug)]
 struct Passing {
     packet: Packet,
     /// The ports to which they go, if that is known.
