@@ -169,6 +169,7 @@ impl<E: Engine> Converger<E> {
         let failures = self.waiting.failures.iter().chain(&table.failures).cloned().collect();
         let mut report = Report { failures, listen: table.listen.clone(), ..Report::default() };
 
+        self.engine.attend_to(&packets);
         (self.held, self.at) = (false, facts.now);
         // What makes a table unreadable may go without a change of rules, as when a program is installed.
         self.is_current &= self.installed.as_ref().is_some_and(|installed| installed.unreadable().next().is_none());

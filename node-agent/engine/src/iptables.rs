@@ -209,14 +209,13 @@ impl Iptables {
         self.known.values().map(|known| known.programs).sum::<u64>() + self.others.programs
     }
 
-    /// The tables of nftables in which we have rules, those of them that can be read chain by chain.
-    async fn look(&mut self) -> Result<(Shape, BTreeMap<(Family, Table), Part>), Error> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
+    /// The tables of nftables in which we have rules, those of them that can be read chain by chain; nothing where somebody changes
+    /// something whenever they are read.
+    async fn look(&mut self) -> Result<Option<(Shape, BTreeMap<(Family, Table), Part>)>, Error> {
+        for _ in 0..LOOKS {
             let reader = Reader::open()?;
             let shape = match Shape::read(&reader) {
-                Err(netlink::Error::Interrupted { .. }) if tries < LOOKS => continue,
+                Err(netlink::Error::Interrupted { .. }) => continue,
                 shape => shape?,
             };
             let (mut parts, mut moved) = (BTreeMap::new(), false);
@@ -235,12 +234,10 @@ impl Iptables {
                 }
             }
             if !moved && self.current_generation()? == shape.generation {
-                return Ok((shape, parts));
-            }
-            if tries >= LOOKS {
-                return Ok((shape, BTreeMap::new()));
+                return Ok(Some((shape, parts)));
             }
         }
+        Ok(None)
     }
 
     /// What of ours is in `family`, and the tables that it is in as a part of the host's firewall. `parts` have been read before.
@@ -323,23 +320,23 @@ impl Engine for Iptables {
 
     async fn observe(&mut self) -> Result<InstalledRuleset, Error> {
         let began = Instant::now();
-        // Of before the rules, so that a change while they are read is noticed afterwards.
-        let (shape, mut parts) = match self.variant {
+        let (mut before, mut shape, mut parts) = (None, None, BTreeMap::new());
+        match self.variant {
             Variant::Nft => {
-                let (shape, parts) = self.look().await?;
-                (Some(shape), parts)
+                // Read before the rules, so that a change while they are read is noticed afterwards.
+                before = Some(self.current_generation()?);
+                if let Some(seen) = self.look().await? {
+                    before = Some(seen.0.generation);
+                    (shape, parts) = (Some(seen.0), seen.1);
+                }
             }
-            Variant::Legacy => {
-                self.lock.forget();
-                (None, BTreeMap::new())
-            }
-        };
+            Variant::Legacy => self.lock.forget(),
+        }
         let [of_v4, of_v6] = Family::BOTH.map(|family| Table::BOTH.map(|table| parts.remove(&(family, table))));
         let ((mut v4, mut own), (mut v6, of_v6)) =
             tokio::try_join!(self.save(Family::V4, of_v4), self.save(Family::V6, of_v6))?;
         own.tables.extend(of_v6.tables);
         own.unread.extend(of_v6.unread);
-        let before = shape.as_ref().map(|shape| shape.generation);
         let firewall = self.others.read(self.variant, own, shape).await;
         for (family, table, chain) in &self.stuck {
             let there = if *family == Family::V4 { &mut v4 } else { &mut v6 }.table_mut(*table);

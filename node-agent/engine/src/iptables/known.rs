@@ -7,7 +7,7 @@
 //! Equal bytes mean equal rules, so what was decoded once stays true. Chains of `nat` that no packet of ours can get to are not
 //! read. Whatever is not plainly of iptables is left to [`apart`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sallyport_ruleset::chain::is_ours;
 use sallyport_ruleset::family::Family;
@@ -149,7 +149,7 @@ impl Walk<'_> {
     }
 
     /// Reads these chains, and those to which they lead.
-    async fn follow(&mut self, mut next: Vec<String>) -> Result<(), Stop> {
+    async fn follow(&mut self, mut next: BTreeSet<String>) -> Result<(), Stop> {
         while !next.is_empty() {
             for chain in &next {
                 let rules = self.rules(chain)?;
@@ -159,12 +159,11 @@ impl Walk<'_> {
                 self.read.insert(chain.clone(), rules);
             }
             self.decode(&next).await?;
-            let mut found = Vec::new();
+            let mut found = BTreeSet::new();
             for rule in next.iter().filter(|chain| !is_ours(chain)).filter_map(|chain| self.read.get(chain)).flatten() {
                 let Some(chain) = &rule.leads_to else { continue };
-                let new = !is_ours(chain) && !self.read.contains_key(chain) && !found.contains(chain);
-                if new && self.known.may_be_met(rule, self.met) {
-                    found.push(chain.clone());
+                if !is_ours(chain) && !self.read.contains_key(chain) && self.known.may_be_met(rule, self.met) {
+                    found.insert(chain.clone());
                 }
             }
             next = found;
@@ -190,7 +189,7 @@ impl Walk<'_> {
     }
 
     /// Makes the rules of `chains` known.
-    async fn decode(&mut self, chains: &[String]) -> Result<(), Stop> {
+    async fn decode(&mut self, chains: &BTreeSet<String>) -> Result<(), Stop> {
         let is_new = |chain: &&String| self.read[*chain].iter().any(|rule| !self.known.rules.contains_key(&rule.print));
         let new: Vec<&String> = chains.iter().filter(is_new).collect();
         let all: u32 = self.chains.iter().map(|chain| chain.uses).sum();
@@ -281,7 +280,10 @@ impl Walk<'_> {
                 found.foreign.insert(chain.clone(), texts.map(str::to_owned).collect());
                 let unread = rules.iter().filter_map(|rule| rule.leads_to.as_ref());
                 for chain in unread.filter(|chain| !is_ours(chain) && !self.read.contains_key(*chain)) {
-                    found.foreign.entry(chain.clone()).or_insert_with(|| vec![UNREAD.to_owned()]);
+                    found.foreign.entry(chain.clone()).or_insert_with(|| {
+                        save.push_str(&format!("-A {chain} {UNREAD}\n"));
+                        vec![UNREAD.to_owned()]
+                    });
                 }
             }
         }
