@@ -255,6 +255,7 @@ impl<E: Engine> Converger<E> {
         let changes = intents.changes_since(self.followed.as_deref(), &self.waiting.uids, &waiting.uids);
         let change = self.table.update(&intents.node, &changes.gone, &changes.come, facts);
         self.desired.follow(&self.table, &change);
+        self.engine.attend_to(self.desired.packets());
         self.followed = Some(Rc::clone(intents));
         self.waiting = waiting;
     }

@@ -4,11 +4,13 @@
 
 mod apart;
 mod detect;
+mod known;
 pub mod lock;
 mod nft_objects;
 mod others;
+mod shape;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,12 +21,17 @@ use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset, Instal
 use sallyport_ruleset::iptables::op::{Op, Step};
 use sallyport_ruleset::iptables::restore::restore;
 use sallyport_ruleset::iptables::rule::Table;
+use sallyport_ruleset::iptables::shadow::{Met, Packets};
 
 pub use self::detect::{Detected, detect};
+use self::known::{Known, Look};
 use self::lock::Lock;
 pub use self::nft_objects::{NftObject, remove_unused};
+use self::others::Others;
+use self::shape::Shape;
 use crate::command;
 use crate::generation::Generation;
+use crate::nftables::Reader;
 use crate::{Engine, Error, netlink};
 
 /// "Protocol not supported" and "invalid argument" (`include/uapi/asm-generic/errno{,-base}.h`).
@@ -34,6 +41,8 @@ const EINVAL: i32 = 22;
 const LEGACY_LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Times that a table with sets of nftables is saved that changes while it is read.
 const SAVES: usize = 8;
+/// Times that tables of nftables are read chain by chain that change while they are read.
+const LOOKS: usize = 8;
 /// A look at legacy tables may cost this fraction of the time.
 const LEGACY_SHARE: u32 = 200;
 
@@ -147,10 +156,18 @@ pub struct Iptables {
     generation: Option<Generation>,
     lock: Lock,
     seen: Option<Seen>,
+    /// What was decoded of the tables in which we have rules.
+    known: BTreeMap<(Family, Table), Known>,
+    others: Others,
+    /// How far the packets have [grown](Packets::grown) that matter, and which of them each family's rules may meet; if unknown, any.
+    packets: Option<(u64, [Met; 2])>,
     /// Chains of ours, by family and table, that could be emptied but not deleted: something of nftables that iptables does
     /// not show, as a map of verdicts, leads there.
     stuck: BTreeSet<(Family, Table, String)>,
 }
+
+/// A table in which we have rules, and it as a part of the host's firewall.
+type Part = (InstalledTable, HostFirewall);
 
 #[derive(Debug)]
 enum Seen {
@@ -163,7 +180,16 @@ impl Iptables {
     /// Uses `variant`.
     #[must_use]
     pub fn new(variant: Variant) -> Self {
-        Self { variant, generation: None, lock: Lock::new(), seen: None, stuck: BTreeSet::new() }
+        Self {
+            variant,
+            generation: None,
+            lock: Lock::new(),
+            seen: None,
+            known: BTreeMap::new(),
+            others: Others::default(),
+            packets: None,
+            stuck: BTreeSet::new(),
+        }
     }
 
     /// Whether the kernel may hold rules through this variant; `false` means that it surely has none.
@@ -174,15 +200,56 @@ impl Iptables {
         }
     }
 
-    /// What of ours is in `family`, and the tables that it is in as a part of the host's firewall.
-    async fn save(&self, family: Family) -> Result<(Installed, HostFirewall), Error> {
+    /// How often a program was run to decode rules that had not been seen before.
+    #[must_use]
+    pub fn decodings(&self) -> u64 {
+        self.known.values().map(|known| known.programs).sum::<u64>() + self.others.programs
+    }
+
+    /// The tables of nftables in which we have rules, those of them that can be read chain by chain; nothing where somebody changes
+    /// something whenever they are read.
+    async fn look(&mut self) -> Result<Option<(Shape, BTreeMap<(Family, Table), Part>)>, Error> {
+        for _ in 0..LOOKS {
+            let reader = Reader::open()?;
+            let shape = match Shape::read(&reader) {
+                Err(netlink::Error::Interrupted { .. }) => continue,
+                shape => shape?,
+            };
+            let (mut parts, mut moved) = (BTreeMap::new(), false);
+            for (index, family) in Family::BOTH.into_iter().enumerate().filter(|(_, family)| has_family(*family)) {
+                let met = self.packets.as_ref().map(|(_, met)| &met[index]);
+                for table in Table::BOTH {
+                    let known = self.known.entry((family, table)).or_default();
+                    match known.look((family, table), &shape, &reader, met).await? {
+                        Look::Seen(found, firewall) => drop(parts.insert((family, table), (found, firewall))),
+                        Look::Moved => {
+                            moved = true;
+                            break;
+                        }
+                        Look::Apart => {}
+                    }
+                }
+            }
+            if !moved && self.current_generation()? == shape.generation {
+                return Ok(Some((shape, parts)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What of ours is in `family`, and the tables that it is in as a part of the host's firewall. `parts` have been read before.
+    async fn save(&self, family: Family, [filter, nat]: [Option<Part>; 2]) -> Result<(Installed, HostFirewall), Error> {
         // Asking a legacy program about tables that are not there would make them.
         if !has_family(family) || (self.variant == Variant::Legacy && !has_legacy_tables(family)?) {
             return Ok(Default::default());
         }
+        let table = async |table, part: Option<Part>| match part {
+            Some(part) => Ok(part),
+            None => self.save_table(family, table).await,
+        };
         let mut firewall = HostFirewall::default();
         let ((filter, of_filter), (nat, of_nat)) =
-            tokio::try_join!(self.save_table(family, Table::Filter), self.save_table(family, Table::Nat))?;
+            tokio::try_join!(table(Table::Filter, filter), table(Table::Nat, nat))?;
         for part in [of_filter, of_nat] {
             firewall.tables.extend(part.tables);
             firewall.unread.extend(part.unread);
@@ -190,7 +257,7 @@ impl Iptables {
         Ok((Installed { filter, nat }, firewall))
     }
 
-    async fn save_table(&self, family: Family, table: Table) -> Result<(InstalledTable, HostFirewall), Error> {
+    async fn save_table(&self, family: Family, table: Table) -> Result<Part, Error> {
         let named = format!("the {} table of {}", table.name(), self.variant.program(family));
         let mut why = "it has sets of nftables, and somebody changes rules whenever it is read".to_owned();
         for _ in 0..SAVES {
@@ -250,18 +317,24 @@ impl Engine for Iptables {
 
     async fn observe(&mut self) -> Result<InstalledRuleset, Error> {
         let began = Instant::now();
-        // Read before the rules, so that a change while they are read is noticed afterwards.
-        let before = match self.variant {
-            Variant::Nft => Some(self.current_generation()?),
-            Variant::Legacy => {
-                self.lock.forget();
-                None
+        let (mut before, mut shape, mut parts) = (None, None, BTreeMap::new());
+        match self.variant {
+            Variant::Nft => {
+                // Read before the rules, so that a change while they are read is noticed afterwards.
+                before = Some(self.current_generation()?);
+                if let Some(seen) = self.look().await? {
+                    before = Some(seen.0.generation);
+                    (shape, parts) = (Some(seen.0), seen.1);
+                }
             }
-        };
-        let ((mut v4, mut own), (mut v6, of_v6)) = tokio::try_join!(self.save(Family::V4), self.save(Family::V6))?;
+            Variant::Legacy => self.lock.forget(),
+        }
+        let [of_v4, of_v6] = Family::BOTH.map(|family| Table::BOTH.map(|table| parts.remove(&(family, table))));
+        let ((mut v4, mut own), (mut v6, of_v6)) =
+            tokio::try_join!(self.save(Family::V4, of_v4), self.save(Family::V6, of_v6))?;
         own.tables.extend(of_v6.tables);
         own.unread.extend(of_v6.unread);
-        let firewall = others::read(self.variant, own).await;
+        let firewall = self.others.read(self.variant, own, shape).await;
         for (family, table, chain) in &self.stuck {
             let there = if *family == Family::V4 { &mut v4 } else { &mut v6 }.table_mut(*table);
             if there.ours.contains_key(chain) {
@@ -301,6 +374,15 @@ impl Engine for Iptables {
             }
         }
         Ok(())
+    }
+
+    fn attend_to(&mut self, packets: &Packets) {
+        if self.variant == Variant::Nft && self.packets.as_ref().is_none_or(|(known, _)| *known != packets.grown()) {
+            self.packets = Some((packets.grown(), Family::BOTH.map(|family| packets.met_in_nat(family))));
+            self.known.values_mut().for_each(Known::forget_met);
+            // They may get to chains that were not read.
+            self.seen = None;
+        }
     }
 
     fn changed(&mut self) -> Result<bool, Error> {

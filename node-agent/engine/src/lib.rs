@@ -11,11 +11,13 @@ pub mod iptables;
 pub mod listeners;
 pub mod netlink;
 pub mod network;
+mod nftables;
 pub mod route;
 pub mod sysctl;
 
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::op::Op;
+use sallyport_ruleset::iptables::shadow::Packets;
 
 use crate::iptables::NftObject;
 
@@ -43,6 +45,9 @@ pub enum Error {
 pub trait Engine {
     /// Its name, for people.
     fn name(&self) -> &'static str;
+
+    /// From now on only what may happen to these packets matters of the rules of others, if an engine can save reading the rest.
+    fn attend_to(&mut self, _packets: &Packets) {}
 
     /// Reads what the kernel holds now.
     async fn observe(&mut self) -> Result<InstalledRuleset, Error>;

@@ -22,12 +22,9 @@ use sallyport_ruleset::iptables::rule::{Chain, Line, Table};
 use super::{Variant, nft_objects};
 use crate::command;
 use crate::netlink::Socket;
+use crate::nftables::OF_IPTABLES;
 use crate::{Error, netlink};
 
-/// The expressions of which iptables-nft makes its rules (`iptables/nft.c` of iptables). What uses another one was made with
-/// nft, and so was a `lookup`: iptables uses sets for bridges only.
-const OF_IPTABLES: [&str; 11] =
-    ["match", "target", "payload", "meta", "cmp", "bitwise", "counter", "immediate", "range", "limit", "log"];
 /// Chains of others that are read one at a time to find the one that cannot be.
 const TRIED: usize = 64;
 /// Times that a list is asked for that changes while it is read.

@@ -3,101 +3,176 @@
 //!
 //! Never an error: rules are programmed whatever others have. What cannot be read is told.
 
-use netlink_packet_core::NLM_F_DUMP;
-use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Hook as HookAttribute, HookNumber, InetHookNumber, NfTablesMessage,
-};
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
-use netlink_sys::protocols::NETLINK_NETFILTER;
+use std::collections::BTreeMap;
+
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{FirewallTable, HostFirewall, nft, xtables};
+use sha2::{Digest as _, Sha256};
 
-use super::apart::{left_out, missing, tables_with_sets};
+use super::apart::{left_out, missing};
+use super::known::nft_family;
+use super::shape::Shape;
 use super::{Variant, has_family, legacy_tables};
 use crate::command;
-use crate::netlink::{Error, Socket};
+use crate::netlink::Error;
+use crate::nftables::{Base, Chain, NftFamily, Print, Reader};
 
 /// The tables of iptables that we have no rules in and that may drop packets.
 const OTHER_TABLES: [&str; 3] = ["raw", "mangle", "security"];
 
+/// Times that the chains of nftables are asked for that change while they are read.
+const LISTS: usize = 32;
+/// Where forwarded packets pass (`NF_INET_PRE_ROUTING`, `_FORWARD`, `_POST_ROUTING`, `include/uapi/linux/netfilter.h`).
+const HOOKS: [u32; 3] = [0, 2, 4];
+
 /// A table of nftables with a base chain that forwarded packets pass.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct InTheWay {
-    family: &'static str,
+    family: NftFamily,
     table: String,
     /// Whether iptables made it, so that iptables can read it.
     of_iptables: bool,
 }
 
-/// Everything, with the tables `own` of `variant` among it.
-pub(super) async fn read(variant: Variant, own: HostFirewall) -> HostFirewall {
-    let mut firewall = own;
-    let in_the_way = in_the_way().unwrap_or_else(|error| {
-        tracing::debug!(%error, "cannot list the chains of nftables");
-        firewall.unread.push("the chains of nftables".to_owned());
-        Vec::new()
-    });
-    for table in in_the_way.iter().filter(|table| !table.of_iptables) {
-        match native(table).await {
-            Ok(found) => firewall.tables.extend(found),
-            Err(why) => firewall.unread.push(format!("table {} {} of nftables: {why}", table.family, table.table)),
-        }
-    }
-    for family in Family::BOTH.into_iter().filter(|family| has_family(*family)) {
-        let legacy = legacy_tables(family).unwrap_or_else(|error| {
-            firewall.unread.push(format!("which tables iptables-legacy has for {family}: {error}"));
-            Vec::new()
-        });
-        add_sets(&mut firewall, family, &in_the_way);
-        let exists = |of: Variant, name: &str| match of {
-            Variant::Legacy => legacy.iter().any(|table| table == name),
-            Variant::Nft => in_the_way.iter().any(|table| {
-                table.of_iptables && table.table == name && (table.family == "ip") == (family == Family::V4)
-            }),
-        };
-        for name in OTHER_TABLES.into_iter().filter(|name| exists(variant, name)) {
-            add(&mut firewall, variant, family, true, &["-t", name]).await;
-        }
-        let other = variant.other();
-        if ["filter", "nat"].iter().chain(&OTHER_TABLES).any(|name| exists(other, name)) {
-            add(&mut firewall, other, family, false, &[]).await;
-        }
-    }
-    firewall
+/// What was decoded before.
+#[derive(Debug, Default)]
+pub(super) struct Others {
+    /// Tables of nftables, by one of their names and how they are read.
+    kept: BTreeMap<InTheWay, (Print, HostFirewall)>,
+    /// How often a program was run.
+    pub(super) programs: u64,
 }
 
-async fn add(firewall: &mut HostFirewall, variant: Variant, family: Family, own: bool, arguments: &[&str]) {
+impl Others {
+    /// Everything, with the tables `own` of `variant` among it. `shape` is what nftables holds, if that was read already.
+    pub(super) async fn read(&mut self, variant: Variant, own: HostFirewall, shape: Option<Shape>) -> HostFirewall {
+        let mut firewall = own;
+        let shape = shape.map_or_else(list, Ok).unwrap_or_else(|error| {
+            tracing::debug!(%error, "cannot list the chains of nftables");
+            firewall.unread.push("the chains and sets of nftables".to_owned());
+            Shape::default()
+        });
+        let in_the_way = in_the_way(&shape);
+        for table in in_the_way.iter().filter(|table| !table.of_iptables) {
+            self.add(&mut firewall, &shape, std::slice::from_ref(table), native(table)).await;
+        }
+        for family in Family::BOTH.into_iter().filter(|family| has_family(*family)) {
+            let legacy = legacy_tables(family).unwrap_or_else(|error| {
+                firewall.unread.push(format!("which tables iptables-legacy has for {family}: {error}"));
+                Vec::new()
+            });
+            let of_family: Vec<InTheWay> = in_the_way
+                .iter()
+                .filter(|table| table.of_iptables && table.family == nft_family(family))
+                .cloned()
+                .collect();
+            add_sets(&mut firewall, &shape, &of_family);
+            let exists = |of: Variant, name: &str| match of {
+                Variant::Legacy => legacy.iter().any(|table| table == name),
+                Variant::Nft => of_family.iter().any(|table| table.table == name),
+            };
+            for name in OTHER_TABLES.into_iter().filter(|name| exists(variant, name)) {
+                let of_nft = of_family.iter().position(|table| variant == Variant::Nft && table.table == name);
+                let tables = of_nft.map(|at| &of_family[at..=at]).unwrap_or_default();
+                self.add(&mut firewall, &shape, tables, saved(variant, family, true, &["-t", name])).await;
+            }
+            let other = variant.other();
+            if ["filter", "nat"].iter().chain(&OTHER_TABLES).any(|name| exists(other, name)) {
+                let tables = if other == Variant::Nft { of_family.as_slice() } else { &[] };
+                self.add(&mut firewall, &shape, tables, saved(other, family, false, &[])).await;
+            }
+        }
+        // What is gone is not kept.
+        self.kept.retain(|table, _| in_the_way.contains(table));
+        firewall
+    }
+
+    /// Adds what `tables` of nftables hold: what was kept of them if they are as they were, else what `decode` finds.
+    async fn add(
+        &mut self,
+        firewall: &mut HostFirewall,
+        shape: &Shape,
+        tables: &[InTheWay],
+        decode: impl Future<Output = HostFirewall>,
+    ) {
+        let print = print(shape, tables);
+        let kept = tables.first().and_then(|table| self.kept.get(table)).filter(|(of, _)| print == Some(*of));
+        let found = if let Some((_, kept)) = kept {
+            kept.clone()
+        } else {
+            self.programs += 1;
+            let found = decode.await;
+            // What is held against what was printed must be of the moment of that. What could not be read may be readable
+            // without any change of rules, as when a program is installed.
+            let is_current = found.unread.is_empty() && is_current(shape).unwrap_or(false);
+            if let (Some(table), Some(print), true) = (tables.first(), print, is_current) {
+                self.kept.insert(table.clone(), (print, found.clone()));
+            }
+            found
+        };
+        firewall.tables.extend(found.tables);
+        firewall.unread.extend(found.unread);
+    }
+}
+
+/// A hash of what tables hold; `None` if what was decoded from equal ones may be wrong, or if they are none of nftables.
+fn print(shape: &Shape, tables: &[InTheWay]) -> Option<Print> {
+    let of_all = || {
+        let reader = Reader::open()?;
+        let mut hash = Sha256::new();
+        for table in tables {
+            match shape.print(&reader, table.family, &table.table)? {
+                Some(print) => hash.update(print),
+                None => return Ok(None),
+            }
+        }
+        Ok::<_, Error>(is_current(shape)?.then(|| hash.finalize().into()))
+    };
+    if tables.is_empty() { None } else { of_all().ok().flatten() }
+}
+
+fn is_current(shape: &Shape) -> Result<bool, Error> {
+    Ok(Reader::open()?.generation()? == shape.generation)
+}
+
+async fn saved(variant: Variant, family: Family, own: bool, arguments: &[&str]) -> HostFirewall {
+    let mut found = HostFirewall::default();
     match command::run(variant.save_program(family), arguments, "").await {
         Ok(save) => {
             if let Some(lacks) = missing(&save).or_else(|| left_out(&save).map(str::to_owned)) {
-                firewall.unread.push(format!("all rules of {}: {lacks}", variant.program(family)));
+                found.unread.push(format!("all rules of {}: {lacks}", variant.program(family)));
             }
-            firewall.tables.extend(xtables::parse(&save, family, variant.holder(family, own)));
+            found.tables = xtables::parse(&save, family, variant.holder(family, own));
         }
-        Err(error) => firewall.unread.push(format!("the rules of {}: {error}", variant.program(family))),
+        Err(error) => found.unread.push(format!("the rules of {}: {error}", variant.program(family))),
     }
+    found
 }
 
 /// Names tables of iptables with rules that iptables shows without the sets that they ask.
-fn add_sets(firewall: &mut HostFirewall, family: Family, in_the_way: &[InTheWay]) {
-    let nft = if family == Family::V4 { "ip" } else { "ip6" };
-    match tables_with_sets(family) {
-        Ok(tables) => {
-            let of_iptables = |name: &String| {
-                in_the_way.iter().any(|table| table.of_iptables && table.family == nft && table.table == *name)
-            };
-            let unseen = tables.into_iter().filter(of_iptables).map(|name| {
-                format!("what the sets in table {nft} {name} do there, which iptables leaves out (`nft list table {nft} {name}` shows it)")
-            });
-            firewall.unread.extend(unseen);
-        }
-        Err(error) => firewall.unread.push(format!("the sets of {nft}: {error}")),
+fn add_sets(firewall: &mut HostFirewall, shape: &Shape, of_iptables: &[InTheWay]) {
+    for table in of_iptables.iter().filter(|table| shape.has_sets(table.family, &table.table)) {
+        let (nft, name) = (table.family.name(), &table.table);
+        firewall.unread.push(format!(
+            "what the sets in table {nft} {name} do there, which iptables leaves out (`nft list table {nft} {name}` shows it)"
+        ));
     }
 }
 
+async fn native(table: &InTheWay) -> HostFirewall {
+    let mut found = HostFirewall::default();
+    match show(table).await {
+        Ok(there) => found.tables.extend(there),
+        Err(why) => {
+            found.unread.push(format!("table {} {} of nftables: {why}", table.family.name(), table.table));
+        }
+    }
+    found
+}
+
 /// `None` if it is gone meanwhile.
-async fn native(table: &InTheWay) -> Result<Option<FirewallTable>, String> {
-    let InTheWay { family, table: name, .. } = table;
+async fn show(table: &InTheWay) -> Result<Option<FirewallTable>, String> {
+    let (family, name) = (table.family.name(), &table.table);
     // The kernel takes any name, nft only such.
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
     if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') || !name.chars().all(plain) {
@@ -110,50 +185,32 @@ async fn native(table: &InTheWay) -> Result<Option<FirewallTable>, String> {
     }
 }
 
-/// Lists the chains, which costs next to nothing, so that no rule is read where nobody has any.
-fn in_the_way() -> Result<Vec<InTheWay>, Error> {
-    let mut found = Vec::new();
-    for (family, name) in
-        [(NetfilterProtoFamily::Inet, "inet"), (NetfilterProtoFamily::IPv4, "ip"), (NetfilterProtoFamily::IPv6, "ip6")]
-    {
-        let message = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
-        let request = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message);
-        Socket::open(NETLINK_NETFILTER)?.ask("list nftables chains", request, NLM_F_DUMP, |answer| {
-            if let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) = answer.inner {
-                found.extend(read_chain(name, &chain.attributes));
-            }
-            Ok(())
-        })?;
+/// What nftables holds but for rules, which costs next to nothing, so that no rule is read where nobody has any.
+fn list() -> Result<Shape, Error> {
+    let mut tries = 1;
+    loop {
+        match Shape::read(&Reader::open()?) {
+            Err(Error::Interrupted { .. }) if tries < LISTS => tries += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
+fn in_the_way(shape: &Shape) -> Vec<InTheWay> {
+    let mut found: Vec<InTheWay> = Vec::new();
+    for (family, table, chains) in shape.tables() {
+        found.extend(chains.iter().filter_map(|chain| of_chain(family, table, chain)));
     }
     found.sort_unstable();
     found.dedup();
-    Ok(found)
+    found
 }
 
-fn read_chain(family: &'static str, attributes: &[ChainAttribute]) -> Option<InTheWay> {
-    let (mut table, mut chain, mut hooked, mut translates) = (None, "", false, false);
-    for attribute in attributes {
-        match attribute {
-            ChainAttribute::Table(name) => table = Some(name.clone()),
-            ChainAttribute::Name(name) => chain = name,
-            ChainAttribute::Type(name) => translates = name == "nat",
-            ChainAttribute::Hook(hook) => {
-                hooked = hook.iter().any(|part| {
-                    matches!(
-                        part,
-                        HookAttribute::Number(HookNumber::Inet(
-                            InetHookNumber::PreRouting | InetHookNumber::Forward | InetHookNumber::PostRouting
-                        ))
-                    )
-                });
-            }
-            _ => {}
-        }
-    }
-    let table = table.filter(|_| hooked)?;
-    let builtin = matches!(chain, "PREROUTING" | "FORWARD" | "POSTROUTING");
-    let known = matches!(table.as_str(), "filter" | "nat") || OTHER_TABLES.contains(&table.as_str());
-    let of_iptables = family != "inet" && builtin && known;
+fn of_chain(family: NftFamily, table: &str, chain: &Chain) -> Option<InTheWay> {
+    let Base { kind, .. } = chain.base.as_ref().filter(|base| HOOKS.contains(&base.hook))?;
+    let builtin = matches!(chain.name.as_str(), "PREROUTING" | "FORWARD" | "POSTROUTING");
+    let known = matches!(table, "filter" | "nat") || OTHER_TABLES.contains(&table);
+    let of_iptables = family != NftFamily::Inet && builtin && known;
     // What only translates drops nothing, but of iptables it counts who has rules there.
-    (of_iptables || !translates).then_some(InTheWay { family, table, of_iptables })
+    (of_iptables || kind != "nat").then(|| InTheWay { family, table: table.to_owned(), of_iptables })
 }

@@ -15,12 +15,17 @@ use crate::iptables::rule::{Chain, Chains, Line, Rules, Ruleset, Table, digest_o
 /// What stands for the rules of a chain of ours that cannot be read: equal to no rule.
 pub const UNREADABLE: &str = "(cannot be read)";
 
+/// What stands for the rules of a chain of others that were not read since no packet of ours gets there: for whoever comes there
+/// all the same, a rule that asks nobody knows what, and leaves the verdict to somebody else.
+pub const UNREAD: &str = "-m unread -j QUEUE";
+
 /// One table as the kernel holds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InstalledTable {
     /// Our chains.
     pub ours: Chains,
-    /// Rules of the chains that are not ours, our jumps in them included.
+    /// Rules of the chains that are not ours, our jumps in them included: of the built-in chains, and of those to which they lead.
+    /// Where none of the packets that [matter](crate::iptables::shadow::Packets::met_in_nat) may get, it is [`UNREAD`].
     pub foreign: BTreeMap<String, Vec<String>>,
     /// Why the table cannot be read as a whole, and what helps. Our chains in it were read one at a time then, and of
     /// `foreign` only what leads to them is known.

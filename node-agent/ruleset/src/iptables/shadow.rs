@@ -43,10 +43,17 @@ pub(crate) fn shadowing_rule<'a>(
 pub struct Packets {
     v4: [Requests; 2],
     v6: [Requests; 2],
+    grown: u64,
+}
+
+impl PartialEq for Packets {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.v4, &self.v6) == (&other.v4, &other.v6)
+    }
 }
 
 /// What requests look like in one place, each property by itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Requests {
     /// Where they go, and for how many bindings.
     to: BTreeMap<IpAddr, usize>,
@@ -55,26 +62,31 @@ struct Requests {
 }
 
 impl Requests {
-    fn count(&mut self, to: impl IntoIterator<Item = IpAddr>, protocol: u8, ports: (u16, u16), by: isize) {
+    /// Counts so many more of these, or fewer; whether there were none such.
+    fn count(&mut self, to: impl IntoIterator<Item = IpAddr>, protocol: u8, ports: (u16, u16), by: isize) -> bool {
+        let mut grown = false;
         for ip in to {
-            count(&mut self.to, ip, by);
+            grown |= count(&mut self.to, ip, by);
         }
         let of_protocol = self.ports.entry(protocol).or_default();
-        count(of_protocol, ports, by);
+        grown |= count(of_protocol, ports, by);
         if of_protocol.is_empty() {
             self.ports.remove(&protocol);
         }
+        grown
     }
 }
 
-/// So many more of `key`, or less.
-fn count<K: Ord>(counted: &mut BTreeMap<K, usize>, key: K, by: isize) {
-    let now = counted.get(&key).copied().unwrap_or_default().saturating_add_signed(by);
+/// So many more of `key`, or fewer; whether it is new.
+fn count<K: Ord>(counted: &mut BTreeMap<K, usize>, key: K, by: isize) -> bool {
+    let before = counted.get(&key).copied().unwrap_or_default();
+    let now = before.saturating_add_signed(by);
     if now == 0 {
         counted.remove(&key);
     } else {
         counted.insert(key, now);
     }
+    before == 0 && now > 0
 }
 
 impl Packets {
@@ -89,14 +101,21 @@ impl Packets {
     /// Follows what `change` has done to `table`.
     pub fn follow(&mut self, table: &ForwardingTable, change: &TableChange) {
         if change.is_new {
-            *self = Self::default();
+            *self = Self { grown: self.grown + 1, ..Self::default() };
+        }
+        // What one forward loses and another gets was there all the time.
+        for entry in &change.come {
+            self.count(&table.bindings_of(entry), 1);
         }
         for entry in &change.gone {
             self.count(&table.bindings_of(entry), -1);
         }
-        for entry in &change.come {
-            self.count(&table.bindings_of(entry), 1);
-        }
+    }
+
+    /// A number that changes whenever there are packets such as there were not, and not when there are only fewer.
+    #[must_use]
+    pub fn grown(&self) -> u64 {
+        self.grown
     }
 
     fn count(&mut self, bindings: &[Binding<'_>], by: isize) {
@@ -107,10 +126,18 @@ impl Packets {
             };
             let (port, protocol) = (binding.port, number(binding.protocol()));
             let last = port.target_port + (port.end_port - port.port);
-            incoming.count([binding.listen], protocol, (port.port, port.end_port), by);
+            let mut grown = incoming.count([binding.listen], protocol, (port.port, port.end_port), by);
             let targets = binding.targets().filter(|target| target.weight > 0).map(|target| target.ip);
-            translated.count(targets, protocol, (port.target_port, last), by);
+            grown |= translated.count(targets, protocol, (port.target_port, last), by);
+            self.grown += u64::from(grown);
         }
+    }
+
+    /// Those that rules of others in `nat` may meet, in whatever chain.
+    #[must_use]
+    pub fn met_in_nat(&self, family: Family) -> Met {
+        let hooks = Table::Nat.hooks().iter();
+        Met { passing: hooks.flat_map(|(builtin, _)| self.passing(family, builtin)).collect() }
     }
 
     /// Those that pass the built-in chain `builtin`.
@@ -155,6 +182,21 @@ impl Packets {
     }
 }
 
+/// Packets that rules of others may meet.
+#[derive(Debug)]
+pub struct Met {
+    passing: Vec<Passing>,
+}
+
+impl Met {
+    /// Whether one of them may meet `rule`, written as `iptables-save` prints it.
+    #[must_use]
+    pub fn may_meet(&self, rule: &str) -> bool {
+        let rule = xtables::rule(rule);
+        self.passing.iter().any(|passing| passing.may_meet(&rule))
+    }
+}
+
 /// States that packets of one kind have all at once, and whether they are answers.
 type Kind = (&'static [State], bool);
 
@@ -170,6 +212,7 @@ const FORWARDED: [Kind; 5] = [
 const ERRORS: [Kind; 2] = [(&[State::Related, State::Dnat], false), (&[State::Related, State::Dnat], true)];
 
 /// Packets of one protocol.
+#[derive(Debug)]
 struct Passing {
     packet: Packet,
     /// The ports to which they go, if that is known.

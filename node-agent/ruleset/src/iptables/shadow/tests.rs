@@ -8,7 +8,7 @@ pub(crate) fn packets() -> Packets {
         to: to.iter().map(|ip| (ip.parse().unwrap(), 1)).collect(),
         ports: [(6, [((3306, 3306), 1), ((3400, 3409), 1)].into())].into(),
     };
-    Packets { v4: [seen(&["10.30.1.78"]), seen(&["10.30.1.79", "10.30.1.81"])], v6: Default::default() }
+    Packets { v4: [seen(&["10.30.1.78"]), seen(&["10.30.1.79", "10.30.1.81"])], v6: Default::default(), grown: 0 }
 }
 
 /// Whether the rules `before` our jump in `builtin` take something of ours, with the chains of `others`.

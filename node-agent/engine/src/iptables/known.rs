@@ -1,0 +1,306 @@
+//! Reads a table of nftables chain by chain, and decodes only rules that were not seen before.
+//!
+//! ```text
+//! chains, rules (bytes of the kernel) ─ print ─► known? ─► text ─ may one of our packets meet it? ─► next chains
+//!                                                  └ no ─► iptables-nft -S CHAIN, or iptables-nft-save
+//! ```
+//! Equal bytes mean equal rules, so what was decoded once stays true. Chains of `nat` that no packet of ours can get to are not
+//! read. Whatever is not plainly of iptables is left to [`apart`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use sallyport_ruleset::chain::is_ours;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::firewall::{HostFirewall, xtables};
+use sallyport_ruleset::iptables::installed::{InstalledTable, UNREAD};
+use sallyport_ruleset::iptables::rule::{Line, Table};
+use sallyport_ruleset::iptables::shadow::Met;
+
+use super::shape::Shape;
+use super::{Variant, apart};
+use crate::command;
+use crate::netlink::Error as NetlinkError;
+use crate::nftables::{Chain, NftFamily, Print, Reader, Rule};
+use crate::{Error, netlink};
+
+/// To start a program costs as much as to decode so many rules.
+const START: u32 = 256;
+/// Rules that are no longer there are kept until they are as many as those that are, and so many.
+const SPARE: usize = 256;
+
+/// The rules of one table that were decoded.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    rules: HashMap<Print, Decoded>,
+    /// How often a program was run to decode some.
+    pub(super) programs: u64,
+}
+
+#[derive(Debug)]
+struct Decoded {
+    text: String,
+    /// Whether a packet of ours may meet it, once that was asked.
+    met: Option<bool>,
+}
+
+/// What comes of a look.
+pub(super) enum Look {
+    Seen(InstalledTable, HostFirewall),
+    /// Somebody changed something meanwhile.
+    Moved,
+    /// It has what iptables did not make, or cannot show.
+    Apart,
+}
+
+/// Why there is nothing to see.
+enum Stop {
+    Moved,
+    Apart,
+    Failed(Error),
+}
+
+impl From<netlink::Error> for Stop {
+    fn from(error: netlink::Error) -> Self {
+        match error {
+            NetlinkError::Interrupted { .. } => Self::Moved,
+            error => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl Known {
+    /// Other packets matter from now on.
+    pub(super) fn forget_met(&mut self) {
+        for rule in self.rules.values_mut() {
+            rule.met = None;
+        }
+    }
+
+    /// Reads `table` of `family`, whose chains are in `shape`. What was seen is true only if the generation is still that of
+    /// `shape` afterwards. Without `met`, every chain is followed.
+    pub(super) async fn look(
+        &mut self,
+        (family, table): (Family, Table),
+        shape: &Shape,
+        reader: &Reader,
+        met: Option<&Met>,
+    ) -> Result<Look, Error> {
+        let chains = shape.chains(nft_family(family), table.name());
+        let met = met.filter(|_| table == Table::Nat);
+        let mut walk = Walk { known: self, family, table, shape, reader, met, chains, read: BTreeMap::new() };
+        match walk.whole().await {
+            Ok(()) => {
+                let (found, firewall) = walk.found();
+                let seen: HashSet<Print> = walk.read.values().flatten().map(|rule| rule.print).collect();
+                if self.rules.len() > 2 * seen.len() + SPARE {
+                    self.rules.retain(|print, _| seen.contains(print));
+                }
+                Ok(Look::Seen(found, firewall))
+            }
+            Err(Stop::Moved) => Ok(Look::Moved),
+            Err(Stop::Apart) => Ok(Look::Apart),
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
+}
+
+pub(super) fn nft_family(family: Family) -> NftFamily {
+    match family {
+        Family::V4 => NftFamily::Ip,
+        Family::V6 => NftFamily::Ip6,
+    }
+}
+
+/// The built-in chains of `table`, in the order in which `iptables-save` prints them.
+fn builtin(table: Table) -> &'static [&'static str] {
+    match table {
+        Table::Filter => &["INPUT", "FORWARD", "OUTPUT"],
+        Table::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+    }
+}
+
+/// The way through a table.
+struct Walk<'a> {
+    known: &'a mut Known,
+    family: Family,
+    table: Table,
+    shape: &'a Shape,
+    reader: &'a Reader,
+    met: Option<&'a Met>,
+    chains: &'a [Chain],
+    read: BTreeMap<String, Vec<Rule>>,
+}
+
+impl Walk<'_> {
+    /// Reads all that matters.
+    async fn whole(&mut self) -> Result<(), Stop> {
+        let odd = |chain: &Chain| chain.base.is_some() && !builtin(self.table).contains(&chain.name.as_str());
+        if self.shape.has_sets(nft_family(self.family), self.table.name()) || self.chains.iter().any(odd) {
+            return Err(Stop::Apart);
+        }
+        let first = self.chains.iter().filter(|chain| chain.base.is_some() || is_ours(&chain.name));
+        self.follow(first.map(|chain| chain.name.clone()).collect()).await?;
+        if self.is_led_to_from_elsewhere() {
+            // By a rule of a chain that no packet of ours gets to, which keeps a chain of ours all the same.
+            let all = self.chains.iter().filter(|chain| !self.read.contains_key(&chain.name));
+            self.follow(all.map(|chain| chain.name.clone()).collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads these chains, and those to which they lead.
+    async fn follow(&mut self, mut next: BTreeSet<String>) -> Result<(), Stop> {
+        while !next.is_empty() {
+            for chain in &next {
+                let rules = self.rules(chain)?;
+                if !rules.iter().all(|rule| rule.is_of_iptables) {
+                    return Err(Stop::Apart);
+                }
+                self.read.insert(chain.clone(), rules);
+            }
+            self.decode(&next).await?;
+            let mut found = BTreeSet::new();
+            for rule in next.iter().filter(|chain| !is_ours(chain)).filter_map(|chain| self.read.get(chain)).flatten() {
+                let Some(chain) = &rule.leads_to else { continue };
+                if !is_ours(chain) && !self.read.contains_key(chain) && self.known.may_be_met(rule, self.met) {
+                    found.insert(chain.clone());
+                }
+            }
+            next = found;
+        }
+        Ok(())
+    }
+
+    fn rules(&self, chain: &str) -> Result<Vec<Rule>, netlink::Error> {
+        self.reader.rules(nft_family(self.family), self.table.name(), Some(chain))
+    }
+
+    /// Whether more lead to a chain of ours than the rules that were read.
+    fn is_led_to_from_elsewhere(&self) -> bool {
+        let mut uses: HashMap<&str, usize> = HashMap::new();
+        for (chain, rules) in &self.read {
+            *uses.entry(chain).or_default() += rules.len();
+            for target in rules.iter().filter_map(|rule| rule.leads_to.as_deref()) {
+                *uses.entry(target).or_default() += 1;
+            }
+        }
+        let seen = |name: &str| u32::try_from(uses.get(name).copied().unwrap_or_default()).unwrap_or(u32::MAX);
+        self.chains.iter().any(|chain| is_ours(&chain.name) && chain.uses != seen(&chain.name))
+    }
+
+    /// Makes the rules of `chains` known.
+    async fn decode(&mut self, chains: &BTreeSet<String>) -> Result<(), Stop> {
+        let is_new = |chain: &&String| self.read[*chain].iter().any(|rule| !self.known.rules.contains_key(&rule.print));
+        let new: Vec<&String> = chains.iter().filter(is_new).collect();
+        let all: u32 = self.chains.iter().map(|chain| chain.uses).sum();
+        let few = u32::try_from(new.len()).is_ok_and(|new| new.saturating_mul(START) < all);
+        let mut moved = false;
+        if few {
+            for chain in new {
+                let text = self.run(self.variant().program(self.family), &["-S", chain]).await?;
+                moved |= self.learn(&text, &[chain])?;
+            }
+        } else if !new.is_empty() {
+            let save = self.run(self.variant().save_program(self.family), &[]).await?;
+            let begins = save.lines().any(|line| line.strip_prefix('*') == Some(self.table.name()));
+            if !begins || apart::missing(&save).is_some() || apart::left_out(&save).is_some() {
+                return Err(Stop::Apart);
+            }
+            moved |= self.learn(&save, &new)?;
+        }
+        if moved { Err(Stop::Moved) } else { Ok(()) }
+    }
+
+    fn variant(&self) -> Variant {
+        Variant::Nft
+    }
+
+    async fn run(&mut self, program: &'static str, arguments: &[&str]) -> Result<String, Stop> {
+        self.known.programs += 1;
+        let arguments: Vec<&str> = ["-t", self.table.name()].iter().chain(arguments).copied().collect();
+        match command::run(program, &arguments, "").await {
+            Ok(text) => Ok(text),
+            // The chain may be gone, or have what this program cannot show.
+            Err(command::Error::Failed { .. }) if self.has_moved()? => Err(Stop::Moved),
+            Err(command::Error::Failed { .. }) => Err(Stop::Apart),
+            Err(error) => Err(Stop::Failed(error.into())),
+        }
+    }
+
+    fn has_moved(&self) -> Result<bool, netlink::Error> {
+        Ok(self.reader.generation()? != self.shape.generation)
+    }
+
+    /// Takes over the rules of `chains` from what a program printed, of those that nobody changed since they were read. Whether
+    /// somebody did change one.
+    fn learn(&mut self, text: &str, chains: &[&String]) -> Result<bool, Stop> {
+        let mut lines: HashMap<&str, Vec<&str>> = HashMap::new();
+        for (chain, rule) in text.lines().filter_map(|line| line.strip_prefix("-A ")?.split_once(' ')) {
+            lines.entry(chain).or_default().push(rule);
+        }
+        let (moved, mut any) = (self.has_moved()?, false);
+        for chain in chains {
+            let rules = &self.read[*chain];
+            // No rule gets the handle of another, and none is changed in its place.
+            let now = if moved { Some(self.rules(chain)?) } else { None };
+            if now.is_some_and(|now| !now.iter().map(|rule| rule.handle).eq(rules.iter().map(|rule| rule.handle))) {
+                any = true;
+                continue;
+            }
+            let lines = lines.remove(chain.as_str()).unwrap_or_default();
+            if lines.len() != rules.len() {
+                return Err(Stop::Apart);
+            }
+            for (rule, line) in rules.iter().zip(lines) {
+                self.known.rules.insert(rule.print, Decoded { text: line.to_owned(), met: None });
+            }
+        }
+        Ok(any)
+    }
+
+    fn found(&self) -> (InstalledTable, HostFirewall) {
+        let (mut found, mut save) = (InstalledTable::default(), format!("*{}\n", self.table.name()));
+        for name in builtin(self.table) {
+            let base = self.chains.iter().find(|chain| chain.name == *name).and_then(|chain| chain.base.as_ref());
+            let policy = if base.is_some_and(|base| base.drops) { "DROP" } else { "ACCEPT" };
+            save.push_str(&format!(":{name} {policy}\n"));
+            found.foreign.insert((*name).to_owned(), Vec::new());
+        }
+        for (chain, rules) in &self.read {
+            let texts = rules.iter().map(|rule| self.known.rules[&rule.print].text.as_str());
+            if !builtin(self.table).contains(&chain.as_str()) {
+                save.push_str(&format!(":{chain} -\n"));
+            }
+            for text in texts.clone() {
+                save.push_str(&format!("-A {chain} {text}\n"));
+            }
+            if is_ours(chain) {
+                found.ours.insert(chain.clone(), texts.map(Line::read).collect());
+            } else {
+                found.foreign.insert(chain.clone(), texts.map(str::to_owned).collect());
+                let unread = rules.iter().filter_map(|rule| rule.leads_to.as_ref());
+                for chain in unread.filter(|chain| !is_ours(chain) && !self.read.contains_key(*chain)) {
+                    found.foreign.entry(chain.clone()).or_insert_with(|| {
+                        save.push_str(&format!("-A {chain} {UNREAD}\n"));
+                        vec![UNREAD.to_owned()]
+                    });
+                }
+            }
+        }
+        let mut tables = xtables::parse(&save, self.family, self.variant().holder(self.family, true));
+        let others = |chain: &&Chain| !self.read.contains_key(&chain.name);
+        for table in &mut tables {
+            table.used |= self.chains.iter().filter(others).any(|chain| chain.uses > 0);
+        }
+        (found, HostFirewall { tables, unread: Vec::new() })
+    }
+}
+
+impl Known {
+    /// Whether a packet of ours may meet `rule`, which is known.
+    fn may_be_met(&mut self, rule: &Rule, met: Option<&Met>) -> bool {
+        let Some(met) = met else { return true };
+        let Some(rule) = self.rules.get_mut(&rule.print) else { return true };
+        *rule.met.get_or_insert_with(|| met.may_meet(&rule.text))
+    }
+}

@@ -1,0 +1,97 @@
+//! What nftables holds without its rules: chains and sets of every table that packets of ours may pass, as of one generation.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::netlink::Error;
+use crate::nftables::{Chain, NftFamily, Print, Reader, Set};
+
+/// Chains and sets by family and table.
+#[derive(Debug, Default)]
+pub(super) struct Shape {
+    pub(super) generation: u32,
+    tables: BTreeMap<(NftFamily, String), Objects>,
+}
+
+#[derive(Debug, Default)]
+struct Objects {
+    chains: Vec<Chain>,
+    sets: Vec<Set>,
+}
+
+impl Shape {
+    /// Asks the kernel.
+    pub(super) fn read(reader: &Reader) -> Result<Self, Error> {
+        let mut shape = Self { generation: reader.generation()?, tables: BTreeMap::new() };
+        for family in NftFamily::ALL {
+            for chain in reader.chains(family)? {
+                shape.table(family, &chain.table).chains.push(chain);
+            }
+            for set in reader.sets(family)? {
+                shape.table(family, &set.table).sets.push(set);
+            }
+        }
+        Ok(shape)
+    }
+
+    fn table(&mut self, family: NftFamily, name: &str) -> &mut Objects {
+        self.tables.entry((family, name.to_owned())).or_default()
+    }
+
+    fn objects(&self, family: NftFamily, table: &str) -> Option<&Objects> {
+        self.tables.get(&(family, table.to_owned()))
+    }
+
+    /// The chains of a table, in the order of the kernel.
+    pub(super) fn chains(&self, family: NftFamily, table: &str) -> &[Chain] {
+        self.objects(family, table).map(|objects| objects.chains.as_slice()).unwrap_or_default()
+    }
+
+    /// Whether somebody keeps sets in it. iptables leaves them out of what it prints, so a rule that asks one looks as if it
+    /// asked nothing.
+    pub(super) fn has_sets(&self, family: NftFamily, table: &str) -> bool {
+        self.objects(family, table).is_some_and(|objects| !objects.sets.is_empty())
+    }
+
+    /// Every table, with its chains.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (NftFamily, &str, &[Chain])> {
+        self.tables.iter().map(|((family, table), objects)| (*family, table.as_str(), objects.chains.as_slice()))
+    }
+
+    /// A hash of all that a table holds but the elements of its sets that have a name, which are not looked at either when it is
+    /// decoded; `None` if it cannot be told from that whether what was decoded is still true. It is of the generation of this shape
+    /// only if that is still the generation afterwards.
+    pub(super) fn print(&self, reader: &Reader, family: NftFamily, table: &str) -> Result<Option<Print>, Error> {
+        let mut hash = Sha256::new();
+        let mut add = |bytes: &[u8]| {
+            hash.update(bytes.len().to_ne_bytes());
+            hash.update(bytes);
+        };
+        let Some(objects) = self.objects(family, table) else { return Ok(Some(hash.finalize().into())) };
+        for chain in &objects.chains {
+            add(chain.name.as_bytes());
+            add(&[u8::from(chain.base.is_some())]);
+            if let Some(base) = &chain.base {
+                add(base.kind.as_bytes());
+                add(&base.hook.to_ne_bytes());
+                add(&base.priority.to_ne_bytes());
+                add(&[u8::from(base.drops)]);
+            }
+        }
+        add(b"sets");
+        for set in &objects.sets {
+            let Some(print) = set.print else { return Ok(None) };
+            add(&print);
+        }
+        add(b"rules");
+        for rule in reader.rules(family, table, None)? {
+            if rule.has_interface {
+                return Ok(None);
+            }
+            add(rule.chain.as_bytes());
+            add(&rule.print);
+        }
+        Ok(Some(hash.finalize().into()))
+    }
+}
