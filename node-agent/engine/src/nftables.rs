@@ -390,3 +390,6 @@ impl NetlinkDeserializable for Message {
         Ok(Self { kind: header.message_type, bytes: payload.to_owned() })
     }
 }
+
+#[cfg(test)]
+mod tests;
