@@ -89,12 +89,12 @@ fn a_set_of_the_same_name_is_another_one() {
             attribute(uapi::SET_HANDLE, &handle.to_be_bytes()),
             attribute(uapi::SET_COUNT, &count.to_be_bytes()),
         ];
-        set(&bytes.concat()).unwrap().print
+        set(&bytes.concat()).unwrap().1.print
     };
     assert!(of(1, 5).is_some());
     assert_ne!(of(1, 5), of(2, 5));
     assert_eq!(of(1, 5), of(1, 6), "elements of a set that has a name come and go");
-    assert_eq!(set(&attribute(uapi::SET_TABLE, b"guard\0")).unwrap().print, None, "it cannot be told from another");
+    assert_eq!(set(&attribute(uapi::SET_TABLE, b"guard\0")).unwrap().1.print, None, "it cannot be told from another");
 }
 
 #[test]
@@ -109,8 +109,9 @@ fn a_base_chain_says_where_it_is_called_and_what_it_drops() {
         attribute(uapi::CHAIN_USE, &3_u32.to_be_bytes()),
         attribute(uapi::CHAIN_TYPE, b"filter\0"),
     ];
-    let found = chain(&bytes.concat()).unwrap();
-    assert_eq!((found.table.as_str(), found.name.as_str(), found.uses), ("filter", "FORWARD", 3));
+    let bytes = bytes.concat();
+    let (table, found) = chain(&bytes).unwrap();
+    assert_eq!((table.as_ref(), found.name.as_str(), found.uses), ("filter", "FORWARD", 3));
     assert_eq!(found.base, Some(Base { kind: "filter".to_owned(), hook: 2, priority: 0, drops: true }));
 }
 
