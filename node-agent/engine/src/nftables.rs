@@ -3,6 +3,8 @@
 //! What a rule means is not decoded here but for where it leads. Attributes are walked as bytes: there may be very many rules,
 //! and most are as they were. A list that changed while it was read is an error, never a part of a list.
 
+use std::borrow::Cow;
+
 use netlink_packet_core::{
     DecodeError, NLM_F_DUMP, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlasIterator,
 };
@@ -18,9 +20,13 @@ const SUBSYSTEM: u16 = 10 << 8;
 const HEADER: usize = 4;
 /// Attributes and numbers of `include/uapi/linux/netfilter/nf_tables.h`, as it names them.
 mod uapi {
+    pub(super) const GETTABLE: u16 = 1;
     pub(super) const GETCHAIN: u16 = 4;
     pub(super) const GETRULE: u16 = 7;
     pub(super) const GETSET: u16 = 10;
+
+    pub(super) const TABLE_NAME: u16 = 1;
+    pub(super) const TABLE_HANDLE: u16 = 4;
 
     pub(super) const CHAIN_TABLE: u16 = 1;
     pub(super) const CHAIN_NAME: u16 = 3;
@@ -96,7 +102,6 @@ pub(crate) type Print = [u8; 32];
 /// A chain, without its rules.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
-    pub(crate) table: String,
     pub(crate) name: String,
     /// How many rules it has, and rules and elements of maps that lead to it.
     pub(crate) uses: u32,
@@ -117,9 +122,8 @@ pub(crate) struct Base {
 /// A set or map, without its elements.
 #[derive(Clone, Debug)]
 pub(crate) struct Set {
-    pub(crate) table: String,
-    /// A hash of its definition, with the handle that no other set of its table ever has: that of a rule may name a set that is
-    /// gone and whose name another one has got. `None` on kernels that tell no handle.
+    /// A hash of its definition, with the handle that no other set of its table ever has: a set without a name of its own gets
+    /// that of one that is gone, and rules that ask the two look alike. `None` on kernels that tell no handle.
     pub(crate) print: Option<Print>,
 }
 
@@ -154,22 +158,33 @@ impl Reader {
         self.generation.current()
     }
 
-    pub(crate) fn chains(&self, family: NftFamily) -> Result<Vec<Chain>, Error> {
-        let mut chains = Vec::new();
-        self.list("list nftables chains", Message::new(uapi::GETCHAIN, family), |bytes| {
-            chains.push(chain(bytes)?);
+    /// Gives `each` table's name and handle, which no other table ever has, while those of its chains, rules and sets are those of
+    /// a table of that name that is gone. `None` on kernels that tell no handle.
+    pub(crate) fn tables(&self, family: NftFamily, mut each: impl FnMut(&str, Option<u64>)) -> Result<(), Error> {
+        self.list("list nftables tables", Message::new(uapi::GETTABLE, family), |bytes| {
+            let name = find(bytes, uapi::TABLE_NAME)?.map(text).unwrap_or_default();
+            let handle = find(bytes, uapi::TABLE_HANDLE)?.map(exactly).transpose()?;
+            each(&name, handle.map(u64::from_be_bytes));
             Ok(())
-        })?;
-        Ok(chains)
+        })
     }
 
-    pub(crate) fn sets(&self, family: NftFamily) -> Result<Vec<Set>, Error> {
-        let mut sets = Vec::new();
-        self.list("list nftables sets", Message::new(uapi::GETSET, family), |bytes| {
-            sets.push(set(bytes)?);
+    /// Gives `each` chain, with the name of its table.
+    pub(crate) fn chains(&self, family: NftFamily, mut each: impl FnMut(&str, Chain)) -> Result<(), Error> {
+        self.list("list nftables chains", Message::new(uapi::GETCHAIN, family), |bytes| {
+            let (table, chain) = chain(bytes)?;
+            each(&table, chain);
             Ok(())
-        })?;
-        Ok(sets)
+        })
+    }
+
+    /// Gives `each` set, with the name of its table.
+    pub(crate) fn sets(&self, family: NftFamily, mut each: impl FnMut(&str, Set)) -> Result<(), Error> {
+        self.list("list nftables sets", Message::new(uapi::GETSET, family), |bytes| {
+            let (table, set) = set(bytes)?;
+            each(&table, set);
+            Ok(())
+        })
     }
 
     /// The rules of one chain, or of all chains of a table.
@@ -198,15 +213,15 @@ impl Reader {
     }
 }
 
-fn chain(bytes: &[u8]) -> Result<Chain, DecodeError> {
-    let mut chain = Chain { table: String::new(), name: String::new(), uses: 0, base: None };
+fn chain(bytes: &[u8]) -> Result<(Cow<'_, str>, Chain), DecodeError> {
+    let (mut table, mut chain) = (Cow::default(), Chain { name: String::new(), uses: 0, base: None });
     let (mut kind, mut drops, mut hook) = (String::new(), false, None);
     for attribute in attributes(bytes) {
         match attribute? {
-            (uapi::CHAIN_TABLE, value) => chain.table = text(value),
-            (uapi::CHAIN_NAME, value) => chain.name = text(value),
+            (uapi::CHAIN_TABLE, value) => table = text(value),
+            (uapi::CHAIN_NAME, value) => chain.name = text(value).into_owned(),
             (uapi::CHAIN_USE, value) => chain.uses = number(value)?,
-            (uapi::CHAIN_TYPE, value) => kind = text(value),
+            (uapi::CHAIN_TYPE, value) => kind = text(value).into_owned(),
             (uapi::CHAIN_POLICY, value) => drops = number(value)? == 0,
             (uapi::CHAIN_HOOK, value) => hook = Some(value),
             _ => {}
@@ -217,11 +232,11 @@ fn chain(bytes: &[u8]) -> Result<Chain, DecodeError> {
         let (hook, priority) = (part(uapi::HOOK_NUMBER)?, part(uapi::HOOK_PRIORITY)?);
         chain.base = Some(Base { kind, hook, priority, drops });
     }
-    Ok(chain)
+    Ok((table, chain))
 }
 
-fn set(bytes: &[u8]) -> Result<Set, DecodeError> {
-    let (mut table, mut handle, mut hash) = (String::new(), false, Sha256::new());
+fn set(bytes: &[u8]) -> Result<(Cow<'_, str>, Set), DecodeError> {
+    let (mut table, mut handle, mut hash) = (Cow::default(), false, Sha256::new());
     for attribute in attributes(bytes) {
         let (kind, value) = attribute?;
         match kind {
@@ -232,17 +247,17 @@ fn set(bytes: &[u8]) -> Result<Set, DecodeError> {
         }
         add(&mut hash, kind, value);
     }
-    Ok(Set { table, print: handle.then(|| hash.finalize().into()) })
+    Ok((table, Set { print: handle.then(|| hash.finalize().into()) }))
 }
 
 /// A rule and the name of its table; `None` if the kernel does not say.
-fn rule(bytes: &[u8]) -> Result<Option<(String, Rule)>, DecodeError> {
+fn rule(bytes: &[u8]) -> Result<Option<(Cow<'_, str>, Rule)>, DecodeError> {
     let (mut table, mut chain, mut handle, mut hash) = (None, None, None, Sha256::new());
     let mut found = Expressions { leads_to: None, is_of_iptables: true, has_interface: false };
     for attribute in attributes(bytes) {
         match attribute? {
             (uapi::RULE_TABLE, value) => table = Some(text(value)),
-            (uapi::RULE_CHAIN, value) => chain = Some(text(value)),
+            (uapi::RULE_CHAIN, value) => chain = Some(text(value).into_owned()),
             (uapi::RULE_HANDLE, value) => handle = Some(u64::from_be_bytes(exactly(value)?)),
             (uapi::RULE_EXPRESSIONS, value) => found.read(value, &mut hash)?,
             (kind @ (uapi::RULE_COMPAT | uapi::RULE_USERDATA), value) => add(&mut hash, kind, value),
@@ -294,7 +309,9 @@ impl Expressions {
                 b"immediate" => {
                     let data = find(data, uapi::IMMEDIATE_DATA)?.unwrap_or_default();
                     let verdict = find(data, uapi::DATA_VERDICT)?.unwrap_or_default();
-                    self.leads_to = find(verdict, uapi::VERDICT_CHAIN)?.map(text).or(self.leads_to.take());
+                    self.leads_to = find(verdict, uapi::VERDICT_CHAIN)?
+                        .map(|name| text(name).into_owned())
+                        .or(self.leads_to.take());
                 }
                 _ => {}
             }
@@ -328,8 +345,9 @@ fn find(bytes: &[u8], wanted: u16) -> Result<Option<&[u8]>, DecodeError> {
 }
 
 /// A name. The kernel takes any bytes for one; those that are no text are nobody's whom we know.
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned()
+fn text(value: &[u8]) -> Cow<'_, str> {
+    let name = value.strip_suffix(b"\0").unwrap_or(value);
+    std::str::from_utf8(name).map_or_else(|_| String::from_utf8_lossy(name), Cow::Borrowed)
 }
 
 fn number(value: &[u8]) -> Result<u32, DecodeError> {
@@ -390,3 +408,6 @@ impl NetlinkDeserializable for Message {
         Ok(Self { kind: header.message_type, bytes: payload.to_owned() })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -235,6 +235,28 @@ fn who_leads_to_a_chain_of_ours_is_seen_wherever_it_is() {
     });
 }
 
+#[test]
+fn a_table_that_was_made_again_with_other_elements_is_decoded_again() {
+    in_namespace("a_table_that_was_made_again_with_other_elements_is_decoded_again", || {
+        block_on(async {
+            let mut engine = Iptables::new(Variant::Nft);
+            let mut seen = Vec::new();
+            for port in [22, 80] {
+                // Its rule and its set have the same names and handles both times.
+                run("nft add table inet guard");
+                run("nft delete table inet guard");
+                run("nft add table inet guard");
+                run("nft add chain inet guard forward { type filter hook forward priority 0 ; }");
+                run(&format!("nft add rule inet guard forward tcp sport {{ {port} , 99 }} drop"));
+                seen.push(engine.observe().await.unwrap().firewall);
+                let fresh = Iptables::new(Variant::Nft).observe().await.unwrap().firewall;
+                assert_eq!(seen.last(), Some(&fresh), "with port {port}");
+            }
+            assert_ne!(seen[0], seen[1]);
+        });
+    });
+}
+
 /// Writes, for each time that it is told to, one more number into two chains at once, one of them ours.
 fn count(told: &Receiver<()>) {
     for (number, ()) in (1..).zip(told) {

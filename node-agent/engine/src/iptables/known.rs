@@ -91,8 +91,9 @@ impl Known {
         match walk.whole().await {
             Ok(()) => {
                 let (found, firewall) = walk.found();
-                let seen: HashSet<Print> = walk.read.values().flatten().map(|rule| rule.print).collect();
-                if self.rules.len() > 2 * seen.len() + SPARE {
+                let read = walk.read;
+                if self.rules.len() > 2 * read.values().map(Vec::len).sum::<usize>() + SPARE {
+                    let seen: HashSet<Print> = read.values().flatten().map(|rule| rule.print).collect();
                     self.rules.retain(|print, _| seen.contains(print));
                 }
                 Ok(Look::Seen(found, firewall))
@@ -179,8 +180,10 @@ impl Walk<'_> {
     fn is_led_to_from_elsewhere(&self) -> bool {
         let mut uses: HashMap<&str, usize> = HashMap::new();
         for (chain, rules) in &self.read {
-            *uses.entry(chain).or_default() += rules.len();
-            for target in rules.iter().filter_map(|rule| rule.leads_to.as_deref()) {
+            if is_ours(chain) {
+                *uses.entry(chain).or_default() += rules.len();
+            }
+            for target in rules.iter().filter_map(|rule| rule.leads_to.as_deref()).filter(|chain| is_ours(chain)) {
                 *uses.entry(target).or_default() += 1;
             }
         }
@@ -231,6 +234,13 @@ impl Walk<'_> {
         Ok(self.reader.generation()? != self.shape.generation)
     }
 
+    /// Whether the table is still the one of the shape, and not another of its name.
+    fn is_same_table(&self) -> Result<bool, netlink::Error> {
+        let (family, name, mut now) = (nft_family(self.family), self.table.name(), None);
+        self.reader.tables(family, |table, handle| now = if table == name { handle } else { now })?;
+        Ok(now.is_some() && now == self.shape.handle(family, name))
+    }
+
     /// Takes over the rules of `chains` from what a program printed, of those that nobody changed since they were read. Whether
     /// somebody did change one.
     fn learn(&mut self, text: &str, chains: &[&String]) -> Result<bool, Stop> {
@@ -239,11 +249,13 @@ impl Walk<'_> {
             lines.entry(chain).or_default().push(rule);
         }
         let (moved, mut any) = (self.has_moved()?, false);
+        let is_other = moved && !self.is_same_table()?;
         for chain in chains {
             let rules = &self.read[*chain];
-            // No rule gets the handle of another, and none is changed in its place.
+            // No rule of a table gets the handle of another, and none is changed in its place.
             let now = if moved { Some(self.rules(chain)?) } else { None };
-            if now.is_some_and(|now| !now.iter().map(|rule| rule.handle).eq(rules.iter().map(|rule| rule.handle))) {
+            let handles = |rules: &[Rule]| rules.iter().map(|rule| rule.handle).collect::<Vec<_>>();
+            if is_other || now.is_some_and(|now| handles(&now) != handles(rules)) {
                 any = true;
                 continue;
             }
@@ -272,7 +284,7 @@ impl Walk<'_> {
                 save.push_str(&format!(":{chain} -\n"));
             }
             for text in texts.clone() {
-                save.push_str(&format!("-A {chain} {text}\n"));
+                save.extend(["-A ", chain, " ", text, "\n"]);
             }
             if is_ours(chain) {
                 found.ours.insert(chain.clone(), texts.map(Line::read).collect());
@@ -281,7 +293,7 @@ impl Walk<'_> {
                 let unread = rules.iter().filter_map(|rule| rule.leads_to.as_ref());
                 for chain in unread.filter(|chain| !is_ours(chain) && !self.read.contains_key(*chain)) {
                     found.foreign.entry(chain.clone()).or_insert_with(|| {
-                        save.push_str(&format!("-A {chain} {UNREAD}\n"));
+                        save.extend(["-A ", chain, " ", UNREAD, "\n"]);
                         vec![UNREAD.to_owned()]
                     });
                 }

@@ -1,4 +1,4 @@
-//! What nftables holds without its rules: chains and sets of every table that packets of ours may pass, as of one generation.
+//! What nftables holds without its rules: tables, chains and sets that packets of ours may pass, as of one generation.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,12 @@ use crate::nftables::{Chain, NftFamily, Print, Reader, Set};
 #[derive(Debug, Default)]
 pub(super) struct Shape {
     pub(super) generation: u32,
-    tables: BTreeMap<(NftFamily, String), Objects>,
+    tables: BTreeMap<NftFamily, BTreeMap<String, Objects>>,
 }
 
 #[derive(Debug, Default)]
 struct Objects {
+    handle: Option<u64>,
     chains: Vec<Chain>,
     sets: Vec<Set>,
 }
@@ -25,22 +26,21 @@ impl Shape {
     pub(super) fn read(reader: &Reader) -> Result<Self, Error> {
         let mut shape = Self { generation: reader.generation()?, tables: BTreeMap::new() };
         for family in NftFamily::ALL {
-            for chain in reader.chains(family)? {
-                shape.table(family, &chain.table).chains.push(chain);
-            }
-            for set in reader.sets(family)? {
-                shape.table(family, &set.table).sets.push(set);
-            }
+            let tables = shape.tables.entry(family).or_default();
+            reader.tables(family, |table, handle| objects(tables, table).handle = handle)?;
+            reader.chains(family, |table, chain| objects(tables, table).chains.push(chain))?;
+            reader.sets(family, |table, set| objects(tables, table).sets.push(set))?;
         }
         Ok(shape)
     }
 
-    fn table(&mut self, family: NftFamily, name: &str) -> &mut Objects {
-        self.tables.entry((family, name.to_owned())).or_default()
+    fn objects(&self, family: NftFamily, table: &str) -> Option<&Objects> {
+        self.tables.get(&family)?.get(table)
     }
 
-    fn objects(&self, family: NftFamily, table: &str) -> Option<&Objects> {
-        self.tables.get(&(family, table.to_owned()))
+    /// Which of all tables that ever were it is, if the kernel tells.
+    pub(super) fn handle(&self, family: NftFamily, table: &str) -> Option<u64> {
+        self.objects(family, table)?.handle
     }
 
     /// The chains of a table, in the order of the kernel.
@@ -56,7 +56,9 @@ impl Shape {
 
     /// Every table, with its chains.
     pub(super) fn tables(&self) -> impl Iterator<Item = (NftFamily, &str, &[Chain])> {
-        self.tables.iter().map(|((family, table), objects)| (*family, table.as_str(), objects.chains.as_slice()))
+        self.tables.iter().flat_map(|(family, tables)| {
+            tables.iter().map(|(table, objects)| (*family, table.as_str(), objects.chains.as_slice()))
+        })
     }
 
     /// A hash of all that a table holds but the elements of its sets that have a name, which are not looked at either when it is
@@ -69,6 +71,8 @@ impl Shape {
             hash.update(bytes);
         };
         let Some(objects) = self.objects(family, table) else { return Ok(Some(hash.finalize().into())) };
+        let Some(handle) = objects.handle else { return Ok(None) };
+        add(&handle.to_ne_bytes());
         for chain in &objects.chains {
             add(chain.name.as_bytes());
             add(&[u8::from(chain.base.is_some())]);
@@ -94,4 +98,12 @@ impl Shape {
         }
         Ok(Some(hash.finalize().into()))
     }
+}
+
+fn objects<'a>(tables: &'a mut BTreeMap<String, Objects>, name: &str) -> &'a mut Objects {
+    // There are many chains in few tables.
+    if !tables.contains_key(name) {
+        tables.insert(name.to_owned(), Objects::default());
+    }
+    tables.get_mut(name).expect("it was put there")
 }
