@@ -18,7 +18,7 @@ use sallyport_engine::iptables::remove_unused;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::firewall::{Assessment, assess};
+use sallyport_ruleset::firewall::{Assessment, Paths};
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::iptables::drift::{Difference, Kind, differences, told};
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
@@ -112,6 +112,8 @@ pub struct Converger<E> {
     /// What the kernel was last read with.
     installed: Option<InstalledRuleset>,
     connections: Connections,
+    /// What the host's other firewalls were found to do.
+    paths: Paths,
     /// The intents that each family may hold rules of: those of the last pass, and before the first one those that an agent
     /// before this one kept.
     carried: BTreeMap<Family, Rc<Intents>>,
@@ -138,6 +140,7 @@ impl<E: Engine> Converger<E> {
             sysctl,
             installed: None,
             connections: Connections::default(),
+            paths: Paths::default(),
             carried: BTreeMap::new(),
             is_current: false,
             held: false,
@@ -231,14 +234,14 @@ impl<E: Engine> Converger<E> {
 
     /// What the other firewalls, as they were last read, do with the packets of those forwards in `table` that are `seen`.
     fn assess(
-        &self,
+        &mut self,
         table: &ForwardingTable<'_>,
         seen: &dyn Fn(&SliceForward) -> bool,
         local: &[LocalAddress],
     ) -> Assessment {
         let Some(installed) = &self.installed else { return Assessment::default() };
         let interfaces = Interfaces::of(local);
-        assess(&installed.firewall, table, seen, &|net| interfaces.towards(net))
+        self.paths.assess(&installed.firewall, table, seen, &|net| interfaces.towards(net))
     }
 
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be

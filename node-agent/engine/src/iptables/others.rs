@@ -131,12 +131,11 @@ fn in_the_way() -> Result<Vec<InTheWay>, Error> {
 }
 
 fn read_chain(family: &'static str, attributes: &[ChainAttribute]) -> Option<InTheWay> {
-    let (mut table, mut chain, mut hooked, mut translates) = (None, "", false, false);
+    let (mut table, mut chain, mut hooked) = (None, "", false);
     for attribute in attributes {
         match attribute {
             ChainAttribute::Table(name) => table = Some(name.clone()),
             ChainAttribute::Name(name) => chain = name,
-            ChainAttribute::Type(name) => translates = name == "nat",
             ChainAttribute::Hook(hook) => {
                 hooked = hook.iter().any(|part| {
                     matches!(
@@ -154,6 +153,5 @@ fn read_chain(family: &'static str, attributes: &[ChainAttribute]) -> Option<InT
     let builtin = matches!(chain, "PREROUTING" | "FORWARD" | "POSTROUTING");
     let known = matches!(table.as_str(), "filter" | "nat") || OTHER_TABLES.contains(&table.as_str());
     let of_iptables = family != "inet" && builtin && known;
-    // What only translates drops nothing, but of iptables it counts who has rules there.
-    (of_iptables || !translates).then_some(InTheWay { family, table, of_iptables })
+    Some(InTheWay { family, table, of_iptables })
 }
