@@ -7,6 +7,7 @@ mod closes_what_is_no_longer_allowed;
 mod drift_is_repaired;
 mod expired_forward_is_closed_on_time;
 mod foreign_changes_under_load;
+mod foreign_rules_at_random;
 mod foreign_rules_untouched;
 mod gives_up_and_recovers;
 mod host_listener;

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sallyport_api::condition::Reason;
@@ -97,7 +98,7 @@ pub fn assess(
 #[derive(Debug, Default)]
 pub struct Paths {
     firewall: HostFirewall,
-    listen: Vec<std::net::IpAddr>,
+    listen: Vec<IpAddr>,
     /// By family.
     screens: [Option<Screen>; 2],
     /// By family, in order of the forwards.
@@ -154,7 +155,13 @@ impl Paths {
                 Some(made) if within(&made) => screen.insert(made),
                 _ => screen.insert(Screen::new(&self.firewall, family, hull)),
             };
-            let follower = Follower { firewall: &self.firewall, screen, interface, asked: RefCell::default() };
+            let follower = Follower {
+                firewall: &self.firewall,
+                screen,
+                listen: &self.listen,
+                interface,
+                asked: RefCell::default(),
+            };
             let mut before = std::mem::take(&mut self.known[slot]).into_iter().peekable();
             let mut any = false;
             for bindings in forwarding.by_forward(family).filter(|bindings| concerned(bindings[0].forward)) {
@@ -186,6 +193,7 @@ impl Paths {
 struct Follower<'a> {
     firewall: &'a HostFirewall,
     screen: &'a Screen,
+    listen: &'a [IpAddr],
     interface: &'a dyn Fn(IpNet) -> Option<String>,
     asked: RefCell<BTreeMap<IpNet, Option<String>>>,
 }
@@ -202,7 +210,7 @@ impl Follower<'_> {
                 found.extend(self.found(finding, Some(&path), format!("packets of its clients {net}")));
             }
         }
-        if let Some(stranger) = stranger(self.screen, bindings, &interface) {
+        if let Some(stranger) = stranger(self.screen, self.listen, bindings, &interface) {
             let (first, last) = (stranger.clients.start(), stranger.clients.end());
             let who = if first == last { first.to_string() } else { format!("{first} to {last}") };
             found.extend(self.found(stranger.finding, None, format!("its packets (by {who}, for one)")));

@@ -29,9 +29,10 @@ pub(super) struct Stranger {
 }
 
 /// The first who is let in to a target of the forward whose `bindings` of one family these are, for certain if there is
-/// such a one.
+/// such a one; the gateway itself, whose addresses are `own`, is no client.
 pub(super) fn stranger(
     screen: &Screen,
+    own: &[IpAddr],
     bindings: &[Binding<'_>],
     interface: &dyn Fn(IpNet) -> Option<String>,
 ) -> Option<Stranger> {
@@ -47,7 +48,7 @@ pub(super) fn stranger(
     if screen.doors.is_empty() || !bindings.iter().any(leads) {
         return None;
     }
-    let clients = unlisted(screen, first);
+    let clients = unlisted(screen, own, first);
     let mut perhaps = None;
     for path in target_paths(bindings, interface) {
         let Some(ports) = &path.listen_port else { continue };
@@ -159,18 +160,19 @@ fn passes_for_certain(translates: bool, outcome: &Outcome) -> bool {
 }
 
 /// The addresses of those who are not listed, each range one in which all rules treat everybody alike.
-fn unlisted(screen: &Screen, binding: &Binding<'_>) -> Vec<RangeInclusive<IpAddr>> {
+fn unlisted(screen: &Screen, own: &[IpAddr], binding: &Binding<'_>) -> Vec<RangeInclusive<IpAddr>> {
     let listed: Vec<_> = binding.allowed().map(range_of).collect();
     let denied: Vec<_> = binding.denied().map(range_of).collect();
     let named = screen.tests().filter_map(|what| match what {
         What::Sources(listed) => Some(listed),
         _ => None,
     });
-    let borders = named.flatten().chain(&listed).chain(&denied).cloned();
+    let own: Vec<_> = own.iter().filter(|ip| Family::of(**ip) == binding.family()).map(|ip| *ip..=*ip).collect();
+    let borders = named.flatten().chain(&listed).chain(&denied).chain(&own).cloned();
     let is_listed =
         |ip: &IpAddr| listed.iter().any(|net| net.contains(ip)) && !denied.iter().any(|net| net.contains(ip));
     let mut clients = cells(&hosts(binding.family()), borders);
-    clients.retain(|range| !is_listed(range.start()));
+    clients.retain(|range| !is_listed(range.start()) && !own.contains(range));
     clients
 }
 
