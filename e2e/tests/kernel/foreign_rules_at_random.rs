@@ -20,7 +20,7 @@ use rules::{BESIDE_OURS, Dice, Foreign};
 /// So many scenes in each variant of iptables, half of them of each family.
 const SCENES: u64 = 100;
 /// How long packets that are to be lost are waited for, and those that are not.
-const PATIENCE: [Duration; 2] = [Duration::from_millis(120), Duration::from_secs(2)];
+const PATIENCE: [Duration; 2] = [Duration::from_millis(60), Duration::from_secs(2)];
 
 /// Who may be asked for in a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,7 @@ pub struct Flow {
     target: String,
     target_port: u16,
     other: String,
+    source_nat: &'static str,
 }
 
 impl Flow {
@@ -57,6 +58,31 @@ impl Flow {
             Side::Other => &self.other,
         };
         address.clone()
+    }
+
+    fn manifest(&self) -> Forward {
+        let source = format!("{}/{}", self.client, if self.client.contains(':') { 128 } else { 32 });
+        Forward {
+            protocol: if self.tcp { "TCP" } else { "UDP" },
+            target_port: Some(self.target_port),
+            source_nat: self.source_nat,
+            addresses: vec![self.listen.clone()],
+            ..Forward::tcp(&self.name, self.port, &source, &self.target)
+        }
+    }
+
+    /// Whether connection tracking knows a connection of `client` that got to the target through the listen port: what is
+    /// dropped on the way is never entered.
+    fn lets_in(&self, client: &str, entries: &[String]) -> bool {
+        let asked = format!("src={client} dst={} ", self.listen);
+        let (listen, target) = (format!("dport={} ", self.port), format!("src={} ", self.target));
+        entries.iter().any(|entry| {
+            entry.split_once(&asked).and_then(|(_, rest)| rest.split_once(&listen)).is_some_and(|(ports, answer)| {
+                ports.starts_with("sport=")
+                    && answer.contains(&target)
+                    && answer.contains(&format!("sport={} ", self.target_port))
+            })
+        })
     }
 
     fn question(&self) -> Result<Question> {
@@ -102,7 +128,7 @@ impl Net {
         let mut listeners: [Vec<(Protocol, SocketAddr)>; 2] = [Vec::new(), Vec::new()];
         for (family, base) in [(0, 3300_u16), (1, 3600)] {
             let address = |v4: &str, v6: &str| if family == 0 { v4.to_owned() } else { v6.to_owned() };
-            for (number, (tcp, on_db1, shift, nat)) in [
+            for (number, (tcp, on_db1, shift, source_nat)) in [
                 (true, true, 0, "Masquerade"),
                 (true, true, 1000, "Masquerade"),
                 (false, true, 0, "Masquerade"),
@@ -132,19 +158,14 @@ impl Net {
                     } else {
                         address("10.30.1.79", "fd00:30::79")
                     },
+                    source_nat,
                 };
                 let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
                 let any = if family == 0 { "0.0.0.0" } else { "[::]" };
                 // Also where somebody else's rules may lead.
                 listeners[usize::from(!on_db1)].push((protocol, format!("{any}:{}", port + shift).parse()?));
                 listeners[usize::from(on_db1)].push((protocol, format!("{any}:{port}").parse()?));
-                let source = format!("{}/{}", flow.client, if family == 0 { 32 } else { 128 });
-                manifests.save(&Forward {
-                    protocol: if tcp { "TCP" } else { "UDP" },
-                    target_port: Some(flow.target_port),
-                    source_nat: nat,
-                    ..Forward::tcp(&flow.name, port, &source, &flow.target)
-                })?;
+                manifests.save(&flow.manifest())?;
                 flows[family].push(flow);
             }
         }
@@ -198,8 +219,22 @@ impl Net {
             let line = said.lines().find(|line| line.starts_with("error: ") && line.contains(&flow.name));
             line.map(str::to_owned)
         };
-        let clear = !["may be ", "may lose", "may or may not", "cannot be told"].iter().any(|word| said.contains(word));
+        let clear = !["may be ", "may lose", "may or may not", "may be about", "cannot be told"]
+            .iter()
+            .any(|word| said.contains(word));
         Ok((flows.iter().map(verdict).collect(), clear, said))
+    }
+
+    /// Whether what the agent says is certain where it speaks of this flow alone: of a rule that spoils others for certain it
+    /// is not said that it may spoil this one.
+    fn is_clear_alone(&self, flow: &Flow, flows: &[Flow]) -> Result<bool> {
+        let manifests = self.gateway.manifests();
+        let others = || flows.iter().filter(|other| other.name != flow.name);
+        others().try_for_each(|other| manifests.remove(&format!("{}.yaml", other.name)))?;
+        let (_, clear, _) = self.judged(flows)?;
+        others().try_for_each(|other| manifests.save(&other.manifest()))?;
+        self.gateway.once()?;
+        Ok(clear)
     }
 
     /// Whether each flow is answered by its own target.
@@ -237,8 +272,12 @@ fn play(net: &Net, family: Family, seed: u64) -> Result<(bool, usize, Option<Str
             listed[number] = net.answered(&net.clients[0], &[flow], PATIENCE[1])?[0];
         }
     }
-    let entries = host.conntrack(&["-f", if family == Family::V4 { "ipv4" } else { "ipv6" }])?;
-    let strangers = net.answered(&net.clients[1], &all, PATIENCE[0])?;
+    let entries_of = if family == Family::V4 { "ipv4" } else { "ipv6" };
+    let entries = host.conntrack(&["-f", entries_of])?;
+    net.answered(&net.clients[1], &all, PATIENCE[0])?;
+    // Where it goes past the gateway their answer is lost, but they were let in.
+    let entries_of_strangers = host.conntrack(&["-f", entries_of])?;
+    let strangers: Vec<bool> = flows.iter().map(|flow| flow.lets_in(&flow.stranger, &entries_of_strangers)).collect();
     let mut wrong = Vec::new();
     let mut blocked = 0;
     for (number, flow) in flows.iter().enumerate() {
@@ -254,7 +293,8 @@ fn play(net: &Net, family: Family, seed: u64) -> Result<(bool, usize, Option<Str
             Some(_) => !listed[number],
         };
         blocked += usize::from(verdicts[number].is_some());
-        if !is_right {
+        let excused = |flow| net.is_clear_alone(flow, flows).map(|clear| !clear);
+        if !is_right && !(verdicts[number].is_none() && excused(flow)?) {
             wrong.push(format!(
                 "{flow:?}: listed passes {}, marked {marked}, stranger passes {}, said {:?}",
                 listed[number], strangers[number], verdicts[number]
@@ -287,8 +327,8 @@ fn verdicts_are_what_packets_do(own: Variant) -> Result<()> {
     let net = Net::build(own)?;
     let (scenes, seed) = (number("SCENES", SCENES)?, number("SEED", 1)?);
     let (mut clear, mut blocked, mut problems) = (0, 0, Vec::new());
-    for scene in seed..seed + scenes {
-        let family = if scene % 2 == 0 { Family::V4 } else { Family::V6 };
+    for scene in (seed..seed + scenes).map(|scene| 2 * scene + u64::from(own == Variant::Legacy)) {
+        let family = if scene / 2 % 2 == 0 { Family::V4 } else { Family::V6 };
         let (was_clear, flows, problem) = play(&net, family, scene)?;
         clear += u64::from(was_clear);
         blocked += flows;

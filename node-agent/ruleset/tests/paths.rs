@@ -286,7 +286,10 @@ fn every_network_of_clients_is_looked_at_by_itself() {
     let two = forward("10.30.1.80/32 }, { cidr: 10.30.1.96/28", "");
     let found = found(&two, own("filter", "-A FORWARD -s 10.30.1.96/27 -j DROP\n-A FORWARD -j SALLY-FWD"));
     is_blocked(&found, Reason::HostFirewallConflict, &["-s 10.30.1.96/27 -j DROP"]);
-    assert!(found.blocked[0].message.contains("packets of its clients 10.30.1.96/28 are dropped"), "{found:?}");
+    assert!(
+        found.blocked[0].message.contains("packets of its clients 10.30.1.96/28 to 10.30.1.78 are dropped"),
+        "{found:?}"
+    );
     // A blocklist within a network is about those whom it names.
     let listed = own("filter", "-A FORWARD -s 10.30.1.100/32 -j DROP\n-A FORWARD -j SALLY-FWD");
     assert_eq!(self::found(&two, listed), Assessment::default());

@@ -55,7 +55,7 @@ impl Assessment {
 
 impl fmt::Display for Assessment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(some) = some(&self.conflicts).or_else(|| some(&self.doubts)) {
+        if let Some(some) = some(&self.conflicts.iter().chain(&self.doubts).collect::<Vec<_>>()) {
             write!(f, "forwarded packets {some}")?;
         } else if self.unread.is_empty() {
             f.write_str("nothing else on this host drops or diverts forwarded packets, or lets others in")?;
@@ -71,12 +71,15 @@ impl fmt::Display for Assessment {
 }
 
 /// The first two, and how many more there are; `None` if there are none.
-fn some(conflicts: &[Conflict]) -> Option<String> {
-    let named: Vec<_> = conflicts.iter().take(2).map(ToString::to_string).collect();
-    let more = match conflicts.len().saturating_sub(2) {
-        0 => String::new(),
-        more => format!("; and {more} more are in the way"),
+fn some(conflicts: &[&Conflict]) -> Option<String> {
+    let (named, more) = conflicts.split_at(conflicts.len().min(2));
+    let doubtful = more.iter().filter(|conflict| !conflict.certain).count();
+    let more = match (more.len(), doubtful) {
+        (0, _) => String::new(),
+        (more, 0) => format!("; and {more} more are in the way"),
+        (more, doubtful) => format!("; and {more} more are in the way, of which {doubtful} may be about others"),
     };
+    let named: Vec<_> = named.iter().map(ToString::to_string).collect();
     (!named.is_empty()).then(|| named.join("; and ") + &more)
 }
 
@@ -118,7 +121,6 @@ struct Known {
 /// A finding in words.
 #[derive(Clone, Debug)]
 struct Found {
-    certain: bool,
     /// Whose packets, for people.
     whose: String,
     conflict: Conflict,
@@ -207,7 +209,11 @@ impl Follower<'_> {
         let mut found: Vec<Found> = Vec::new();
         for (net, path) in client_paths(bindings, &interface) {
             for finding in path.follow(self.screen) {
-                found.extend(self.found(finding, Some(&path), format!("packets of its clients {net}")));
+                let whose = match path.pre_dnat(true) {
+                    Some(to) => format!("packets of its clients {net} to {}", to.ip),
+                    None => format!("packets of its clients {net}"),
+                };
+                found.extend(self.found(finding, Some(&path), whose));
             }
         }
         if let Some(stranger) = stranger(self.screen, self.listen, bindings, &interface) {
@@ -230,7 +236,7 @@ impl Follower<'_> {
         let place = self.screen.stages.get(finding.stage)?.place?;
         finding.certain &= !passes_soon(self.firewall.tables.get(place.0)?);
         let conflict = conflict(self.firewall, self.screen, finding, path)?;
-        Some(Found { certain: finding.certain, whose, conflict })
+        Some(Found { whose, conflict })
     }
 }
 
@@ -244,13 +250,13 @@ struct Summary {
 
 impl Summary {
     fn add(&mut self, found: &Found, forward: Option<&ForwardRef>) {
-        let Found { certain, whose, conflict } = found;
-        let known = if *certain { &mut self.conflicts } else { &mut self.doubts };
+        let Found { whose, conflict } = found;
+        let known = if conflict.certain { &mut self.conflicts } else { &mut self.doubts };
         let same = |other: &Conflict| other.place == conflict.place && other.reason == conflict.reason;
         if !known.iter().any(same) {
             known.push(conflict.clone());
         }
-        if let Some(forward) = forward.filter(|_| *certain) {
+        if let Some(forward) = forward.filter(|_| conflict.certain) {
             let failure = || (conflict.reason, format!("{whose} {conflict}"));
             self.blocked.entry(forward.clone()).or_insert_with(failure);
         }

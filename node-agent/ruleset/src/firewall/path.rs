@@ -8,7 +8,6 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 
 use ipnet::IpNet;
-use sallyport_api::intent::IntentPort;
 use sallyport_api::names::MARK_OURS;
 use sallyport_api::{Protocol, SourceNatMode};
 
@@ -44,7 +43,8 @@ pub(super) struct ClientPath<'a> {
     pub(super) source_nat: Option<SourceNatMode>,
 }
 
-/// The paths of one forward, whose `bindings` of one family these are: one for each allowed network, target and port.
+/// The paths of one forward, whose `bindings` of one family these are: one for each binding, target and
+/// allowed network.
 pub(super) fn client_paths<'a>(
     bindings: &[Binding<'_>],
     interface: &'a dyn Fn(IpNet) -> Option<String>,
@@ -65,30 +65,27 @@ pub(super) fn client_paths<'a>(
     })
 }
 
-/// The same from anybody: one for each target and port.
+/// The same from anybody: one for each binding and target.
 pub(super) fn target_paths<'a>(
     bindings: &[Binding<'_>],
     interface: &'a dyn Fn(IpNet) -> Option<String>,
 ) -> impl Iterator<Item = ClientPath<'a>> {
     let targets = bindings.first().into_iter().flat_map(Binding::targets).filter(|target| target.weight > 0);
-    let ports = bindings.chunk_by(|a, b| a.port == b.port);
-    let ports: Vec<(IntentPort, Rc<[_]>)> = ports
-        .map(|there| (there[0].port, there.iter().map(|binding| binding.listen..=binding.listen).collect()))
-        .collect();
-    let source_nat = bindings.first().map(Binding::source_nat);
-    targets.flat_map(move |target| {
-        let there: Rc<[_]> = [target.ip..=target.ip].into();
-        let on_port = |(port, listen): &(IntentPort, Rc<[_]>)| ClientPath {
+    let targets: Vec<(IpAddr, Rc<[_]>)> = targets.map(|target| (target.ip, [target.ip..=target.ip].into())).collect();
+    bindings.iter().flat_map(move |binding| {
+        let (port, source_nat) = (binding.port, Some(binding.source_nat()));
+        let listen: Rc<[_]> = [binding.listen..=binding.listen].into();
+        let to_target = |(ip, target): &(IpAddr, Rc<[_]>)| ClientPath {
             protocol: Some(port.protocol),
-            listen: Some(Rc::clone(listen)),
+            listen: Some(Rc::clone(&listen)),
             listen_port: Some(port.port..=port.end_port),
-            target: Some(Rc::clone(&there)),
-            target_side: Side::Towards(target.ip.into(), interface),
+            target: Some(Rc::clone(target)),
+            target_side: Side::Towards((*ip).into(), interface),
             target_port: Some(port.target_port..=port.target_port + (port.end_port - port.port)),
             source_nat,
-            ..ClientPath::any(Family::of(target.ip))
+            ..ClientPath::any(binding.family())
         };
-        ports.iter().map(on_port).collect::<Vec<_>>()
+        targets.iter().map(to_target).collect::<Vec<_>>()
     })
 }
 

@@ -14,8 +14,10 @@ use crate::firewall::{BaseChain, Effect, FirewallTable, Holder, HostFirewall, Ma
 /// What stands in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// What kind of trouble it makes, for certain or perhaps.
+    /// What kind of trouble it makes,
     pub reason: Reason,
+    /// for certain, or perhaps.
+    pub certain: bool,
     /// What it does to packets, as in "are dropped by".
     pub does: String,
     /// Table, chain, and rule if it is one.
@@ -87,6 +89,7 @@ pub(super) fn conflict(
     let remedy = at.remedy(path);
     Some(Conflict {
         reason: reason(finding.wrong),
+        certain: finding.certain,
         does: does(finding.wrong, finding.certain).to_owned(),
         place: at.to_string(),
         remedy,

@@ -284,7 +284,7 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
     let place = "table inet filter, chain forward".to_owned();
     let reason = Reason::HostFirewallConflict;
     let does = "are dropped by".to_owned();
-    let conflict = Conflict { reason, does, place, remedy: "run `nft insert rule …`".to_owned() };
+    let conflict = Conflict { reason, certain: true, does, place, remedy: "run `nft insert rule …`".to_owned() };
     let blocked = Failure {
         forward: scene.intents.forwards()[0].r#ref.clone(),
         reason: Reason::HostFirewallConflict,
