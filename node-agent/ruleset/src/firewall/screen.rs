@@ -9,14 +9,16 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 
+use sallyport_api::SourceNatMode;
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 
 use crate::chain::is_ours;
 use crate::family::Family;
-use crate::firewall::leg::{MASQUERADED, any_packet, is_pre_dnat, reaches};
+use crate::firewall::leg::{MASQUERADED, any_packet, is_post_snat, is_pre_dnat, reaches};
 use crate::firewall::packet::{Fit, Packet};
 use crate::firewall::{
     BaseChain, Effect, FirewallRule, FirewallTable, Holder, Hook, HostFirewall, State, Test, To, Verdict, What,
+    range_of,
 };
 use crate::table::ForwardingTable;
 
@@ -34,6 +36,10 @@ pub(super) struct Hull {
     pub(super) listen_ports: RangeInclusive<u16>,
     pub(super) targets: RangeInclusive<IpAddr>,
     pub(super) target_ports: RangeInclusive<u16>,
+    /// Whether any hides its clients.
+    pub(super) masquerades: bool,
+    /// The clients of those that hide none, if there are such.
+    pub(super) seen: Option<RangeInclusive<IpAddr>>,
 }
 
 impl Hull {
@@ -43,12 +49,17 @@ impl Hull {
         for binding in forwarding.bindings.iter().filter(|binding| binding.family() == family) {
             let port = binding.port;
             let target_ports = port.target_port..=port.target_port + (port.end_port - port.port);
+            let masquerades = binding.source_nat() == SourceNatMode::Masquerade;
+            let clients = binding.allowed().filter(|_| !masquerades).map(range_of);
+            let seen = clients.reduce(|one, other| around(&one, &other));
             for target in binding.targets() {
                 let one = Self {
                     listen: binding.listen..=binding.listen,
                     listen_ports: port.port..=port.end_port,
                     targets: target.ip..=target.ip,
                     target_ports: target_ports.clone(),
+                    masquerades,
+                    seen: seen.clone(),
                 };
                 hull = Some(hull.map_or_else(|| one.clone(), |hull| hull.around(&one)));
             }
@@ -57,16 +68,23 @@ impl Hull {
     }
 
     pub(super) fn around(&self, other: &Self) -> Self {
-        fn both<T: Ord + Copy>(one: &RangeInclusive<T>, other: &RangeInclusive<T>) -> RangeInclusive<T> {
-            *one.start().min(other.start())..=*one.end().max(other.end())
-        }
         Self {
-            listen: both(&self.listen, &other.listen),
-            listen_ports: both(&self.listen_ports, &other.listen_ports),
-            targets: both(&self.targets, &other.targets),
-            target_ports: both(&self.target_ports, &other.target_ports),
+            listen: around(&self.listen, &other.listen),
+            listen_ports: around(&self.listen_ports, &other.listen_ports),
+            targets: around(&self.targets, &other.targets),
+            target_ports: around(&self.target_ports, &other.target_ports),
+            masquerades: self.masquerades || other.masquerades,
+            seen: match (&self.seen, &other.seen) {
+                (Some(one), Some(other)) => Some(around(one, other)),
+                (one, other) => one.as_ref().or(other.as_ref()).cloned(),
+            },
         }
     }
+}
+
+/// From the first of both to the last.
+fn around<T: Ord + Copy>(one: &RangeInclusive<T>, other: &RangeInclusive<T>) -> RangeInclusive<T> {
+    *one.start().min(other.start())..=*one.end().max(other.end())
 }
 
 /// What packets of one family meet.
@@ -193,7 +211,7 @@ struct Reader<'a> {
     table: &'a FirewallTable,
     base: &'a BaseChain,
     /// What may come here.
-    packets: Vec<Packet<'static>>,
+    coming: Vec<Coming>,
     /// Chains that were read, or are being read,
     read: BTreeMap<&'a str, usize>,
     /// and which of them were.
@@ -205,8 +223,8 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(table: &'a FirewallTable, base: &'a BaseChain, family: Family, hull: Option<&Hull>) -> Self {
-        let packets = packets(base, family, hull);
-        Self { table, base, packets, read: BTreeMap::new(), done: BTreeSet::new(), chains: Vec::new(), ours: false }
+        let coming = coming(base, family, hull);
+        Self { table, base, coming, read: BTreeMap::new(), done: BTreeSet::new(), chains: Vec::new(), ours: false }
     }
 
     fn stage(mut self, place: (usize, usize)) -> Stage {
@@ -234,8 +252,7 @@ impl<'a> Reader<'a> {
         let label: Rc<str> = name.into();
         let mut rules = Vec::new();
         for rule in self.table.chains.get(name).into_iter().flatten() {
-            let met = |packet: &Packet<'_>| packet.fits(&rule.tests) != Fit::None;
-            if self.packets.iter().any(met) {
+            if self.coming.iter().any(|coming| coming.is_concerned(rule)) {
                 rules.extend(self.rule(rule, &label, depth));
             }
         }
@@ -283,30 +300,74 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What may come to `base`: requests, answers, and requests of those who are not listed.
-fn packets(base: &BaseChain, family: Family, hull: Option<&Hull>) -> Vec<Packet<'static>> {
-    let mut packets = Vec::new();
-    for reach in reaches(base) {
-        let mut packet = Packet { mark: (0, 0), own_mark: (0, 0), ..any_packet(family, base, reach) };
-        if let Some(hull) = hull {
-            let before = is_pre_dnat(base);
-            if packet.reply {
-                // At the very end the source is the gateway.
-                let translated = base.hook == Hook::Postrouting;
-                packet.sources = (!translated).then(|| [hull.targets.clone()].into());
-                packet.source_port = (!translated).then(|| hull.target_ports.clone());
-            } else {
-                let (to, ports) =
-                    if before { (&hull.listen, &hull.listen_ports) } else { (&hull.targets, &hull.target_ports) };
-                packet.destinations = Some([to.clone()].into());
-                packet.destination_port = Some(ports.clone());
+/// Packets that may come to a base chain, and what no forward can know of its own.
+struct Coming {
+    packet: Packet<'static>,
+    /// Whether clients are hidden there behind an address of the gateway, whichever.
+    hides: bool,
+}
+
+impl Coming {
+    /// Whether a rule with these tests may do something to some of these packets that is to be told.
+    fn is_concerned(&self, rule: &FirewallRule) -> bool {
+        // A rule that names whom it drops is about those, and nobody can tell that it is about ours.
+        let drops = rule.verdict == Verdict::Drop && rule.effects.is_empty();
+        self.packet.fits(&rule.tests) != Fit::None && !(drops && rule.tests.iter().any(|test| self.is_dark(test)))
+    }
+
+    /// Whether a rule names those who have a property that no forward can know of its packets.
+    fn is_dark(&self, test: &Test) -> bool {
+        let reply = self.packet.reply;
+        !test.negated
+            && match test.what {
+                What::Unknown => true,
+                What::Destinations(_) => self.hides && reply,
+                What::Sources(_) => self.hides && !reply,
+                What::DestinationPorts(_) => reply,
+                What::SourcePorts(_) => !reply,
+                _ => false,
             }
+    }
+}
+
+/// What may come to `base`: requests, answers, and requests of those who are not listed.
+fn coming(base: &BaseChain, family: Family, hull: Option<&Hull>) -> Vec<Coming> {
+    let mut coming = Vec::new();
+    let (before, after) = (is_pre_dnat(base), is_post_snat(base));
+    for leg in reaches(base) {
+        let mut packet = any_packet(family, base, leg);
+        let hides = if packet.reply { before } else { after && !base.translates };
+        let Some(hull) = hull else {
+            coming.push(Coming { packet, hides });
+            continue;
+        };
+        if packet.reply {
+            // At the very end the source is the gateway.
+            packet.sources = Some([if after { hull.listen.clone() } else { hull.targets.clone() }].into());
+            packet.source_port = Some(if after { hull.listen_ports.clone() } else { hull.target_ports.clone() });
+        } else {
+            let (to, ports) =
+                if before { (&hull.listen, &hull.listen_ports) } else { (&hull.targets, &hull.target_ports) };
+            packet.destinations = Some([to.clone()].into());
+            packet.destination_port = Some(ports.clone());
         }
         // Sources may be translated, or not.
-        if packet.states.is_some_and(|states| states.contains(&State::Established)) {
-            packets.push(Packet { states: Some(MASQUERADED), ..packet.clone() });
+        if hull.masquerades {
+            let states = match packet.states {
+                Some(states) if states.contains(&State::Established) => Some(MASQUERADED),
+                states => states,
+            };
+            coming.push(Coming { packet: Packet { states, ..packet.clone() }, hides });
         }
-        packets.push(packet);
+        if let Some(clients) = &hull.seen {
+            if packet.reply {
+                packet.destinations = Some([clients.clone()].into());
+            }
+            coming.push(Coming { packet, hides: false });
+        } else if !packet.reply {
+            // Those who are not listed are hidden by nobody.
+            coming.push(Coming { packet, hides: false });
+        }
     }
-    packets
+    coming
 }
