@@ -26,3 +26,4 @@ mod several_targets;
 mod survives_agent_death;
 mod udp_follows;
 mod unreadable_tables;
+mod who_else_gets_in;

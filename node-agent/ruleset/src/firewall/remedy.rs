@@ -86,13 +86,14 @@ pub(super) fn conflict(
     })?;
     let rule = finding.at.map(|at| stage.rule(at));
     let at = Place { table, base, rule, family: path.map(|path| path.family), finding };
-    let remedy = at.remedy(path);
+    // Others may have written anything into a comment.
+    let clean = |text: String| text.replace(char::is_control, "?");
     Some(Conflict {
         reason: reason(finding.wrong),
         certain: finding.certain,
         does: does(finding.wrong, finding.certain).to_owned(),
-        place: at.to_string(),
-        remedy,
+        place: clean(at.to_string()),
+        remedy: clean(at.remedy(path)),
     })
 }
 
