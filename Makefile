@@ -49,7 +49,7 @@ faults: ## do to Sallyport what it promises to live through, print a table of wh
 
 fuzz: ## try RUNS inputs on what reads files and kernels, led by coverage (cargo-fuzz, a C++ compiler)
 	@cp Cargo.lock node-agent/fuzz/
-	@for target in manifests save; do \
+	@for target in manifests save firewall; do \
 	  mkdir -p node-agent/fuzz/corpus/$$target && \
 	  (cd node-agent && cargo fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
 	    -runs=$(RUNS) -max_len=4096 -timeout=10 -verbosity=0 -print_final_stats=1) || exit 1; \

@@ -190,6 +190,15 @@ reasons! {
     AsymmetricReturnPath: False on Programmed;
     /// Another firewall of the host drops the forward's packets. Do what the message says.
     HostFirewallConflict: False on Programmed, HostFirewallCompatible;
+    /// A rule of somebody else on a gateway lets clients in to the forward's target through its port whom the forward does
+    /// not list. Take that rule out, as the message says, or list those clients.
+    HostFirewallBypass: False on Programmed, HostFirewallCompatible;
+    /// A rule of somebody else on a gateway takes the forward's packets elsewhere before our rules see them. Take that rule
+    /// out, as the message says, or choose another port.
+    Diverted: False on Programmed, HostFirewallCompatible;
+    /// A rule of somebody else on a gateway overwrites the bits of the connection mark by which our rules know the forward's
+    /// connections. Write that rule with a mask, as the message says.
+    MarkOverwritten: False on Programmed, HostFirewallCompatible;
     /// The agent of a node does not know a field of the intent and keeps the old rules. Upgrade the agent.
     UnsupportedIntent: False on Programmed, Synced;
     /// Every other condition is True. Nothing to do.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use sallyport_e2e::traffic::{Ask, Latency, Load, Serve};
+use sallyport_e2e::traffic::{Ask, Latency, Load, Probe, Serve};
 use sallyport_e2e::{bench, cluster, demo, demo_standalone, faults, lab, runner, running, script};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -54,6 +54,7 @@ enum Command {
     Sweep,
     Serve(Serve),
     Ask(Ask),
+    Probe(Probe),
     Load(Load),
     Latency(Latency),
     Time(bench::Time),
@@ -113,6 +114,7 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Serve(serve) => block_on(serve.run()),
         Command::Ask(ask) => block_on(ask.run()),
+        Command::Probe(probe) => block_on(probe.run()),
         Command::Load(load) => block_on(load.run()),
         Command::Latency(latency) => block_on(latency.run()),
         Command::Time(time) => time.run().map(|()| true),

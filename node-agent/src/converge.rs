@@ -19,7 +19,7 @@ use sallyport_engine::network::Network;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::firewall::{Assessment, assess};
+use sallyport_ruleset::firewall::{Assessment, Paths};
 use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::iptables::desired::Desired;
 use sallyport_ruleset::iptables::drift::{Difference, Kind, differences, told};
@@ -132,6 +132,8 @@ pub struct Converger<E> {
     followed: Option<Rc<Intents>>,
     reading: Reading,
     connections: Connections,
+    /// What the host's other firewalls were found to do.
+    paths: Paths,
     /// The intents that each family may hold rules of: those of the last pass, and before the first one those that an agent
     /// before this one kept.
     carried: BTreeMap<Family, Rc<Intents>>,
@@ -159,6 +161,7 @@ impl<E: Engine> Converger<E> {
             followed: None,
             reading: Reading::Outdated,
             connections: Connections::default(),
+            paths: Paths::default(),
             carried: BTreeMap::new(),
             held: false,
             forwarding: BTreeMap::new(),
@@ -266,10 +269,10 @@ impl<E: Engine> Converger<E> {
     }
 
     /// What the other firewalls, as they were last read, do with the packets of those forwards that are `seen`.
-    fn assess(&self, seen: &dyn Fn(&SliceForward) -> bool, local: &[LocalAddress]) -> Assessment {
+    fn assess(&mut self, seen: &dyn Fn(&SliceForward) -> bool, local: &[LocalAddress]) -> Assessment {
         let Some(installed) = &self.installed else { return Assessment::default() };
         let interfaces = Interfaces::of(local);
-        assess(&installed.firewall, &self.table, seen, &|net| interfaces.towards(net))
+        self.paths.assess(&installed.firewall, &self.table, seen, &|net| interfaces.towards(net))
     }
 
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be

@@ -102,6 +102,17 @@ fn no_mutated_save_makes_a_plan_that_touches_others() {
     });
 }
 
+#[test]
+fn no_mutated_firewall_is_too_much_for_its_readers() {
+    let seeds = seeds("firewall");
+    for seed in &seeds {
+        fuzz::firewall(seed);
+    }
+    proptest!(config(2), |(seed in any::<Index>(), mutations in vec(mutation(), 0..6))| {
+        fuzz::firewall(&mutated(&seeds, seed, &mutations));
+    });
+}
+
 /// `factor` times as many cases as other properties get.
 fn config(factor: u32) -> ProptestConfig {
     let all = ProptestConfig::default();

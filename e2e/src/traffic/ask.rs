@@ -60,7 +60,7 @@ impl Answer {
         matches!(self, Self::Heard { server, .. } if server == name)
     }
 
-    fn parse(line: &str) -> Option<Self> {
+    pub(super) fn parse(line: &str) -> Option<Self> {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             ["refused"] => Some(Self::Refused),
             ["silence"] => Some(Self::Silence),
@@ -91,6 +91,33 @@ pub struct Ask {
 }
 
 impl Ask {
+    /// One question.
+    pub(super) fn once(protocol: Protocol, to: SocketAddr) -> Self {
+        Self { protocol, to, from: None, every: None, first_answer: false }
+    }
+
+    /// Two questions in one connection, and the answer to the second.
+    pub(super) async fn twice(&self) -> std::io::Result<String> {
+        if self.protocol == Protocol::Tcp {
+            let mut stream = BufReader::new(self.connect().await?);
+            let mut line = String::new();
+            for _ in 0..2 {
+                line.clear();
+                stream.write_all(b"who am I\n").await?;
+                stream.read_line(&mut line).await?;
+            }
+            return if line.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(line) };
+        }
+        let socket = UdpSocket::bind(SocketAddr::new(any_address(self.to), 0)).await?;
+        socket.connect(self.to).await?;
+        let (mut buffer, mut length) = ([0; 2048], 0);
+        for _ in 0..2 {
+            socket.send(b"who am I\n").await?;
+            length = socket.recv(&mut buffer).await?;
+        }
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+
     /// Asks and prints.
     #[expect(clippy::print_stdout, reason = "the answer is this command's output")]
     pub async fn run(self) -> Result<()> {

@@ -311,7 +311,7 @@ impl Expressions {
                     let verdict = find(data, uapi::DATA_VERDICT)?.unwrap_or_default();
                     self.leads_to = find(verdict, uapi::VERDICT_CHAIN)?
                         .map(|name| text(name).into_owned())
-                        .or(self.leads_to.take());
+                        .or_else(|| self.leads_to.take());
                 }
                 _ => {}
             }

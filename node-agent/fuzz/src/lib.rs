@@ -11,6 +11,7 @@ use sallyport_node_agent::manifest::{self, Object};
 use sallyport_node_agent::source::local::{Decided, decide_here};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
+use sallyport_ruleset::firewall::{Holder, HostFirewall, Paths, nft, xtables};
 use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset};
 use sallyport_ruleset::iptables::layout::lower;
 use sallyport_ruleset::iptables::plan::plan;
@@ -54,6 +55,11 @@ pub fn manifests(mut data: &[u8]) {
 
 /// The rules of a lone gateway with these objects.
 fn ruleset(objects: &[&Object]) -> Ruleset {
+    forwarding(objects, lower)
+}
+
+/// What `work` makes of what a lone gateway forwards with these objects.
+fn forwarding<T>(objects: &[&Object], work: impl FnOnce(&ForwardingTable) -> T) -> T {
     let objects: Vec<(&str, &Object)> = objects.iter().map(|object| ("file.yaml", *object)).collect();
     let local = LOCAL.map(|(ip, prefix_len)| {
         let ip: IpAddr = ip.parse().unwrap();
@@ -65,7 +71,7 @@ fn ruleset(objects: &[&Object]) -> Ruleset {
     for problem in &problems {
         is_one_line(&problem.message);
     }
-    lower(&ForwardingTable::new(&intents.node, intents.forwards(), &NodeFacts::of(&local, NOW)))
+    work(&ForwardingTable::new(&intents.node, intents.forwards(), &NodeFacts::of(&local, NOW)))
 }
 
 /// Written apart from the table of what is refused.
@@ -106,6 +112,32 @@ pub fn save(data: &[u8]) {
             let equal = installed.ours() == *desired;
             assert_eq!(installed.digest() == desired.digest(), equal, "digests and rules disagree");
         }
+    }
+}
+
+/// What `iptables-save` or `nft --json` may have printed of others, and what is said of the forwards beside it.
+pub fn firewall(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut tables = Vec::new();
+    for name in ["site", "filter"] {
+        tables.extend(["inet", "ip"].into_iter().filter_map(|family| nft::parse(&text, family, name).ok()));
+    }
+    for (program, own) in [("iptables-nft", true), ("iptables-legacy", false)] {
+        tables.extend(xtables::parse(&text, Family::V4, Holder::Iptables { program, own }));
+    }
+    let firewall = HostFirewall { tables, unread: Vec::new() };
+    let mut text = include_str!("../seeds/manifests/several.yaml").as_bytes();
+    let objects: Vec<Object> = manifest::read(&mut text).into_iter().map(|outcome| outcome.unwrap()).collect();
+    for objects in [objects.iter().collect::<Vec<_>>(), Vec::new()] {
+        forwarding(&objects, |table| {
+            let mut paths = Paths::default();
+            let first = paths.assess(&firewall, table, &|_| true, &|_| Some("eth0".to_owned()));
+            for said in [first.to_string()].iter().chain(first.blocked.iter().map(|failure| &failure.message)) {
+                assert!(!said.chars().any(char::is_control), "{said:?}");
+            }
+            let again = paths.assess(&firewall, table, &|_| true, &|_| Some("eth0".to_owned()));
+            assert_eq!(first, again, "what is remembered is something else");
+        });
     }
 }
 

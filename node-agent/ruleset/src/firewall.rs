@@ -1,15 +1,23 @@
 //! Other people's firewalls on this host as values: their base chains, and of each rule as much as decides whether a
 //! packet of ours passes.
 //!
-//! A kernel asks every base chain of a hook, so an accept of ours in one does not undo a drop in another. Here is what
-//! they hold; `path` says which packets a forward has, `walk` what becomes of a `packet` in them, `assess` what that means
-//! for the forwards. Reading them from the host is the engine's, understanding what it read is `nft`'s and `xtables`'.
+//! ```text
+//! iptables-save, nft --json ─► xtables, nft (known: what each word does) ─► HostFirewall
+//!     ─► screen: of it, in the kernel's order, what could meet any packet of a forward ─┐
+//! ForwardingTable ─► path: a client's packets, leg by leg; stranger: of who is not listed ┴► walk ─► assess ─► remedy
+//! ```
+//! A kernel asks every base chain of a hook, so an accept of ours in one does not undo a drop in another. Reading them from
+//! the host is the engine's. Our own chains are not read here: what they do is known from the forwarding table.
 
 mod assess;
+mod known;
+mod leg;
 pub mod nft;
 pub(crate) mod packet;
 mod path;
 mod remedy;
+mod screen;
+mod stranger;
 mod walk;
 mod words;
 pub mod xtables;
@@ -20,7 +28,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-pub use self::assess::{Assessment, assess};
+pub use self::assess::{Assessment, Paths, assess};
 pub use self::remedy::Conflict;
 use crate::family::Family;
 
@@ -64,9 +72,9 @@ pub struct FirewallTable {
 }
 
 impl FirewallTable {
-    /// Whether it is the table in which our own rules accept our packets.
-    fn holds_our_accept(&self) -> bool {
-        matches!(self.holder, Holder::Iptables { own: true, .. }) && self.name == "filter"
+    /// Whether our own rules are in it.
+    fn holds_ours(&self) -> bool {
+        matches!(self.holder, Holder::Iptables { own: true, .. }) && matches!(self.name.as_str(), "filter" | "nat")
     }
 }
 
@@ -95,10 +103,12 @@ pub struct BaseChain {
     pub priority: i32,
     /// Whether it drops what no rule of it decided about.
     pub drops: bool,
+    /// Whether it translates addresses: it sees the first packet of each connection alone.
+    pub translates: bool,
 }
 
 /// Where on a forwarded packet's way a chain is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
     /// As it comes in.
     Prerouting,
@@ -129,12 +139,16 @@ impl Hook {
 }
 
 /// A rule: what it asks of a packet, and what it does with one that meets all of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FirewallRule {
     /// All must hold.
     pub tests: Vec<Test>,
-    /// Then this happens.
+    /// Then these happen,
+    pub effects: Vec<Effect>,
+    /// and then this.
     pub verdict: Verdict,
+    /// What people see of it: in iptables all behind `-A CHAIN`, in nftables its handle.
+    pub text: String,
 }
 
 /// A property that a rule asks for.
@@ -174,10 +188,39 @@ pub enum What {
         /// The value.
         value: u32,
     },
+    /// With this value in these bits of its own mark.
+    PacketMark {
+        /// The bits.
+        mask: u32,
+        /// The value.
+        value: u32,
+    },
+    /// From an address of one of these types (`ip route` calls them so).
+    SourceTypes(Vec<AddressType>),
+    /// To an address of one of these types.
+    DestinationTypes(Vec<AddressType>),
+    /// With this value in these bits of the TCP flags.
+    TcpFlags {
+        /// The bits.
+        mask: u8,
+        /// The value.
+        value: u8,
+    },
     /// Whether it is an answer.
     Reply(bool),
     /// Something else: nobody can tell from here.
     Unknown,
+}
+
+/// Types of addresses, as far as it matters which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressType {
+    /// Of this host.
+    Local,
+    /// Of another one.
+    Unicast,
+    /// Any other.
+    Other,
 }
 
 /// States of connection tracking, as far as it matters which.
@@ -193,12 +236,14 @@ pub enum State {
     Dnat,
     /// Its source was translated.
     Snat,
+    /// Of no connection, or not looked at yet.
+    Invalid,
     /// Any other.
     Other,
 }
 
-/// What a rule does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a rule ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Verdict {
     /// The packet passes this base chain.
     Accept,
@@ -210,10 +255,62 @@ pub enum Verdict {
     Goto(String),
     /// Back to where this chain was jumped to from; in a base chain its policy.
     Return,
+    /// Its destination becomes another; what translates asks nobody else.
+    Destination(To),
+    /// Its source becomes another.
+    Source,
     /// Somebody else decides, such as a program in user space.
     Elsewhere,
     /// Nothing.
+    #[default]
     Continue,
+}
+
+/// Where a translation sends packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum To {
+    /// To a program on this host.
+    Host,
+    /// To one of these addresses, if any are named, and one of these ports, if any are.
+    Addresses {
+        /// The addresses.
+        ips: Option<RangeInclusive<IpAddr>>,
+        /// The ports.
+        ports: Option<RangeInclusive<u16>>,
+    },
+    /// Nobody can tell from here.
+    Unknown,
+}
+
+/// What a rule does to a packet that goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// A mark becomes `(connection mark & of_connection) ^ (packet mark & of_packet) ^ flip`.
+    Mark {
+        /// Which mark it is.
+        of: MarkOf,
+        /// The bits that come from the connection mark.
+        of_connection: u32,
+        /// The bits that come from the packet mark.
+        of_packet: u32,
+        /// The bits that are turned over then.
+        flip: u32,
+    },
+    /// A mark becomes something that nobody can tell from here.
+    AnyMark(MarkOf),
+    /// Connection tracking leaves it alone, and so does whatever translates.
+    Untrack,
+    /// What is not known here.
+    Untold,
+}
+
+/// The two marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkOf {
+    /// That of the connection, which stays.
+    Connection,
+    /// That of the packet, which goes with it.
+    Packet,
 }
 
 /// From the first to the last address of `net`.
@@ -238,5 +335,22 @@ fn protocol_number(name: &str) -> Option<u8> {
         "sctp" => 132,
         "udplite" => 136,
         number => number.parse().ok()?,
+    })
+}
+
+/// The bit of a TCP flag, as iptables or nft names it (`include/net/tcp.h`).
+fn tcp_flag(name: &str) -> Option<u8> {
+    Some(match name.to_ascii_lowercase().as_str() {
+        "none" => 0,
+        "fin" => 1,
+        "syn" => 2,
+        "rst" => 4,
+        "psh" => 8,
+        "ack" => 16,
+        "urg" => 32,
+        "ecn" => 64,
+        "cwr" => 128,
+        "all" => 0x3f,
+        _ => return None,
     })
 }

@@ -154,8 +154,8 @@ fn rules_of_others_ahead_of_ours_are_no_conflict_unless_they_drop() {
     let ahead =
         |rule: &str| own(&with_our_jump(UFW).replacen("-A FORWARD ", &format!("-A FORWARD {rule}\n-A FORWARD "), 1));
     for rule in [
-        "-j cali-FORWARD",
-        "-m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD",
+        "-s 10.30.1.81/32 -j DROP",
+        "-m comment --comment \"kubernetes forwarding rules\" -j LOG",
         "-i docker0 -j DROP",
     ] {
         assert_eq!(assessed(&[FORWARD], ahead(rule)), Assessment::default(), "{rule}");
@@ -270,6 +270,7 @@ fn each_rule_is_read_as_the_kernel_reads_it() {
         // What names those that it drops is about those.
         (false, fits(&payload("ip", "saddr"), "==", r#""@blocklist""#)),
         (false, fits(&meta("mark"), "==", "5")),
+        (true, fits(&meta("mark"), "!=", "5")),
         (false, r#"{"limit":{"rate":3,"per":"second","inv":true}}"#.to_owned()),
         (false, fits(r#"{"fib":{"result":"oif","flags":["saddr","iif"]}}"#, "==", "false")),
     ];
@@ -282,7 +283,6 @@ fn each_rule_is_read_as_the_kernel_reads_it() {
     // What drops all but those that it names may be about ours.
     for fits in [
         fits(&payload("ip", "saddr"), "!=", r#""@allowed""#),
-        fits(&meta("mark"), "!=", "5"),
         fits(&payload("tcp", "dport"), ">=", "1024"),
         r#"{"xt":{"type":"match","name":"owner"}}"#.to_owned(),
     ] {

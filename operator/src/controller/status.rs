@@ -67,7 +67,7 @@ fn progress<'a>(
             Readback::Unknown => {}
             Readback::Hash(hash) => drop(progress.hashes.insert(Some(hash.clone()))),
             // Its rules are there; it is another firewall that keeps them from working.
-            Readback::Failed if matches!(failure, Some((Reason::HostFirewallConflict, _))) => {
+            Readback::Failed if failure.as_ref().is_some_and(|(reason, _)| is_of_host_firewall(*reason)) => {
                 progress.hashes.insert(want.cloned());
             }
             Readback::Nothing | Readback::Failed => drop(progress.hashes.insert(None)),
@@ -110,6 +110,11 @@ fn failure_of(key: &ForwardRef, node: &str, report: &GatewayNodeStatus) -> (Reas
         }
         None => (Reason::NodeFailed, format!("{node} cannot carry it; kubectl describe gatewaynode {node} says more")),
     }
+}
+
+/// Whether a reason is about what others do to packets on the way.
+fn is_of_host_firewall(reason: Reason) -> bool {
+    reason.stands_on().contains(&ConditionType::HostFirewallCompatible)
 }
 
 /// That somebody else's change lasts on a node. What it is, is for those who may look at nodes: it may name the rules of

@@ -15,7 +15,7 @@ use super::shape::Shape;
 use super::{Variant, has_family, legacy_tables};
 use crate::command;
 use crate::netlink::Error;
-use crate::nftables::{Base, Chain, NftFamily, Print, Reader};
+use crate::nftables::{Chain, NftFamily, Print, Reader};
 
 /// The tables of iptables that we have no rules in and that may drop packets.
 const OTHER_TABLES: [&str; 3] = ["raw", "mangle", "security"];
@@ -207,10 +207,9 @@ fn in_the_way(shape: &Shape) -> Vec<InTheWay> {
 }
 
 fn of_chain(family: NftFamily, table: &str, chain: &Chain) -> Option<InTheWay> {
-    let Base { kind, .. } = chain.base.as_ref().filter(|base| HOOKS.contains(&base.hook))?;
+    chain.base.as_ref().filter(|base| HOOKS.contains(&base.hook))?;
     let builtin = matches!(chain.name.as_str(), "PREROUTING" | "FORWARD" | "POSTROUTING");
     let known = matches!(table, "filter" | "nat") || OTHER_TABLES.contains(&table);
     let of_iptables = family != NftFamily::Inet && builtin && known;
-    // What only translates drops nothing, but of iptables it counts who has rules there.
-    (of_iptables || kind != "nat").then(|| InTheWay { family, table: table.to_owned(), of_iptables })
+    Some(InTheWay { family, table: table.to_owned(), of_iptables })
 }

@@ -1,30 +1,37 @@
-//! What the host's own firewalls mean for the forwards: which of them cannot work, where, and what would help.
+//! What the host's own firewalls mean for the forwards: which of them cannot work, or let in more than they list, where, and
+//! what would help.
 //!
 //! No alarm where somebody merely drops what he names (a blocklist, a bridge of virtual machines, a rate): most of that
-//! is about others. An alarm without a question mark only where every packet of a forward is dropped.
+//! is about others. An alarm without a question mark only where it is about every packet of a listed client, or about
+//! somebody who is not listed and gets in.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
+use sallyport_api::id::IntentHash;
 
+use crate::binding::Binding;
 use crate::family::Family;
-use crate::firewall::path::{any_packet, client_paths};
+use crate::firewall::HostFirewall;
+use crate::firewall::path::{ClientPath, Finding, client_paths};
 use crate::firewall::remedy::{Conflict, conflict, passes_soon};
-use crate::firewall::walk::{Fate, fate};
-use crate::firewall::{BaseChain, FirewallTable, HostFirewall};
+use crate::firewall::screen::{Hull, Screen};
+use crate::firewall::stranger::stranger;
 use crate::table::{Failure, ForwardingTable};
 
 /// What the host's own firewalls do with the packets of forwards.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assessment {
-    /// Chains that drop all packets of some forward, or of every one that there could be.
+    /// What spoils some forward, or every one that there could be.
     pub conflicts: Vec<Conflict>,
-    /// Chains of which that cannot be told.
+    /// What may do so, but that cannot be told.
     pub doubts: Vec<Conflict>,
-    /// The forwards that cannot work here.
+    /// The forwards that do not do here what they ask for.
     pub blocked: Vec<Failure>,
     /// What could not be read, for people.
     pub unread: Vec<String>,
@@ -36,8 +43,8 @@ impl Assessment {
     /// What the condition `HostFirewallCompatible` says of it. What is certain comes first.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        if !self.conflicts.is_empty() {
-            Reason::HostFirewallConflict
+        if let Some(conflict) = self.conflicts.first() {
+            conflict.reason
         } else if self.doubts.is_empty() && self.unread.is_empty() {
             Reason::HostFirewallCompatible
         } else {
@@ -48,18 +55,13 @@ impl Assessment {
 
 impl fmt::Display for Assessment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.conflicts.is_empty() {
-            write!(f, "forwarded packets are dropped by {}", some(&self.conflicts))?;
-        } else if !self.doubts.is_empty() {
-            write!(f, "forwarded packets may be dropped by {}", some(&self.doubts))?;
-        } else if !self.unread.is_empty() {
-            write!(
-                f,
-                "it cannot be told whether forwarded packets are dropped: cannot read {}",
-                self.unread.join("; ")
-            )?;
+        if let Some(some) = some(&self.conflicts.iter().chain(&self.doubts).collect::<Vec<_>>()) {
+            write!(f, "forwarded packets {some}")?;
+        } else if self.unread.is_empty() {
+            f.write_str("nothing else on this host drops or diverts forwarded packets, or lets others in")?;
         } else {
-            f.write_str("nothing else on this host drops forwarded packets")?;
+            let unread = self.unread.join("; ");
+            write!(f, "it cannot be told whether forwarded packets are dropped: cannot read {unread}")?;
         }
         if self.mixed {
             f.write_str("; others have rules in both iptables-nft and iptables-legacy, and packets pass both")?;
@@ -68,14 +70,17 @@ impl fmt::Display for Assessment {
     }
 }
 
-/// The first two, and how many more there are.
-fn some(conflicts: &[Conflict]) -> String {
-    let named: Vec<_> = conflicts.iter().take(2).map(ToString::to_string).collect();
-    let more = match conflicts.len().saturating_sub(2) {
-        0 => String::new(),
-        more => format!("; and by {more} more"),
+/// The first two, and how many more there are; `None` if there are none.
+fn some(conflicts: &[&Conflict]) -> Option<String> {
+    let (named, more) = conflicts.split_at(conflicts.len().min(2));
+    let doubtful = more.iter().filter(|conflict| !conflict.certain).count();
+    let more = match (more.len(), doubtful) {
+        (0, _) => String::new(),
+        (more, 0) => format!("; and {more} more are in the way"),
+        (more, doubtful) => format!("; and {more} more are in the way, of which {doubtful} may be about others"),
     };
-    named.join("; and by ") + &more
+    let named: Vec<_> = named.iter().map(ToString::to_string).collect();
+    (!named.is_empty()).then(|| named.join("; and ") + &more)
 }
 
 /// Follows every forward of `forwarding` that is `concerned` through `firewall`; without forwards, any that might come.
@@ -88,66 +93,188 @@ pub fn assess(
     concerned: &dyn Fn(&SliceForward) -> bool,
     interface: &dyn Fn(IpNet) -> Option<String>,
 ) -> Assessment {
-    let mut found = Assessment { unread: firewall.unread.clone(), mixed: firewall.is_mixed(), ..Assessment::default() };
-    let mut blocked: BTreeMap<&ForwardRef, String> = BTreeMap::new();
-    for table in &firewall.tables {
-        for base in &table.base {
-            let mut worst = (Fate::Pass, None);
-            for family in table.families.iter().copied() {
-                if !may_drop(table, base, family, forwarding) {
-                    continue;
-                }
-                let mut any = false;
-                for path in forwarding
-                    .by_forward(family)
-                    .filter(|bindings| concerned(bindings[0].forward))
-                    .flat_map(|bindings| client_paths(&bindings, interface))
-                {
-                    any = true;
-                    let fate = path.fate(table, base);
-                    if fate == Fate::Dropped && !passes_soon(table) {
-                        let message = || conflict(table, base, family, Some(&path)).to_string();
-                        blocked.entry(path.forward).or_insert_with(message);
-                    }
-                    if fate > worst.0 {
-                        worst = (fate, Some(conflict(table, base, family, Some(&path))));
-                    }
-                }
-                // A family in which the node listens nowhere is nobody's concern yet.
-                let listens = forwarding.listen().iter().any(|ip| Family::of(*ip) == family);
-                if !any && listens {
-                    let fate =
-                        [false, true].into_iter().map(|reply| fate(table, base, &any_packet(family, base, reply)));
-                    let fate = fate.max().unwrap_or(Fate::Pass);
-                    if fate > worst.0 {
-                        worst = (fate, Some(conflict(table, base, family, None)));
-                    }
-                }
-            }
-            match worst {
-                (Fate::Dropped, Some(conflict)) if !passes_soon(table) => found.conflicts.push(conflict),
-                (Fate::Dropped | Fate::Unclear, Some(conflict)) => found.doubts.push(conflict),
-                _ => {}
-            }
-        }
-    }
-    found.blocked = blocked
-        .into_iter()
-        .map(|(forward, message)| Failure {
-            forward: forward.clone(),
-            reason: Reason::HostFirewallConflict,
-            message: format!("its packets are dropped by {message}"),
-        })
-        .collect();
-    found
+    Paths::default().assess(firewall, forwarding, concerned, interface)
 }
 
-/// Whether any packet that a forward could have might be dropped: most chains are done with here, whatever the number
-/// of forwards.
-fn may_drop(table: &FirewallTable, base: &BaseChain, family: Family, forwarding: &ForwardingTable) -> bool {
-    // Our own accept comes into being with the first forward.
-    if table.holds_our_accept() && forwarding.is_empty(family) {
-        return false;
+/// What was found of each forward's path, which is true until the firewalls, the listen addresses, the forward itself or the
+/// routes that were asked for change.
+#[derive(Debug, Default)]
+pub struct Paths {
+    firewall: HostFirewall,
+    listen: Vec<IpAddr>,
+    /// By family.
+    screens: [Option<Screen>; 2],
+    /// By family, in order of the forwards.
+    known: [Vec<Known>; 2],
+}
+
+/// What was found of one forward.
+#[derive(Debug)]
+struct Known {
+    forward: ForwardRef,
+    hash: IntentHash,
+    /// What the host's routes said.
+    asked: Vec<(IpNet, Option<String>)>,
+    found: Vec<Found>,
+}
+
+/// A finding in words.
+#[derive(Clone, Debug)]
+struct Found {
+    /// Whose packets, for people.
+    whose: String,
+    conflict: Conflict,
+}
+
+impl Paths {
+    /// The same as [`assess`], for which only what has changed is followed anew.
+    #[must_use]
+    pub fn assess(
+        &mut self,
+        firewall: &HostFirewall,
+        forwarding: &ForwardingTable,
+        concerned: &dyn Fn(&SliceForward) -> bool,
+        interface: &dyn Fn(IpNet) -> Option<String>,
+    ) -> Assessment {
+        let mut summary = Summary::default();
+        if self.firewall != *firewall || self.listen != forwarding.listen() {
+            let (firewall, listen) = (firewall.clone(), forwarding.listen().to_vec());
+            *self = Self { firewall, listen, ..Self::default() };
+        }
+        for family in Family::BOTH {
+            // A family in which the node listens nowhere is nobody's concern yet.
+            if !self.listen.iter().any(|ip| Family::of(*ip) == family) {
+                continue;
+            }
+            let slot = usize::from(family == Family::V6);
+            let hull = Hull::of(forwarding, family);
+            let screen = &mut self.screens[slot];
+            let within = |screen: &Screen| match (&screen.hull, &hull) {
+                (Some(wide), Some(hull)) => wide.around(hull) == *wide,
+                (wide, hull) => wide == hull,
+            };
+            let screen = match screen.take() {
+                Some(made) if within(&made) => screen.insert(made),
+                _ => screen.insert(Screen::new(&self.firewall, family, hull)),
+            };
+            let follower = Follower {
+                firewall: &self.firewall,
+                screen,
+                listen: &self.listen,
+                interface,
+                asked: RefCell::default(),
+            };
+            let mut before = std::mem::take(&mut self.known[slot]).into_iter().peekable();
+            let mut any = false;
+            for bindings in forwarding.by_forward(family).filter(|bindings| concerned(bindings[0].forward)) {
+                any = true;
+                let forward = bindings[0].forward;
+                while before.next_if(|known| known.forward < forward.r#ref).is_some() {}
+                let known = before.next_if(|known| {
+                    known.forward == forward.r#ref
+                        && known.hash == forward.hash
+                        && known.asked.iter().all(|(net, answer)| interface(*net) == *answer)
+                });
+                let known = known.unwrap_or_else(|| follower.forward(&bindings));
+                for found in &known.found {
+                    summary.add(found, Some(&known.forward));
+                }
+                self.known[slot].push(known);
+            }
+            if !any {
+                for found in follower.any(family) {
+                    summary.add(&found, None);
+                }
+            }
+        }
+        summary.told(firewall)
     }
-    [false, true].into_iter().any(|reply| fate(table, base, &any_packet(family, base, reply)) != Fate::Pass)
+}
+
+/// Follows packets of one family.
+struct Follower<'a> {
+    firewall: &'a HostFirewall,
+    screen: &'a Screen,
+    listen: &'a [IpAddr],
+    interface: &'a dyn Fn(IpNet) -> Option<String>,
+    asked: RefCell<BTreeMap<IpNet, Option<String>>>,
+}
+
+impl Follower<'_> {
+    /// What is found of the forward whose `bindings` these are.
+    fn forward(&self, bindings: &[Binding<'_>]) -> Known {
+        let forward = bindings[0].forward;
+        let interface =
+            |net: IpNet| self.asked.borrow_mut().entry(net).or_insert_with(|| (self.interface)(net)).clone();
+        let mut found: Vec<Found> = Vec::new();
+        for (net, path) in client_paths(bindings, &interface) {
+            for finding in path.follow(self.screen) {
+                let whose = match path.pre_dnat(true) {
+                    Some(to) => format!("packets of its clients {net} to {}", to.ip),
+                    None => format!("packets of its clients {net}"),
+                };
+                found.extend(self.found(finding, Some(&path), whose));
+            }
+        }
+        if let Some(stranger) = stranger(self.screen, self.listen, bindings, &interface) {
+            let (first, last) = (stranger.clients.start(), stranger.clients.end());
+            let who = if first == last { first.to_string() } else { format!("{first} to {last}") };
+            found.extend(self.found(stranger.finding, None, format!("its packets (by {who}, for one)")));
+        }
+        let asked = std::mem::take(&mut *self.asked.borrow_mut()).into_iter().collect();
+        Known { forward: forward.r#ref.clone(), hash: forward.hash.clone(), asked, found }
+    }
+
+    /// What is found of any forward that might come.
+    fn any(&self, family: Family) -> Vec<Found> {
+        let path = ClientPath::any(family);
+        let found = path.follow(self.screen).into_iter();
+        found.filter_map(|finding| self.found(finding, None, String::new())).collect()
+    }
+
+    fn found(&self, mut finding: Finding, path: Option<&ClientPath<'_>>, whose: String) -> Option<Found> {
+        let place = self.screen.stages.get(finding.stage)?.place?;
+        finding.certain &= !passes_soon(self.firewall.tables.get(place.0)?);
+        let conflict = conflict(self.firewall, self.screen, finding, path)?;
+        Some(Found { whose, conflict })
+    }
+}
+
+/// What was found, each place once.
+#[derive(Default)]
+struct Summary {
+    conflicts: Vec<Conflict>,
+    doubts: Vec<Conflict>,
+    blocked: BTreeMap<ForwardRef, (Reason, String)>,
+}
+
+impl Summary {
+    fn add(&mut self, found: &Found, forward: Option<&ForwardRef>) {
+        let Found { whose, conflict } = found;
+        let known = if conflict.certain { &mut self.conflicts } else { &mut self.doubts };
+        let same = |other: &Conflict| other.place == conflict.place && other.reason == conflict.reason;
+        if !known.iter().any(same) {
+            known.push(conflict.clone());
+        }
+        if let Some(forward) = forward.filter(|_| conflict.certain) {
+            let failure = || (conflict.reason, format!("{whose} {conflict}"));
+            self.blocked.entry(forward.clone()).or_insert_with(failure);
+        }
+    }
+
+    fn told(mut self, firewall: &HostFirewall) -> Assessment {
+        // Of a place that is certain nothing else is to be said.
+        self.doubts.retain(|doubt| !self.conflicts.iter().any(|conflict| conflict.place == doubt.place));
+        // Whoever is let in is worse than whoever is kept out.
+        self.conflicts.sort_by_key(|conflict| conflict.reason != Reason::HostFirewallBypass);
+        let blocked = self.blocked.into_iter();
+        let failure = |(forward, (reason, message))| Failure { forward, reason, message };
+        Assessment {
+            conflicts: self.conflicts,
+            doubts: self.doubts,
+            blocked: blocked.map(failure).collect(),
+            unread: firewall.unread.clone(),
+            mixed: firewall.is_mixed(),
+        }
+    }
 }

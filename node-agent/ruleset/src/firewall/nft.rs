@@ -2,18 +2,19 @@
 //!
 //! What is not understood becomes something that nobody can tell, never something that is left out.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::ops::RangeInclusive;
+mod expression;
 
-use ipnet::IpNet;
-use serde::Deserialize as _;
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
+use self::expression::{Sets, destination, mark_value};
 use crate::family::Family;
-use crate::firewall::{
-    BaseChain, FirewallRule, FirewallTable, Holder, Hook, State, Test, Verdict, What, protocol_number, range_of,
-};
+use crate::firewall::known::{self, Does};
+use crate::firewall::{BaseChain, Effect, FirewallRule, FirewallTable, Holder, Hook, MarkOf, Test, To, Verdict, What};
+
+/// Rules that one rule may become: one for each element of the sets of combined values that it asks.
+const ALTERNATIVES: usize = 4_096;
 
 /// Why the output of `nft` is not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,8 @@ pub fn parse(json: &str, family: &str, name: &str) -> Result<FirewallTable, Erro
         chains: BTreeMap::new(),
         used: objects.iter().any(|object| here(&object["rule"], "table")),
     };
+    let sets = objects.iter().flat_map(|object| [&object["set"], &object["map"]]);
+    let sets = Sets::new(sets.filter(|set| here(set, "table")));
     for object in objects {
         let (chain, rule) = (&object["chain"], &object["rule"]);
         if here(chain, "table") {
@@ -60,7 +63,9 @@ pub fn parse(json: &str, family: &str, name: &str) -> Result<FirewallTable, Erro
         }
         if here(rule, "table") {
             let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
-            table.chains.entry(text(&rule["chain"])).or_default().extend(rules(expressions));
+            let handle = rule["handle"].as_u64().map(|handle| format!("handle {handle}"));
+            let reader = Reader::new(&sets, handle.unwrap_or_default());
+            table.chains.entry(text(&rule["chain"])).or_default().extend(reader.rules(expressions));
         }
     }
     Ok(table)
@@ -70,50 +75,169 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Chains that translate addresses drop nothing, and other hooks see no forwarded packet.
+/// Other hooks see no forwarded packet.
 fn base_chain(chain: &Value) -> Option<BaseChain> {
-    let hook = Hook::named(chain["hook"].as_str()?).filter(|_| chain["type"] != "nat")?;
+    let hook = Hook::named(chain["hook"].as_str()?)?;
     let priority = chain["prio"].as_i64().and_then(|priority| i32::try_from(priority).ok()).unwrap_or_default();
-    Some(BaseChain { name: text(&chain["name"]), hook, priority, drops: chain["policy"] == "drop" })
+    let (drops, translates) = (chain["policy"] == "drop", chain["type"] == "nat");
+    Some(BaseChain { name: text(&chain["name"]), hook, priority, drops, translates })
 }
 
-/// One rule of nftables: mostly one, with a verdict map one for each of its elements.
-fn rules(expressions: &[Value]) -> Vec<FirewallRule> {
-    let mut tests = Vec::new();
-    for expression in expressions {
-        let Some((name, body)) = expression.as_object().and_then(|object| object.iter().next()) else {
-            tests.push(unknown(false));
-            continue;
-        };
-        let verdict = match name.as_str() {
-            "match" => {
-                tests.extend(match body["op"].as_str() {
-                    Some("==" | "in") => matching(&body["left"], &body["right"], false),
-                    Some("!=") => matching(&body["left"], &body["right"], true),
-                    _ => vec![unknown(true)],
-                });
-                continue;
-            }
-            "vmap" => return verdict_map(&tests, &body["key"], &body["data"]),
-            "counter" | "log" | "comment" | "mangle" | "notrack" | "set" | "map" | "flow" | "meter" | "ct helper"
-            | "ct timeout" | "ct expectation" | "secmark" | "dup" | "last" => continue,
-            // A rate or a number of connections: a part of the packets, which one nobody can tell.
-            "limit" | "quota" | "ct count" => {
-                tests.push(unknown(false));
-                continue;
-            }
-            _ => {
-                let Some(verdict) = verdict(name, body) else {
-                    // Among them what iptables made: a match or a verdict that only it can read.
-                    tests.push(unknown(true));
-                    continue;
-                };
-                verdict
-            }
-        };
-        return vec![FirewallRule { tests, verdict }];
+/// Reads one rule of nftables, which does one thing after the other and may ask between them.
+struct Reader<'a> {
+    sets: &'a Sets<'a>,
+    text: String,
+    /// What it has asked so far: all of one of these.
+    tests: Vec<Vec<Test>>,
+    /// What it has done since.
+    effects: Vec<Effect>,
+    rules: Vec<FirewallRule>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(sets: &'a Sets<'a>, text: String) -> Self {
+        Self { sets, text, tests: vec![Vec::new()], effects: Vec::new(), rules: Vec::new() }
     }
-    vec![FirewallRule { tests, verdict: Verdict::Continue }]
+
+    /// Mostly one; with a verdict map one for each of its elements, with an effect before a test one more.
+    fn rules(mut self, expressions: &[Value]) -> Vec<FirewallRule> {
+        for expression in expressions {
+            let Some((name, body)) = expression.as_object().and_then(|object| object.iter().next()) else {
+                self.asks(&[vec![unknown(true)]]);
+                continue;
+            };
+            let verdict = match name.as_str() {
+                "match" => {
+                    let alternatives = match body["op"].as_str() {
+                        Some(op @ ("==" | "in")) => self.sets.matching(op, &body["left"], &body["right"], false),
+                        Some("!=") => self.sets.matching("==", &body["left"], &body["right"], true),
+                        _ => vec![vec![unknown(true)]],
+                    };
+                    self.asks(&alternatives);
+                    continue;
+                }
+                "vmap" => {
+                    self.verdict_map(&body["key"], &body["data"]);
+                    return self.rules;
+                }
+                "xt" => {
+                    self.of_iptables(body);
+                    continue;
+                }
+                _ => match self.statement(name, body) {
+                    Some(verdict) => verdict,
+                    None => continue,
+                },
+            };
+            self.ends(&verdict);
+            return self.rules;
+        }
+        self.ends(&Verdict::Continue);
+        self.rules
+    }
+
+    /// The verdict of a statement; `None` where the rule goes on.
+    fn statement(&mut self, name: &str, body: &Value) -> Option<Verdict> {
+        let Some(does) = known::statement(name) else {
+            self.untold();
+            return None;
+        };
+        match does {
+            Does::Nothing => {}
+            // A rate or a number of connections: a part of the packets, which one nobody can tell.
+            Does::Narrows => self.asks(&[vec![unknown(false)]]),
+            Does::Set => {
+                if !body["stmt"].is_null() {
+                    self.asks(&[vec![unknown(false)]]);
+                }
+            }
+            Does::Field => self.effects.extend(field(&body["key"], &body["value"])),
+            Does::Tracking => self.effects.push(Effect::Untrack),
+            Does::Destination => return Some(Verdict::Destination(destination(body))),
+            Does::Host => return Some(Verdict::Destination(To::Host)),
+            Does::Source => return Some(Verdict::Source),
+            Does::HandsOver => return Some(Verdict::Elsewhere),
+            _ => match verdict(name, body) {
+                Some(verdict) => return Some(verdict),
+                None => self.untold(),
+            },
+        }
+        None
+    }
+
+    /// What iptables put into a table that only nft shows: of a match nobody can tell whom it is about.
+    fn of_iptables(&mut self, body: &Value) {
+        let target = body["type"] == "target";
+        if target && body["name"].as_str().and_then(known::target) == Some(Does::Nothing) {
+            return;
+        }
+        if target {
+            self.untold();
+        } else {
+            self.asks(&[vec![unknown(true)]]);
+        }
+    }
+
+    /// What is not known here may do anything, and may or may not go on.
+    fn untold(&mut self) {
+        self.effects.push(Effect::Untold);
+        self.asks(&[vec![unknown(true)]]);
+    }
+
+    /// From here on only those that have all of one of `alternatives`.
+    fn asks(&mut self, alternatives: &[Vec<Test>]) {
+        if !self.effects.is_empty() {
+            self.ends(&Verdict::Continue);
+            // What was asked of a mark may have changed by now.
+            for test in self.tests.iter_mut().flatten() {
+                if matches!(test.what, What::ConnectionMark { .. } | What::PacketMark { .. }) {
+                    *test = unknown(true);
+                }
+            }
+        }
+        if let [one] = alternatives {
+            self.tests.iter_mut().for_each(|tests| tests.extend(one.iter().cloned()));
+        } else if self.tests.len() * alternatives.len() > ALTERNATIVES {
+            self.tests.iter_mut().for_each(|tests| tests.push(unknown(true)));
+        } else {
+            let both =
+                |tests: &Vec<Test>| alternatives.iter().map(|more| [&tests[..], more].concat()).collect::<Vec<_>>();
+            self.tests = self.tests.iter().flat_map(both).collect();
+        }
+    }
+
+    /// What it has done, and how it ends, for those that have what it asked.
+    fn ends(&mut self, verdict: &Verdict) {
+        let effects = std::mem::take(&mut self.effects);
+        let rule = |tests: &Vec<Test>| FirewallRule {
+            tests: tests.clone(),
+            effects: effects.clone(),
+            verdict: verdict.clone(),
+            text: self.text.clone(),
+        };
+        self.rules.extend(self.tests.iter().map(rule));
+    }
+
+    fn verdict_map(&mut self, key: &Value, data: &Value) {
+        self.asks(&[Vec::new()]);
+        let Some(elements) = self.sets.elements(data) else {
+            // A map that changes by itself may send these packets anywhere.
+            self.asks(&[vec![unknown(false)]]);
+            return self.ends(&Verdict::Elsewhere);
+        };
+        // What stands for everything else comes last.
+        let (rest, named): (Vec<_>, Vec<_>) = elements.iter().partition(|element| element[0] == "*");
+        let so_far = self.tests.clone();
+        for element in named.into_iter().chain(rest) {
+            let Some((name, body)) = element[1].as_object().and_then(|verdict| verdict.iter().next()) else { continue };
+            let Some(verdict) = verdict(name, body) else { continue };
+            if element[0] != "*" {
+                self.asks(&self.sets.matching("==", key, &element[0], false));
+            }
+            self.ends(&verdict);
+            self.tests.clone_from(&so_far);
+        }
+    }
 }
 
 fn verdict(name: &str, body: &Value) -> Option<Verdict> {
@@ -124,160 +248,24 @@ fn verdict(name: &str, body: &Value) -> Option<Verdict> {
         "goto" => Verdict::Goto(text(&body["target"])),
         "return" => Verdict::Return,
         "continue" => Verdict::Continue,
-        "queue" | "tproxy" | "synproxy" | "fwd" => Verdict::Elsewhere,
         _ => return None,
     })
 }
 
-fn verdict_map(tests: &[Test], key: &Value, data: &Value) -> Vec<FirewallRule> {
-    let Some(elements) = data["set"].as_array() else {
-        // A named map may send these packets anywhere.
-        let tests = [tests, &[unknown(false)]].concat();
-        return vec![FirewallRule { tests, verdict: Verdict::Elsewhere }];
-    };
-    let rule = |element: &Value| {
-        let (name, body) = element[1].as_object()?.iter().next()?;
-        let of_key = if element[0] == "*" { Vec::new() } else { matching(key, &element[0], false) };
-        Some(FirewallRule { tests: [tests, &of_key].concat(), verdict: verdict(name, body)? })
-    };
-    // What stands for everything else comes last.
-    let (rest, named): (Vec<_>, Vec<_>) = elements.iter().partition(|element| element[0] == "*");
-    named.into_iter().chain(rest).filter_map(rule).collect()
+/// What it means that the field `key` becomes `value`.
+fn field(key: &Value, value: &Value) -> Option<Effect> {
+    for (what, of) in [("ct", MarkOf::Connection), ("meta", MarkOf::Packet)] {
+        if key[what]["key"] == "mark" {
+            let mark = |(of_connection, of_packet, flip)| Effect::Mark { of, of_connection, of_packet, flip };
+            return Some(mark_value(value).map_or(Effect::AnyMark(of), mark));
+        }
+    }
+    let names = [&key["payload"]["field"], &key["meta"]["key"], &key["ct"]["key"], &key["tcp option"]["field"]];
+    let name = names.into_iter().find_map(Value::as_str).unwrap_or_default();
+    let far = matches!(name, "ttl" | "hoplimit") && value.as_u64().is_some_and(|hops| hops > 1);
+    (!far && !known::is_harmless_field(name)).then_some(Effect::Untold)
 }
 
 fn unknown(negated: bool) -> Test {
     Test { what: What::Unknown, negated }
-}
-
-fn plain(what: What) -> Test {
-    Test { what, negated: false }
-}
-
-/// The tests that `left right` stands for; some ask for a protocol as well.
-fn matching(left: &Value, right: &Value, negated: bool) -> Vec<Test> {
-    let understood = if let Some(payload) = left.get("payload") {
-        of_payload(payload, right)
-    } else if let Some(key) = left["meta"]["key"].as_str() {
-        of_meta(key, right).map(|what| (Vec::new(), what))
-    } else {
-        of_connection(left, right).map(|what| (Vec::new(), what))
-    };
-    match understood {
-        Some((mut tests, what)) => {
-            tests.push(Test { what, negated });
-            tests
-        }
-        None => vec![unknown(negated)],
-    }
-}
-
-fn of_payload(payload: &Value, right: &Value) -> Option<(Vec<Test>, What)> {
-    let (protocol, field) = (payload["protocol"].as_str()?, payload["field"].as_str()?);
-    let family = match protocol {
-        "ip" => Some(Family::V4),
-        "ip6" => Some(Family::V6),
-        _ => None,
-    };
-    if let Some(family) = family {
-        let what = match field {
-            "saddr" => addresses(right).map(What::Sources),
-            "daddr" => addresses(right).map(What::Destinations),
-            "protocol" | "nexthdr" => protocols(right).map(What::Protocols),
-            _ => None,
-        };
-        return Some((vec![plain(What::Family(family))], what.unwrap_or(What::Unknown)));
-    }
-    let what = match field {
-        "sport" => ports(right).map(What::SourcePorts),
-        "dport" => ports(right).map(What::DestinationPorts),
-        _ => None,
-    };
-    let number = protocol_number(protocol);
-    if number.is_none() && protocol != "th" {
-        return None;
-    }
-    let tests = number.map(|number| plain(What::Protocols(vec![number])));
-    Some((tests.into_iter().collect(), what.unwrap_or(What::Unknown)))
-}
-
-fn of_meta(key: &str, right: &Value) -> Option<What> {
-    match key {
-        "iifname" | "iif" => names(right).map(What::In),
-        "oifname" | "oif" => names(right).map(What::Out),
-        "l4proto" => protocols(right).map(What::Protocols),
-        "nfproto" => match right.as_str()? {
-            "ipv4" => Some(What::Family(Family::V4)),
-            "ipv6" => Some(What::Family(Family::V6)),
-            _ => None,
-        },
-        "protocol" => match right.as_str()? {
-            "ip" => Some(What::Family(Family::V4)),
-            "ip6" => Some(What::Family(Family::V6)),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-fn of_connection(left: &Value, right: &Value) -> Option<What> {
-    if let Some(masked) = left["&"].as_array() {
-        let mask = u32::deserialize(masked.get(1)?).ok()?;
-        let is_mark = masked.first()?["ct"]["key"] == "mark";
-        return is_mark.then_some(What::ConnectionMark { mask, value: u32::deserialize(right).ok()? });
-    }
-    match left["ct"]["key"].as_str()? {
-        "state" => Some(What::States(listed(right, |state| {
-            Some(match state.as_str()? {
-                "new" => State::New,
-                "established" => State::Established,
-                "related" => State::Related,
-                _ => State::Other,
-            })
-        })?)),
-        "status" if right == "dnat" => Some(What::States(vec![State::Dnat])),
-        "mark" => Some(What::ConnectionMark { mask: u32::MAX, value: u32::deserialize(right).ok()? }),
-        "direction" => Some(What::Reply(right == "reply")),
-        _ => None,
-    }
-}
-
-/// Every element of an anonymous set or a list, or the one value; `None` if any is not understood.
-fn listed<T>(right: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    match right.get("set").unwrap_or(right).as_array() {
-        Some(elements) => elements.iter().map(read).collect(),
-        None => read(right).map(|one| vec![one]),
-    }
-}
-
-fn names(right: &Value) -> Option<Vec<String>> {
-    listed(right, |name| name.as_str().filter(|name| !name.starts_with('@')).map(str::to_owned))
-}
-
-fn protocols(right: &Value) -> Option<Vec<u8>> {
-    listed(right, |protocol| match protocol {
-        Value::String(name) => protocol_number(name),
-        number => u8::deserialize(number).ok(),
-    })
-}
-
-fn ports(right: &Value) -> Option<Vec<RangeInclusive<u16>>> {
-    let port = |port: &Value| u16::deserialize(port).ok();
-    listed(right, |ports| match ports.get("range") {
-        Some(range) => Some(port(&range[0])?..=port(&range[1])?),
-        None => port(ports).map(|port| port..=port),
-    })
-}
-
-fn addresses(right: &Value) -> Option<Vec<RangeInclusive<IpAddr>>> {
-    let address = |address: &Value| address.as_str()?.parse::<IpAddr>().ok();
-    listed(right, |addresses| {
-        if let Some(range) = addresses.get("range") {
-            return Some(address(&range[0])?..=address(&range[1])?);
-        }
-        if let Some(prefix) = addresses.get("prefix") {
-            let length = u8::deserialize(&prefix["len"]).ok()?;
-            return IpNet::new(address(&prefix["addr"])?, length).ok().map(range_of);
-        }
-        address(addresses).map(|one| one..=one)
-    })
 }

@@ -2,16 +2,24 @@
 //!
 //! Of some properties only a part is known, or nothing. What a rule asks of those never counts as met for certain.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 
+use ipnet::IpNet;
 use sallyport_api::Protocol;
 
 use crate::family::Family;
-use crate::firewall::{State, Test, What};
+use crate::firewall::{AddressType, MarkOf, State, Test, What};
 
 /// TCP and UDP: what forwards carry.
-const CARRIED: [u8; 2] = [6, 17];
+const CARRIED: [u8; 2] = [TCP, 17];
+const TCP: u8 = 6;
+/// Bits of the TCP flags (`include/net/tcp.h`).
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
 
 /// The protocol as iptables and nft write it.
 pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
@@ -31,19 +39,48 @@ pub(crate) fn number(protocol: Protocol) -> u8 {
 
 /// What is known of some packets that look alike; `None` where nothing is.
 #[derive(Clone, Debug)]
-pub(crate) struct Packet {
+pub(crate) struct Packet<'a> {
     pub(crate) family: Family,
     pub(crate) protocol: Option<u8>,
-    pub(crate) sources: Option<Vec<RangeInclusive<IpAddr>>>,
-    pub(crate) destinations: Option<Vec<RangeInclusive<IpAddr>>>,
+    pub(crate) sources: Option<Rc<[RangeInclusive<IpAddr>]>>,
+    pub(crate) destinations: Option<Rc<[RangeInclusive<IpAddr>]>>,
     pub(crate) source_port: Option<RangeInclusive<u16>>,
     pub(crate) destination_port: Option<RangeInclusive<u16>>,
-    pub(crate) inward: Option<Vec<String>>,
-    pub(crate) outward: Option<Vec<String>>,
+    pub(crate) inward: Side<'a>,
+    pub(crate) outward: Side<'a>,
     pub(crate) states: Option<&'static [State]>,
+    /// Whether connection tracking has seen it; before that it has no connection that could be asked for anything.
+    pub(crate) tracked: bool,
     /// Bits of the connection mark that are known, and what is in them.
     pub(crate) mark: (u32, u32),
+    /// The same of its own mark.
+    pub(crate) own_mark: (u32, u32),
+    pub(crate) source_type: Option<AddressType>,
+    pub(crate) destination_type: Option<AddressType>,
+    /// Whether it is the first of a connection, so that of the TCP flags it has `SYN` alone.
+    pub(crate) first: Option<bool>,
     pub(crate) reply: bool,
+}
+
+/// The interface on one side of the gateway.
+#[derive(Clone, Copy)]
+pub(crate) enum Side<'a> {
+    /// Nobody knows.
+    Unknown,
+    /// What the host sends to itself.
+    Loopback,
+    /// The one behind which the network is, as far as the host's routes tell. They are asked only where a rule asks.
+    Towards(IpNet, &'a dyn Fn(IpNet) -> Option<String>),
+}
+
+impl fmt::Debug for Side<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("Unknown"),
+            Self::Loopback => f.write_str("Loopback"),
+            Self::Towards(net, _) => write!(f, "Towards({net})"),
+        }
+    }
 }
 
 /// How many of the packets a rule fits.
@@ -75,7 +112,7 @@ impl From<bool> for Has {
     }
 }
 
-impl Packet {
+impl Packet<'_> {
     /// Requests of `family` of which nothing else is known.
     pub(crate) fn of(family: Family) -> Self {
         Self {
@@ -85,22 +122,47 @@ impl Packet {
             destinations: None,
             source_port: None,
             destination_port: None,
-            inward: None,
-            outward: None,
+            inward: Side::Unknown,
+            outward: Side::Unknown,
             states: None,
+            tracked: true,
             mark: (0, 0),
+            own_mark: (0, 0),
+            source_type: None,
+            destination_type: None,
+            first: None,
             reply: false,
         }
     }
 
     /// How many of these packets meet all `tests`.
     pub(crate) fn fits(&self, tests: &[Test]) -> Fit {
-        tests.iter().map(|test| self.fits_one(test)).min().unwrap_or(Fit::All)
+        let mut least = Fit::All;
+        for test in tests {
+            least = least.min(self.fits_one(test));
+            // Whatever else it asks: the interfaces, for which the host would have to be asked, stand last.
+            if least == Fit::None {
+                break;
+            }
+        }
+        least
     }
 
     /// How many of them meet `test`.
     pub(crate) fn fits_one(&self, test: &Test) -> Fit {
+        // Without a connection there is nothing that could be so or not so.
+        if !self.tracked && matches!(test.what, What::ConnectionMark { .. } | What::Reply(_)) {
+            return Fit::None;
+        }
         fit(self.has(&test.what), test.negated)
+    }
+
+    /// The mark `of`: the bits that are known, and what is in them.
+    pub(super) fn mark_of(&mut self, of: MarkOf) -> &mut (u32, u32) {
+        match of {
+            MarkOf::Connection => &mut self.mark,
+            MarkOf::Packet => &mut self.own_mark,
+        }
     }
 
     fn has(&self, what: &What) -> Has {
@@ -116,24 +178,36 @@ impl Packet {
             What::Destinations(listed) => self.addresses(self.destinations.as_deref(), listed),
             What::SourcePorts(listed) => one_port(self.source_port.as_ref(), listed),
             What::DestinationPorts(listed) => one_port(self.destination_port.as_ref(), listed),
-            What::In(listed) => interfaces(self.inward.as_deref(), listed),
-            What::Out(listed) => interfaces(self.outward.as_deref(), listed),
+            What::In(listed) => self.inward.is_one_of(listed),
+            What::Out(listed) => self.outward.is_one_of(listed),
             What::States(listed) => match self.states {
                 Some(states) => listed.iter().any(|state| states.contains(state)).into(),
                 None => Has::Unknown,
             },
-            What::ConnectionMark { mask, value } => {
-                let (known, holds) = self.mark;
-                if (value ^ holds) & mask & known != 0 || value & !mask != 0 {
-                    Has::No
-                } else if mask & !known == 0 {
-                    Has::Yes
-                } else {
-                    Has::Unknown
-                }
+            What::ConnectionMark { mask, value } => bits(self.mark, *mask, *value),
+            What::PacketMark { mask, value } => bits(self.own_mark, *mask, *value),
+            What::SourceTypes(listed) => self.source_type.map_or(Has::Unknown, |own| listed.contains(&own).into()),
+            What::DestinationTypes(listed) => {
+                self.destination_type.map_or(Has::Unknown, |own| listed.contains(&own).into())
             }
+            What::TcpFlags { mask, value } => self.tcp_flags(*mask, *value),
             What::Reply(reply) => (*reply == self.reply).into(),
             What::Unknown => Has::Unknown,
+        }
+    }
+
+    fn tcp_flags(&self, mask: u8, value: u8) -> Has {
+        match self.protocol {
+            Some(protocol) if protocol != TCP => Has::No,
+            Some(_) => match self.first {
+                // One that opens a connection; it may ask for notification of congestion, too.
+                Some(true) if mask & 0xc0 == 0 => (SYN & mask == value).into(),
+                // All that come after it acknowledge something, but for a reset.
+                Some(false) if mask & ACK != 0 && value & (ACK | RST) == 0 => Has::No,
+                Some(false) if !self.reply && mask & value & SYN != 0 => Has::No,
+                _ => Has::Partly,
+            },
+            None => Has::Partly,
         }
     }
 
@@ -181,19 +255,34 @@ fn overlap<T: PartialOrd>(own: &[RangeInclusive<T>], listed: &[RangeInclusive<T>
     }
 }
 
-fn interfaces(own: Option<&[String]>, listed: &[String]) -> Has {
-    let is = |name: &str, pattern: &String| match pattern.strip_suffix('*') {
-        Some(beginning) => name.starts_with(beginning),
-        None => name == pattern,
-    };
-    let Some(own) = own else {
-        // Whatever comes from or goes to another host does not pass here.
-        return if listed.iter().all(|pattern| pattern == "lo") { Has::No } else { Has::Unknown };
-    };
-    let there = own.iter().filter(|name| listed.iter().any(|pattern| is(name, pattern))).count();
-    match there {
-        0 => Has::No,
-        all if all == own.len() => Has::Yes,
-        _ => Has::Partly,
+/// Whether `mask` of the mark `(known, holds)` is `value`.
+fn bits((known, holds): (u32, u32), mask: u32, value: u32) -> Has {
+    if (value ^ holds) & mask & known != 0 || value & !mask != 0 {
+        Has::No
+    } else if mask & !known == 0 {
+        Has::Yes
+    } else {
+        Has::Unknown
+    }
+}
+
+impl Side<'_> {
+    fn is_one_of(&self, listed: &[String]) -> Has {
+        let is = |name: &str, pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => name == pattern,
+        };
+        let name = match self {
+            Self::Loopback => Some("lo".to_owned()),
+            Self::Unknown => None,
+            // Whatever comes from or goes to another host does not pass there.
+            Self::Towards(..) if listed.iter().all(|pattern| pattern == "lo") => None,
+            Self::Towards(net, ask) => ask(*net),
+        };
+        match name {
+            Some(name) => listed.iter().any(|pattern| is(&name, pattern)).into(),
+            None if listed.iter().all(|pattern| pattern == "lo") => Has::No,
+            None => Has::Unknown,
+        }
     }
 }

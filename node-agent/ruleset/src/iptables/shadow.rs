@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 
 use sallyport_api::names::MARK_OURS;
 
 use crate::binding::Binding;
 use crate::family::Family;
-use crate::firewall::packet::{Fit, Packet, number, ports};
+use crate::firewall::packet::{Fit, Packet, Side, number, ports};
 use crate::firewall::{FirewallRule, State, Verdict, What, xtables};
 use crate::iptables::installed::InstalledTable;
 use crate::iptables::rule::Table;
@@ -147,8 +148,8 @@ impl Packets {
             Family::V6 => &self.v6,
         };
         let packet = Packet { states: Some(&[State::New]), ..Packet::of(family) };
-        let to_all = |requests: &Requests, packet: Packet| -> Vec<Passing> {
-            let destinations: Vec<_> = requests.to.keys().map(|ip| *ip..=*ip).collect();
+        let to_all = |requests: &Requests, packet: Packet<'static>| -> Vec<Passing> {
+            let destinations: Rc<[_]> = requests.to.keys().map(|ip| *ip..=*ip).collect();
             let of_protocol = |(protocol, ports): (&u8, &BTreeMap<(u16, u16), usize>)| Passing {
                 ports: Some(ports.keys().map(|(first, last)| *first..=*last).collect()),
                 packet: Packet {
@@ -162,7 +163,7 @@ impl Packets {
         match builtin {
             "PREROUTING" => to_all(incoming, packet),
             // What a host sends to an address of its own leaves through its loopback.
-            "OUTPUT" => to_all(incoming, Packet { outward: Some(vec!["lo".to_owned()]), ..packet }),
+            "OUTPUT" => to_all(incoming, Packet { outward: Side::Loopback, ..packet }),
             "POSTROUTING" => to_all(translated, Packet { states: Some(&[State::New, State::Dnat]), ..packet }),
             // Answers and errors about our connections pass here too, so that addresses and ports say nothing.
             _ if translated.ports.is_empty() => Vec::new(),
@@ -214,7 +215,7 @@ const ERRORS: [Kind; 2] = [(&[State::Related, State::Dnat], false), (&[State::Re
 /// Packets of one protocol.
 #[derive(Debug)]
 struct Passing {
-    packet: Packet,
+    packet: Packet<'static>,
     /// The ports to which they go, if that is known.
     ports: Option<Vec<RangeInclusive<u16>>>,
 }
@@ -256,12 +257,8 @@ impl Walk<'_> {
             Verdict::Return => self.base,
             Verdict::Drop | Verdict::Elsewhere => true,
             // What others accept we accept too; in `nat` it means that nothing is translated.
-            Verdict::Accept => self.table == Table::Nat,
-            Verdict::Jump(target) => {
-                self.table == Table::Nat
-                    && matches!(target.as_str(), "DNAT" | "REDIRECT" | "NETMAP" | "SNAT" | "MASQUERADE")
-            }
-            Verdict::Goto(_) | Verdict::Continue => false,
+            Verdict::Accept | Verdict::Destination(_) | Verdict::Source => self.table == Table::Nat,
+            Verdict::Jump(_) | Verdict::Goto(_) | Verdict::Continue => false,
         }
     }
 

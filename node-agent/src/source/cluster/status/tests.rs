@@ -282,11 +282,13 @@ fn other_firewalls_are_reported_and_those_they_block_keep_their_slice_programmed
     assert_eq!(words(&scene.good(), "HostFirewallCompatible").unwrap(), is("True", "HostFirewallCompatible"));
 
     let place = "table inet filter, chain forward".to_owned();
-    let conflict = Conflict { place, remedy: "run `nft insert rule …`".to_owned() };
+    let reason = Reason::HostFirewallConflict;
+    let does = "are dropped by".to_owned();
+    let conflict = Conflict { reason, certain: true, does, place, remedy: "run `nft insert rule …`".to_owned() };
     let blocked = Failure {
         forward: scene.intents.forwards().next().unwrap().r#ref.clone(),
         reason: Reason::HostFirewallConflict,
-        message: format!("its packets are dropped by {conflict}"),
+        message: format!("its packets {conflict}"),
     };
     let report = |firewall| {
         let firewall = Box::new(firewall);
