@@ -43,11 +43,11 @@ fn forwards() -> Vec<SliceForward> {
     (0..NUMBER).map(forward).collect()
 }
 
-/// docker with this many published ports, as it is in `nat`, `filter` and `raw` since version 28; and ufw.
-fn docker_and_ufw(published: usize) -> HostFirewall {
+/// docker with this many published ports from `first` on, as it is in `nat`, `filter` and `raw` since version 28; and ufw.
+fn docker_and_ufw(first: usize, published: usize) -> HostFirewall {
     let (mut nat, mut filter, mut raw) = (String::new(), String::new(), String::new());
     for n in 0..published {
-        let (ip, port) = (format!("172.17.{}.{}", n / 250, n % 250 + 2), 8_000 + n);
+        let (ip, port) = (format!("172.17.{}.{}", n / 250, n % 250 + 2), first + n);
         let _ = writeln!(nat, "-A DOCKER ! -i docker0 -p tcp -m tcp --dport {port} -j DNAT --to-destination {ip}:80");
         let _ = writeln!(filter, "-A DOCKER -d {ip}/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT");
         let _ = writeln!(raw, "-A PREROUTING -d {ip}/32 ! -i docker0 -j DROP");
@@ -98,15 +98,17 @@ fn ten_thousand_paths_are_proved_in_no_time() {
     assert_eq!((before.failures.len(), after.failures.len()), (0, 0));
     let interface = |_: IpNet| Some("eth0".to_owned());
 
-    for published in [10, 500] {
-        let firewall = docker_and_ufw(published);
+    // The last have the ports of forwards, which are ours first.
+    for (first, published) in [(8_000, 10), (8_000, 500), (33_000, 500)] {
+        let firewall = docker_and_ufw(first, published);
         let all = |paths: &mut Paths, table: &ForwardingTable<'_>, firewall: &HostFirewall| {
             paths.assess(firewall, table, &|_| true, &interface)
         };
-        let (whole, found) =
-            timed(&format!("all, beside docker with {published} ports, and ufw"), Paths::default, |paths| {
-                all(paths, &before, &firewall)
-            });
+        let (whole, found) = timed(
+            &format!("all, beside docker with {published} ports from {first}, and ufw"),
+            Paths::default,
+            |paths| all(paths, &before, &firewall),
+        );
         assert_eq!(found, Assessment::default(), "{found}");
         let known = || {
             let mut paths = Paths::default();
@@ -122,7 +124,7 @@ fn ten_thousand_paths_are_proved_in_no_time() {
     // Where everything is dropped there is something to be said of everyone.
     let drops = r#"{"nftables":[{"table":{"family":"inet","name":"filter"}},{"chain":{"family":"inet","table":"filter",
         "name":"forward","type":"filter","hook":"forward","prio":0,"policy":"drop"}}]}"#;
-    let mut firewall = docker_and_ufw(10);
+    let mut firewall = docker_and_ufw(8_000, 10);
     firewall.tables.push(nft::parse(drops, "inet", "filter").unwrap());
     let (whole, found) = timed("all, all of them dropped", Paths::default, |paths| {
         paths.assess(&firewall, &before, &|_| true, &interface)

@@ -304,6 +304,17 @@ fn a_later_request_is_followed_like_the_first_and_its_answer() {
 }
 
 #[test]
+fn answers_to_hidden_clients_come_to_an_address_of_the_gateway() {
+    // Whether to this one nobody knows who does not know all of the gateway's addresses.
+    let rule = "-A PREROUTING -d 10.30.1.78/32 -p tcp -m tcp ! --dport 3306 -j DROP";
+    is_unclear(&story(own("mangle", rule)), &["may be dropped", "! --dport 3306"]);
+    let preserve = forward("192.0.2.0/24", "  sourceNAT: { mode: Preserve }\n");
+    assert_eq!(found(&preserve, own("mangle", rule)), Assessment::default());
+    let ssh = "-A PREROUTING -d 10.30.1.78/32 -p tcp -m tcp --dport 22 -j DROP";
+    assert_eq!(story(own("mangle", ssh)), Assessment::default());
+}
+
+#[test]
 fn what_is_not_known_is_unclear_and_never_harmless() {
     for (table, rule) in [
         ("filter", "-A FORWARD -p tcp -j FROBNICATE\n-A FORWARD -j SALLY-FWD"),
