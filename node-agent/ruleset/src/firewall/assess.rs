@@ -9,6 +9,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::rc::Rc;
 
 use ipnet::IpNet;
 use sallyport_api::condition::Reason;
@@ -105,7 +107,7 @@ pub struct Paths {
     /// By family.
     screens: [Option<Screen>; 2],
     /// By family, in order of the forwards.
-    known: [Vec<Known>; 2],
+    known: [Vec<Rc<Known>>; 2],
 }
 
 /// What was found of one forward.
@@ -116,6 +118,15 @@ struct Known {
     /// What the host's routes said.
     asked: Vec<(IpNet, Option<String>)>,
     found: Vec<Found>,
+}
+
+impl Known {
+    /// Whether it is what would be found of `forward` today.
+    fn is_of(&self, forward: &SliceForward, interface: &dyn Fn(IpNet) -> Option<String>) -> bool {
+        self.hash == forward.hash
+            && self.forward == forward.r#ref
+            && self.asked.iter().all(|(net, answer)| interface(*net) == *answer)
+    }
 }
 
 /// A finding in words.
@@ -147,44 +158,35 @@ impl Paths {
                 continue;
             }
             let slot = usize::from(family == Family::V6);
-            let hull = Hull::of(forwarding, family);
-            let screen = &mut self.screens[slot];
-            let within = |screen: &Screen| match (&screen.hull, &hull) {
-                (Some(wide), Some(hull)) => wide.around(hull) == *wide,
-                (wide, hull) => wide == hull,
-            };
-            let screen = match screen.take() {
-                Some(made) if within(&made) => screen.insert(made),
-                _ => screen.insert(Screen::new(&self.firewall, family, hull)),
-            };
-            let follower = Follower {
-                firewall: &self.firewall,
-                screen,
-                listen: &self.listen,
-                interface,
-                asked: RefCell::default(),
-            };
             let mut before = std::mem::take(&mut self.known[slot]).into_iter().peekable();
-            let mut any = false;
+            let mut now = Vec::with_capacity(before.len());
             for bindings in forwarding.by_forward(family).filter(|bindings| concerned(bindings[0].forward)) {
-                any = true;
                 let forward = bindings[0].forward;
                 while before.next_if(|known| known.forward < forward.r#ref).is_some() {}
-                let known = before.next_if(|known| {
-                    known.forward == forward.r#ref
-                        && known.hash == forward.hash
-                        && known.asked.iter().all(|(net, answer)| interface(*net) == *answer)
-                });
-                let known = known.unwrap_or_else(|| follower.forward(&bindings));
-                for found in &known.found {
-                    summary.add(found, Some(&known.forward));
-                }
-                self.known[slot].push(known);
+                let same = |known: &Rc<Known>| known.is_of(forward, interface);
+                now.push(before.next_if(same).ok_or(bindings));
             }
-            if !any {
-                for found in follower.any(family) {
-                    summary.add(&found, None);
+            let changed = now.iter().filter_map(|known| known.as_ref().err());
+            let hull = Hull::of(changed.flatten());
+            let screen = &mut self.screens[slot];
+            let made = screen.take().filter(|made| now.is_empty() == made.hull.is_none());
+            let screen = screen.insert(match (made, hull) {
+                (Some(made), hull) if hull.as_ref().is_none_or(|hull| made.is_for(hull)) => made,
+                (made, hull) => {
+                    let before = made.and_then(|made| made.hull);
+                    let both = before.iter().chain(&hull).cloned().reduce(|one, other| one.around(&other));
+                    Screen::new(&self.firewall, family, both)
                 }
+            });
+            let own = self.listen.iter().filter(|ip| Family::of(**ip) == family).map(|ip| *ip..=*ip).collect();
+            let follower = Follower { firewall: &self.firewall, screen, own, interface, asked: RefCell::default() };
+            if now.is_empty() {
+                follower.any(family).iter().for_each(|found| summary.add(found, None));
+            }
+            for known in now {
+                let known = known.unwrap_or_else(|bindings| Rc::new(follower.forward(&bindings)));
+                known.found.iter().for_each(|found| summary.add(found, Some(&known.forward)));
+                self.known[slot].push(known);
             }
         }
         summary.told(firewall)
@@ -195,7 +197,7 @@ impl Paths {
 struct Follower<'a> {
     firewall: &'a HostFirewall,
     screen: &'a Screen,
-    listen: &'a [IpAddr],
+    own: Rc<[RangeInclusive<IpAddr>]>,
     interface: &'a dyn Fn(IpNet) -> Option<String>,
     asked: RefCell<BTreeMap<IpNet, Option<String>>>,
 }
@@ -207,7 +209,7 @@ impl Follower<'_> {
         let interface =
             |net: IpNet| self.asked.borrow_mut().entry(net).or_insert_with(|| (self.interface)(net)).clone();
         let mut found: Vec<Found> = Vec::new();
-        for (net, path) in client_paths(bindings, &interface) {
+        for (net, path) in client_paths(bindings, &self.own, &interface) {
             for finding in path.follow(self.screen) {
                 let whose = match path.pre_dnat(true) {
                     Some(to) => format!("packets of its clients {net} to {}", to.ip),
@@ -216,7 +218,7 @@ impl Follower<'_> {
                 found.extend(self.found(finding, Some(&path), whose));
             }
         }
-        if let Some(stranger) = stranger(self.screen, self.listen, bindings, &interface) {
+        if let Some(stranger) = stranger(self.screen, &self.own, bindings, &interface) {
             let (first, last) = (stranger.clients.start(), stranger.clients.end());
             let who = if first == last { first.to_string() } else { format!("{first} to {last}") };
             found.extend(self.found(stranger.finding, None, format!("its packets (by {who}, for one)")));

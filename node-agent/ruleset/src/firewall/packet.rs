@@ -44,6 +44,8 @@ pub(crate) struct Packet<'a> {
     pub(crate) protocol: Option<u8>,
     pub(crate) sources: Option<Rc<[RangeInclusive<IpAddr>]>>,
     pub(crate) destinations: Option<Rc<[RangeInclusive<IpAddr>]>>,
+    /// Addresses of the gateway, one of which may stand for those that are not known.
+    pub(crate) own: Option<Rc<[RangeInclusive<IpAddr>]>>,
     pub(crate) source_port: Option<RangeInclusive<u16>>,
     pub(crate) destination_port: Option<RangeInclusive<u16>>,
     pub(crate) inward: Side<'a>,
@@ -103,6 +105,8 @@ enum Has {
     Yes,
     /// A part of them has it.
     Partly,
+    /// All of them, or none.
+    Perhaps,
     Unknown,
 }
 
@@ -120,6 +124,7 @@ impl Packet<'_> {
             protocol: None,
             sources: None,
             destinations: None,
+            own: None,
             source_port: None,
             destination_port: None,
             inward: Side::Unknown,
@@ -211,9 +216,10 @@ impl Packet<'_> {
         }
     }
 
-    fn addresses(&self, own: Option<&[RangeInclusive<IpAddr>]>, listed: &[RangeInclusive<IpAddr>]) -> Has {
-        match own {
-            Some(own) => overlap(own, listed),
+    fn addresses(&self, known: Option<&[RangeInclusive<IpAddr>]>, listed: &[RangeInclusive<IpAddr>]) -> Has {
+        match known {
+            Some(known) => overlap(known, listed),
+            None if self.own.as_ref().is_some_and(|own| overlap(own, listed) != Has::No) => Has::Perhaps,
             None if listed.iter().any(|range| Family::of(*range.start()) == self.family) => Has::Unknown,
             None => Has::No,
         }
@@ -227,7 +233,7 @@ fn fit(has: Has, negated: bool) -> Fit {
         (Has::No, false) | (Has::Yes, true) => Fit::None,
         (Has::Partly, _) | (Has::Unknown, false) => Fit::Some,
         // All but what it names: that may well be these.
-        (Has::Unknown, true) => Fit::Unclear,
+        (Has::Unknown, true) | (Has::Perhaps, _) => Fit::Unclear,
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct ClientPath<'a> {
     pub(super) protocol: Option<Protocol>,
     pub(super) clients: Option<Rc<[RangeInclusive<IpAddr>]>>,
     pub(super) client_side: Side<'a>,
+    /// The gateway's addresses, behind one of which clients may be hidden.
+    pub(super) own: Option<Rc<[RangeInclusive<IpAddr>]>>,
     pub(super) listen: Option<Rc<[RangeInclusive<IpAddr>]>>,
     pub(super) listen_port: Option<RangeInclusive<u16>>,
     pub(super) target: Option<Rc<[RangeInclusive<IpAddr>]>>,
@@ -47,6 +49,7 @@ pub(super) struct ClientPath<'a> {
 /// allowed network.
 pub(super) fn client_paths<'a>(
     bindings: &[Binding<'_>],
+    own: &Rc<[RangeInclusive<IpAddr>]>,
     interface: &'a dyn Fn(IpNet) -> Option<String>,
 ) -> impl Iterator<Item = (IpNet, ClientPath<'a>)> {
     let first = bindings.first();
@@ -56,7 +59,7 @@ pub(super) fn client_paths<'a>(
         .filter(|net| !denied.iter().any(|denied| denied.contains(net)))
         .map(|net| (net, [range_of(net)].into()))
         .collect();
-    target_paths(bindings, interface).flat_map(move |path| {
+    target_paths(bindings, own, interface).flat_map(move |path| {
         let of_clients = |(net, clients): &(IpNet, Rc<[_]>)| {
             let client_side = Side::Towards(*net, interface);
             (*net, ClientPath { clients: Some(Rc::clone(clients)), client_side, ..path.clone() })
@@ -68,15 +71,18 @@ pub(super) fn client_paths<'a>(
 /// The same from anybody: one for each binding and target.
 pub(super) fn target_paths<'a>(
     bindings: &[Binding<'_>],
+    own: &Rc<[RangeInclusive<IpAddr>]>,
     interface: &'a dyn Fn(IpNet) -> Option<String>,
 ) -> impl Iterator<Item = ClientPath<'a>> {
     let targets = bindings.first().into_iter().flat_map(Binding::targets).filter(|target| target.weight > 0);
     let targets: Vec<(IpAddr, Rc<[_]>)> = targets.map(|target| (target.ip, [target.ip..=target.ip].into())).collect();
+    let own = Rc::clone(own);
     bindings.iter().flat_map(move |binding| {
         let (port, source_nat) = (binding.port, Some(binding.source_nat()));
         let listen: Rc<[_]> = [binding.listen..=binding.listen].into();
         let to_target = |(ip, target): &(IpAddr, Rc<[_]>)| ClientPath {
             protocol: Some(port.protocol),
+            own: Some(Rc::clone(&own)),
             listen: Some(Rc::clone(&listen)),
             listen_port: Some(port.port..=port.end_port),
             target: Some(Rc::clone(target)),
@@ -128,6 +134,7 @@ impl ClientPath<'_> {
             protocol: None,
             clients: None,
             client_side: Side::Unknown,
+            own: None,
             listen: None,
             listen_port: None,
             target: None,
@@ -233,6 +240,7 @@ impl ClientPath<'_> {
         let outward = |side| if base.hook == Hook::Prerouting { Side::Unknown } else { side };
         let known = Packet {
             protocol: self.protocol.map(number),
+            own: self.own.clone().filter(|_| hidden),
             states: match any.states {
                 Some([State::Established, State::Dnat]) if masquerades => Some(MASQUERADED),
                 states => states,

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use sallyport_api::SourceNatMode;
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 
+use crate::binding::Binding;
 use crate::chain::is_ours;
 use crate::family::Family;
 use crate::firewall::leg::{MASQUERADED, any_packet, is_post_snat, is_pre_dnat, reaches};
@@ -20,7 +21,6 @@ use crate::firewall::{
     BaseChain, Effect, FirewallRule, FirewallTable, Holder, Hook, HostFirewall, State, Test, To, Verdict, What,
     range_of,
 };
-use crate::table::ForwardingTable;
 
 /// Nested chains are read this far; the kernel allows no more than 16 in nftables.
 const DEPTH: usize = 64;
@@ -43,25 +43,29 @@ pub(super) struct Hull {
 }
 
 impl Hull {
-    /// That of the forwards of `family`; `None` without any.
-    pub(super) fn of(forwarding: &ForwardingTable, family: Family) -> Option<Self> {
+    /// That of these forwards; `None` without any.
+    pub(super) fn of<'a>(bindings: impl Iterator<Item = &'a Binding<'a>>) -> Option<Self> {
         let mut hull: Option<Self> = None;
-        for binding in forwarding.bindings().filter(|binding| binding.family() == family) {
+        for binding in bindings {
             let port = binding.port;
-            let target_ports = port.target_port..=port.target_port + (port.end_port - port.port);
             let masquerades = binding.source_nat() == SourceNatMode::Masquerade;
             let clients = binding.allowed().filter(|_| !masquerades).map(range_of);
-            let seen = clients.reduce(|one, other| around(&one, &other));
             for target in binding.targets() {
                 let one = Self {
                     listen: binding.listen..=binding.listen,
                     listen_ports: port.port..=port.end_port,
                     targets: target.ip..=target.ip,
-                    target_ports: target_ports.clone(),
+                    target_ports: port.target_port..=port.target_port + (port.end_port - port.port),
                     masquerades,
-                    seen: seen.clone(),
+                    seen: None,
                 };
-                hull = Some(hull.map_or_else(|| one.clone(), |hull| hull.around(&one)));
+                hull = Some(match hull {
+                    Some(hull) => hull.around(&one),
+                    None => one,
+                });
+            }
+            if let (Some(hull), Some(clients)) = (&mut hull, clients.reduce(|one, other| around(&one, &other))) {
+                hull.seen = Some(hull.seen.as_ref().map_or_else(|| clients.clone(), |seen| around(seen, &clients)));
             }
         }
         hull
@@ -78,6 +82,19 @@ impl Hull {
                 (Some(one), Some(other)) => Some(around(one, other)),
                 (one, other) => one.as_ref().or(other.as_ref()).cloned(),
             },
+        }
+    }
+}
+
+impl To {
+    /// Whether it may be one of these addresses.
+    fn may_be_in(&self, ips: &RangeInclusive<IpAddr>) -> bool {
+        match self {
+            Self::Host => false,
+            Self::Unknown => true,
+            Self::Addresses { ips: to, .. } => {
+                to.as_ref().is_some_and(|to| to.start() <= ips.end() && ips.start() <= to.end())
+            }
         }
     }
 }
@@ -181,10 +198,16 @@ impl Screen {
         let incoming = |stage: &&Stage| stage.base.hook == Hook::Prerouting && stage.base.translates;
         let doors = stages.iter().filter(incoming).flat_map(|stage| stage.chains.iter().flatten());
         let doors = doors.filter_map(|rule| match &rule.act {
-            Act::Destination(to) => Some(to.clone()),
+            Act::Destination(to) if hull.as_ref().is_none_or(|hull| to.may_be_in(&hull.targets)) => Some(to.clone()),
             _ => None,
         });
-        Self { hull, doors: doors.collect(), stages }
+        let doors = doors.collect();
+        Self { hull, doors, stages }
+    }
+
+    /// Whether it holds all that forwards within `hull` may meet.
+    pub(super) fn is_for(&self, hull: &Hull) -> bool {
+        self.hull.as_ref().is_some_and(|wide| wide.around(hull) == *wide)
     }
 
     /// The tests of all rules that packets meet as they come in and go on.
@@ -321,8 +344,8 @@ impl Coming {
         !test.negated
             && match test.what {
                 What::Unknown => true,
-                What::Destinations(_) => self.hides && reply,
-                What::Sources(_) => self.hides && !reply,
+                What::Destinations(_) => self.hides && reply && self.packet.fits_one(test) == Fit::Some,
+                What::Sources(_) => self.hides && !reply && self.packet.fits_one(test) == Fit::Some,
                 What::DestinationPorts(_) => reply,
                 What::SourcePorts(_) => !reply,
                 _ => false,
@@ -353,11 +376,12 @@ fn coming(base: &BaseChain, family: Family, hull: Option<&Hull>) -> Vec<Coming> 
         }
         // Sources may be translated, or not.
         if hull.masquerades {
+            let own = Some([hull.listen.clone()].into()).filter(|_| hides);
             let states = match packet.states {
                 Some(states) if states.contains(&State::Established) => Some(MASQUERADED),
                 states => states,
             };
-            coming.push(Coming { packet: Packet { states, ..packet.clone() }, hides });
+            coming.push(Coming { packet: Packet { states, own, ..packet.clone() }, hides });
         }
         if let Some(clients) = &hull.seen {
             if packet.reply {

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 
 use ipnet::IpNet;
 
@@ -32,7 +33,7 @@ pub(super) struct Stranger {
 /// such a one; the gateway itself, whose addresses are `own`, is no client.
 pub(super) fn stranger(
     screen: &Screen,
-    own: &[IpAddr],
+    own: &Rc<[RangeInclusive<IpAddr>]>,
     bindings: &[Binding<'_>],
     interface: &dyn Fn(IpNet) -> Option<String>,
 ) -> Option<Stranger> {
@@ -50,7 +51,7 @@ pub(super) fn stranger(
     }
     let clients = unlisted(screen, own, first);
     let mut perhaps = None;
-    for path in target_paths(bindings, interface) {
+    for path in target_paths(bindings, own, interface) {
         let Some(ports) = &path.listen_port else { continue };
         for port in cells(std::slice::from_ref(ports), screen.tests().filter_map(listed_ports).flatten()) {
             for range in clients.iter().take(CLIENTS) {
@@ -160,15 +161,14 @@ fn passes_for_certain(translates: bool, outcome: &Outcome) -> bool {
 }
 
 /// The addresses of those who are not listed, each range one in which all rules treat everybody alike.
-fn unlisted(screen: &Screen, own: &[IpAddr], binding: &Binding<'_>) -> Vec<RangeInclusive<IpAddr>> {
+fn unlisted(screen: &Screen, own: &[RangeInclusive<IpAddr>], binding: &Binding<'_>) -> Vec<RangeInclusive<IpAddr>> {
     let listed: Vec<_> = binding.allowed().map(range_of).collect();
     let denied: Vec<_> = binding.denied().map(range_of).collect();
     let named = screen.tests().filter_map(|what| match what {
         What::Sources(listed) => Some(listed),
         _ => None,
     });
-    let own: Vec<_> = own.iter().filter(|ip| Family::of(**ip) == binding.family()).map(|ip| *ip..=*ip).collect();
-    let borders = named.flatten().chain(&listed).chain(&denied).chain(&own).cloned();
+    let borders = named.flatten().chain(&listed).chain(&denied).chain(own).cloned();
     let is_listed =
         |ip: &IpAddr| listed.iter().any(|net| net.contains(ip)) && !denied.iter().any(|net| net.contains(ip));
     let mut clients = cells(&hosts(binding.family()), borders);
