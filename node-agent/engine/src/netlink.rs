@@ -2,7 +2,7 @@
 //!
 //! What the questions mean is in the modules that ask them. Multicast groups are not joined here.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
 use std::io;
 use std::time::Duration;
@@ -85,6 +85,8 @@ pub enum Error {
 pub struct Socket {
     raw: RawSocket,
     sequence: Cell<u32>,
+    /// What was received last; between two questions nobody looks at it.
+    datagram: RefCell<Vec<u8>>,
 }
 
 impl Socket {
@@ -98,7 +100,7 @@ impl Socket {
             SockRef::from(&raw).set_read_timeout(Some(ANSWER_DEADLINE))?;
             Ok(raw)
         };
-        Ok(Self { raw: connect().map_err(Error::Open)?, sequence: Cell::new(0) })
+        Ok(Self { raw: connect().map_err(Error::Open)?, sequence: Cell::new(0), datagram: RefCell::default() })
     }
 
     /// Sends `message` and gives every answer to `each`, in order and one at a time.
@@ -111,6 +113,24 @@ impl Socket {
         question: &'static str,
         message: M,
         flags: u16,
+        each: impl FnMut(M) -> Result<(), DecodeError>,
+    ) -> Result<(), Error>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable + Debug,
+    {
+        let mut datagram = self.datagram.take();
+        datagram.resize(DATAGRAM_BYTES, 0);
+        let outcome = self.ask_into(&mut datagram, question, message, flags, each);
+        self.datagram.replace(datagram);
+        outcome
+    }
+
+    fn ask_into<M>(
+        &self,
+        datagram: &mut [u8],
+        question: &'static str,
+        message: M,
+        flags: u16,
         mut each: impl FnMut(M) -> Result<(), DecodeError>,
     ) -> Result<(), Error>
     where
@@ -119,9 +139,8 @@ impl Socket {
         let sequence = self.send(question, message, flags)?;
         let single = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
         let mut interrupted = false;
-        let mut datagram = vec![0; DATAGRAM_BYTES];
         loop {
-            let length = self.receive(question, &mut datagram)?;
+            let length = self.receive(question, datagram)?;
             let mut rest = &datagram[..length];
             while !rest.is_empty() {
                 let answer =

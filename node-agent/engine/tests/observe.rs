@@ -85,7 +85,7 @@ fn change(numbers: &mut Numbers) -> String {
     let (low, high, port) = (numbers.below(3), numbers.below(3) + 3, 3000 + numbers.below(8));
     let builtin = ["PREROUTING", "OUTPUT", "POSTROUTING"][usize::try_from(low).unwrap()];
     let sport = numbers.below(3);
-    match numbers.below(31) {
+    match numbers.below(33) {
         0 => format!("iptables-nft -t nat -N FOO-{low}; iptables-nft -t nat -N FOO-{high}"),
         1 => format!("iptables-nft -t nat -A FOO-{low} -p tcp --dport {port} -j FOO-{high}"),
         2 => {
@@ -125,6 +125,8 @@ fn change(numbers: &mut Numbers) -> String {
         27 => "iptables-nft-save | iptables-nft-restore; ip6tables-nft-save | ip6tables-nft-restore".to_owned(),
         28 => format!("nft add rule ip filter FORWARD tcp dport {{ {port}, 99 }} counter accept"),
         29 => "nft flush chain ip filter FORWARD".to_owned(),
+        30 => "nft add chain ip filter extra; nft add rule ip filter extra limit rate over 5/second drop".to_owned(),
+        31 => "nft flush chain ip filter extra; nft delete chain ip filter extra".to_owned(),
         _ => "iptables-nft -t nat -F; iptables-nft -t nat -X".to_owned(),
     }
 }

@@ -77,7 +77,7 @@ impl Known {
     }
 
     /// Reads `table` of `family`, whose chains are in `shape`. What was seen is true only if the generation is still that of
-    /// `shape` afterwards. Without `met`, every chain is followed.
+    /// `shape` afterwards. Without `met`, and in `filter`, every chain is read.
     pub(super) async fn look(
         &mut self,
         (family, table): (Family, Table),
@@ -139,7 +139,9 @@ impl Walk<'_> {
         if self.shape.has_sets(nft_family(self.family), self.table.name()) || self.chains.iter().any(odd) {
             return Err(Stop::Apart);
         }
-        let first = self.chains.iter().filter(|chain| chain.base.is_some() || is_ours(&chain.name));
+        // Where all may matter it may also be what cannot be read, even if nothing leads there.
+        let is_first = |chain: &&Chain| self.met.is_none() || chain.base.is_some() || is_ours(&chain.name);
+        let first = self.chains.iter().filter(is_first);
         self.follow(first.map(|chain| chain.name.clone()).collect()).await?;
         if self.is_led_to_from_elsewhere() {
             // By a rule of a chain that no packet of ours gets to, which keeps a chain of ours all the same.
