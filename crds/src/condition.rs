@@ -22,7 +22,7 @@ pub enum ConditionType {
     /// On a `GatewayNode`: the kernel forwards packets of every family that a forward needs.
     #[serde(rename = "IPForwarding")]
     IpForwarding,
-    /// On a `GatewayNode`: no other firewall of the host drops what is forwarded.
+    /// On a `GatewayNode`: whoever is listed gets through the host's other firewalls, and they let in nobody else.
     HostFirewallCompatible,
     /// On a `GatewayNode`: the agent answers probes and metrics on the address that it was told.
     AdminServing,
@@ -215,10 +215,10 @@ reasons! {
     /// The kernel does not forward packets. With `ipForward: Require`, turn `ip_forward` on at the node; else the message
     /// says what failed.
     NotForwarding: False on IpForwarding;
-    /// No other firewall of the host drops what is forwarded. Nothing to do.
+    /// Nothing of others on the host drops or diverts what is forwarded, or lets in who is not listed. Nothing to do.
     HostFirewallCompatible: True on HostFirewallCompatible;
-    /// Another firewall of the host may drop what is forwarded, but that cannot be told from here. Try a forward; if it
-    /// does not answer, do what the message says.
+    /// Rules of others on the host may drop or divert what is forwarded, or let in who is not listed, but that cannot be told
+    /// from here. Try a forward; if it does not answer, do what the message says.
     HostFirewallUnclear: Unknown on HostFirewallCompatible;
     /// The agent answers probes and metrics. Nothing to do.
     Serving: True on AdminServing;

@@ -85,6 +85,15 @@ impl Flow {
         })
     }
 
+    /// Whether the connections of the listed client keep our bit of the mark.
+    fn is_marked(&self, entries: &[String]) -> bool {
+        let (source, port) = (format!("src={} ", self.client), format!("dport={} ", self.port));
+        let mut own = entries.iter().filter(|entry| entry.contains(&source) && entry.contains(&port)).peekable();
+        let mark = |entry: &String| -> Option<u32> { entry.split("mark=").nth(1)?.split(' ').next()?.parse().ok() };
+        let bit = |entry: &String| mark(entry).is_some_and(|mark| mark & 0x1000_0000 != 0);
+        own.peek().is_some() && own.all(bit)
+    }
+
     fn question(&self) -> Result<Question> {
         let protocol = if self.tcp { Protocol::Tcp } else { Protocol::Udp };
         let ip = if self.listen.contains(':') { format!("[{}]", self.listen) } else { self.listen.clone() };
@@ -236,52 +245,42 @@ impl Net {
         self.gateway.once()?;
         Ok(clear)
     }
+}
 
-    /// Whether each flow is answered by its own target.
-    fn answered(&self, client: &Host, flows: &[&Flow], wait: Duration) -> Result<Vec<bool>> {
-        let questions: Vec<Question> = flows.iter().map(|flow| flow.question()).collect::<Result<_>>()?;
-        let answers = probe(client, &questions, wait)?;
-        let right = |(flow, answer): (&&Flow, &Answer)| matches!(answer, Answer::Heard { server, port, .. } if server == flow.server && *port == flow.target_port);
-        Ok(flows.iter().zip(&answers).map(right).collect())
-    }
-
-    /// Whether the flow's connections keep our bits of the mark.
-    fn is_marked(&self, entries: &[String], flow: &Flow) -> bool {
-        let (source, port) = (format!("src={} ", flow.client), format!("dport={} ", flow.port));
-        let mut own = entries.iter().filter(|entry| entry.contains(&source) && entry.contains(&port)).peekable();
-        let mark = |entry: &String| -> Option<u32> { entry.split("mark=").nth(1)?.split(' ').next()?.parse().ok() };
-        let bits = |entry: &String| mark(entry).is_some_and(|mark| mark & 0x1000_0000 != 0);
-        own.peek().is_some() && own.all(bits)
-    }
+/// Whether each flow is answered by its own target.
+fn answered(client: &Host, flows: &[&Flow], wait: Duration) -> Result<Vec<bool>> {
+    let questions: Vec<Question> = flows.iter().map(|flow| flow.question()).collect::<Result<_>>()?;
+    let answers = probe(client, &questions, wait)?;
+    let right = |(flow, answer): (&&Flow, &Answer)| matches!(answer, Answer::Heard { server, port, .. } if server == flow.server && *port == flow.target_port);
+    Ok(flows.iter().zip(&answers).map(right).collect())
 }
 
 /// What one scene showed; the text says what is wrong, if anything is.
 fn play(net: &Net, family: Family, seed: u64) -> Result<(bool, usize, Option<String>)> {
     let flows = &net.flows[usize::from(family == Family::V6)];
-    let foreign = Foreign::new(&mut Dice::new(seed), family, net.own, flows);
+    let foreign = Foreign::new(&mut Dice::new(seed), family, flows);
     net.load(family, &foreign).with_context(|| format!("load {foreign:#?}"))?;
     let (verdicts, clear, said) = net.judged(flows)?;
     let host = net.gateway.host();
     host.check(&["conntrack", "-F"])?;
     // The short wait is for what is lost; what is said to pass has time.
     let all: Vec<&Flow> = flows.iter().collect();
-    let listed = net.answered(&net.clients[0], &all, PATIENCE[0])?;
-    let mut listed = listed;
+    let mut listed = answered(&net.clients[0], &all, PATIENCE[0])?;
     for (number, flow) in flows.iter().enumerate() {
         if verdicts[number].is_none() && !listed[number] && clear {
-            listed[number] = net.answered(&net.clients[0], &[flow], PATIENCE[1])?[0];
+            listed[number] = answered(&net.clients[0], &[flow], PATIENCE[1])?[0];
         }
     }
     let entries_of = if family == Family::V4 { "ipv4" } else { "ipv6" };
     let entries = host.conntrack(&["-f", entries_of])?;
-    net.answered(&net.clients[1], &all, PATIENCE[0])?;
+    answered(&net.clients[1], &all, PATIENCE[0])?;
     // Where it goes past the gateway their answer is lost, but they were let in.
     let entries_of_strangers = host.conntrack(&["-f", entries_of])?;
     let strangers: Vec<bool> = flows.iter().map(|flow| flow.lets_in(&flow.stranger, &entries_of_strangers)).collect();
     let mut wrong = Vec::new();
     let mut blocked = 0;
     for (number, flow) in flows.iter().enumerate() {
-        let marked = net.is_marked(&entries, flow);
+        let marked = flow.is_marked(&entries);
         let says = |word: &str| verdicts[number].as_ref().is_some_and(|line| line.contains(word));
         let is_right = match &verdicts[number] {
             None if !clear => true,
@@ -293,8 +292,7 @@ fn play(net: &Net, family: Family, seed: u64) -> Result<(bool, usize, Option<Str
             Some(_) => !listed[number],
         };
         blocked += usize::from(verdicts[number].is_some());
-        let excused = |flow| net.is_clear_alone(flow, flows).map(|clear| !clear);
-        if !is_right && !(verdicts[number].is_none() && excused(flow)?) {
+        if !is_right && (verdicts[number].is_some() || net.is_clear_alone(flow, flows)?) {
             wrong.push(format!(
                 "{flow:?}: listed passes {}, marked {marked}, stranger passes {}, said {:?}",
                 listed[number], strangers[number], verdicts[number]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::Index;
+use proptest::sample::{Index, select};
 use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::id::Moment;
 use sallyport_api::intent::{Intent, IntentPort, IntentTarget};
@@ -15,6 +15,8 @@ use sallyport_api::testing::Forward;
 use sallyport_policy::decide::Verdict;
 use sallyport_policy::digest::{intent_hash, short_id};
 use sallyport_ruleset::facts::NodeFacts;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::firewall::{Holder, HostFirewall, assess, nft, xtables};
 
 #[path = "support/compiled.rs"]
 mod compiled;
@@ -56,6 +58,54 @@ fn hostile() -> impl Strategy<Value = String> {
     ]
 }
 
+/// What rules of iptables are made of.
+const WORDS: [&str; 44] = [
+    "raw",
+    "\n",
+    "*nat",
+    "*filter",
+    "*mangle",
+    ":PREROUTING ACCEPT [0:0]",
+    ":FORWARD DROP [0:0]",
+    ":X - [0:0]",
+    "-A PREROUTING",
+    "-A FORWARD",
+    "-A X",
+    "-j X",
+    "-g X",
+    "-j SALLY-PRE",
+    "-j SALLY-FWD",
+    "-p tcp",
+    "-m",
+    "!",
+    "-s",
+    "10.30.1.80/32",
+    "-d",
+    "10.30.1.78",
+    "--dport",
+    "0:65535",
+    "-j DNAT --to-destination",
+    "10.30.1.79:3306",
+    ":-",
+    "-j CONNMARK --set-xmark",
+    "0x1/0xffffffff",
+    "--save-mark",
+    "-j CT --notrack",
+    "-j RETURN",
+    "-j DROP",
+    "-j ACCEPT",
+    "--tcp-flags",
+    "SYN,ACK SYN",
+    "-i lo",
+    "-o eth+",
+    "--ctstate NEW,DNAT",
+    "-m mark --mark 0/0",
+    "\"",
+    "--comment",
+    "-j TTL --ttl-set 0",
+    "-j NETMAP --to",
+];
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -92,6 +142,32 @@ proptest! {
                 prop_assert!(!problem.to_string().contains(['\n', '\0', '\r', '\u{1b}']), "{problem:?}");
             }
         }
+    }
+
+    #[test]
+    fn whatever_others_print_is_read_and_followed_to_an_end(
+        words in vec(select(&WORDS[..]), 0..60),
+        text in hostile(),
+        at in any::<Index>(),
+    ) {
+        let mut words: Vec<&str> = words;
+        let place = at.index(words.len() + 1);
+        words.insert(place, &text);
+        let save = words.join(" ").replace(" \n ", "\n");
+        let holder = Holder::Iptables { program: "iptables-nft", own: true };
+        let mut tables = xtables::parse(&format!("*{save}\nCOMMIT\n"), Family::V4, holder);
+        let expressions = format!(r#"[{{"match":{{"op":"==","left":{text:?},"right":{save:?}}}}},{{{text:?}:{save:?}}}]"#);
+        let json = format!(
+            r#"{{"nftables":[{{"table":{{"family":"ip","name":"x"}}}},{{"chain":{{"family":"ip","table":"x","name":"c",
+            "type":"filter","hook":"forward","prio":0}}}},{{"rule":{{"family":"ip","table":"x","chain":"c",
+            "expr":{expressions}}}}}]}}"#
+        );
+        tables.extend(nft::parse(&json, "ip", "x"));
+        let scene = scene(&[minimal()], &LISTEN);
+        let decision = scene.decide();
+        let table = Scene::compile(&decision, &scene.nodes[0]).unwrap().table;
+        let found = assess(&HostFirewall { tables, unread: Vec::new() }, &table, &|_| true, &|_| None);
+        prop_assert!(!found.to_string().contains(char::is_control), "{found}");
     }
 
     #[test]

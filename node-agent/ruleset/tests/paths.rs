@@ -44,7 +44,11 @@ fn interface(net: IpNet) -> Option<String> {
 }
 
 fn found(forward: &str, tables: Vec<FirewallTable>) -> Assessment {
-    let scene = Scene::parse(&format!("---{forward}\n---{POOL}"), NODE);
+    found_on(NODE, forward, tables)
+}
+
+fn found_on(node: &str, forward: &str, tables: Vec<FirewallTable>) -> Assessment {
+    let scene = Scene::parse(&format!("---{forward}\n---{POOL}"), node);
     let decision = scene.decide();
     let table = Scene::compile(&decision, &scene.nodes[0]).unwrap().table;
     assert_eq!((table.failures().count(), table.is_empty(Family::V4)), (0, false));
@@ -312,6 +316,21 @@ fn answers_to_hidden_clients_come_to_an_address_of_the_gateway() {
     assert_eq!(found(&preserve, own("mangle", rule)), Assessment::default());
     let ssh = "-A PREROUTING -d 10.30.1.78/32 -p tcp -m tcp --dport 22 -j DROP";
     assert_eq!(story(own("mangle", ssh)), Assessment::default());
+}
+
+#[test]
+fn the_gateway_itself_is_no_client_that_is_let_in() {
+    let rules = "-A PREROUTING -j SALLY-PRE\n-A PREROUTING -s 10.30.1.78/32 -p tcp -j DNAT --to-destination 10.30.1.79";
+    assert_eq!(story(own("nat", rules)), Assessment::default());
+}
+
+#[test]
+fn every_listen_address_is_looked_at_by_itself() {
+    let node = "name: gw1\nlisten: [10.30.1.77, 10.30.1.78]\nlocal: [10.30.1.77/23, 10.30.1.78/23]\n";
+    let tables = own("raw", "-A PREROUTING -d 10.30.1.77/32 -p tcp -j DROP");
+    let found = found_on(node, &forward("10.30.1.80/32", ""), tables);
+    is_blocked(&found, Reason::HostFirewallConflict, &["-d 10.30.1.77/32 -p tcp -j DROP"]);
+    assert!(found.blocked[0].message.contains("clients 10.30.1.80/32 to 10.30.1.77 are dropped"), "{found:?}");
 }
 
 #[test]

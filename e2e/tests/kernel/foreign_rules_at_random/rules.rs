@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use sallyport_e2e::lab::{Family, Variant};
+use sallyport_e2e::lab::Family;
 
 use super::{Flow, Side};
 
@@ -84,13 +84,12 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    pub fn new(dice: &mut Dice, family: Family, own: Variant, flows: &[Flow]) -> Self {
+    pub fn new(dice: &mut Dice, family: Family, flows: &[Flow]) -> Self {
         let mut foreign = Self {
             beside_ours: beside_ours(dice, family, flows),
             tables: [String::new(), String::new()],
             native: String::new(),
         };
-        let _ = own;
         for (number, tables) in [&["raw", "mangle"][..], &["raw", "mangle", "filter", "nat"]].into_iter().enumerate() {
             for table in tables {
                 foreign.tables[number] += &whole_table(dice, family, table, flows);
@@ -110,7 +109,7 @@ impl Foreign {
                         chains,
                         "chain c{number} {{ type {sort} hook {hook_name} priority {priority}; policy {policy};"
                     );
-                    for rule in some_rules(dice, *place, family, flows) {
+                    for rule in some_rules(dice, *place, flows) {
                         let _ = writeln!(chains, "  {}", rule.nft(family));
                     }
                     chains += "}\n";
@@ -141,7 +140,7 @@ fn beside_ours(dice: &mut Dice, family: Family, flows: &[Flow]) -> String {
             let _ = writeln!(text, ":{chain} - [0:0]");
             let place = PLACES.iter().find(|place| place.2 == table && place.1.name().eq_ignore_ascii_case(builtin));
             if let Some(place) = place.filter(|_| dice.one_in(2)) {
-                for rule in some_rules(dice, *place, family, flows) {
+                for rule in some_rules(dice, *place, flows) {
                     let _ = writeln!(text, "-A {chain} {}", rule.iptables(family));
                 }
             }
@@ -162,7 +161,7 @@ fn whole_table(dice: &mut Dice, family: Family, table: &str, flows: &[Flow]) -> 
         if !dice.one_in(5) {
             continue;
         }
-        for rule in some_rules(dice, *place, family, flows) {
+        for rule in some_rules(dice, *place, flows) {
             let _ = writeln!(called, "-A {builtin} {}", rule.iptables(family));
         }
         if dice.one_in(3) {
@@ -171,7 +170,7 @@ fn whole_table(dice: &mut Dice, family: Family, table: &str, flows: &[Flow]) -> 
             let way = if dice.one_in(4) { "-g" } else { "-j" };
             let rule = Rule { does: Does::Nothing, ..rule(dice, *place, flows) };
             let _ = writeln!(called, "-A {builtin} {} {way} {chain}", rule.asks_iptables(family));
-            for rule in some_rules(dice, *place, family, flows) {
+            for rule in some_rules(dice, *place, flows) {
                 let _ = writeln!(called, "-A {chain} {}", rule.iptables(family));
             }
         }
@@ -180,7 +179,7 @@ fn whole_table(dice: &mut Dice, family: Family, table: &str, flows: &[Flow]) -> 
 }
 
 /// One to three.
-fn some_rules(dice: &mut Dice, place: Place, _: Family, flows: &[Flow]) -> Vec<Rule> {
+fn some_rules(dice: &mut Dice, place: Place, flows: &[Flow]) -> Vec<Rule> {
     (0..=dice.below(3)).map(|_| rule(dice, place, flows)).collect()
 }
 
@@ -238,9 +237,9 @@ fn rule(dice: &mut Dice, (kind, hook, ..): Place, flows: &[Flow]) -> Rule {
             2 | 3 => Asks::To(not, to.clone()),
             4 | 5 => Asks::Port(not, port),
             6 => Asks::FromPort(flow.target_port),
-            7 if hook != Hook::Postrouting => Asks::In(not, *dice.of::<&str>(&["eth0", "eth1", "eth2"])),
-            8 if hook != Hook::Prerouting => Asks::Out(*dice.of::<&str>(&["eth0", "eth1", "eth2"])),
-            9 if kind != Kind::Raw => Asks::State(not, *dice.of::<&str>(&["NEW", "ESTABLISHED", "INVALID"])),
+            7 if hook != Hook::Postrouting => Asks::In(not, dice.of::<&str>(&["eth0", "eth1", "eth2"])),
+            8 if hook != Hook::Prerouting => Asks::Out(dice.of::<&str>(&["eth0", "eth1", "eth2"])),
+            9 if kind != Kind::Raw => Asks::State(not, dice.of::<&str>(&["NEW", "ESTABLISHED", "INVALID"])),
             10 if kind != Kind::Raw => match dice.below(3) {
                 0 => Asks::Dnat,
                 1 => Asks::Mark(not, *dice.of(&[0, 1]), *dice.of(&[1, u32::MAX])),

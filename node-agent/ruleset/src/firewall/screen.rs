@@ -202,7 +202,7 @@ impl Screen {
             _ => None,
         });
         let doors = doors.collect();
-        Self { hull, doors, stages }
+        Self { hull, stages, doors }
     }
 
     /// Whether it holds all that forwards within `hull` may meet.
@@ -381,7 +381,7 @@ fn coming(base: &BaseChain, family: Family, hull: Option<&Hull>) -> Vec<Coming> 
                 Some(states) if states.contains(&State::Established) => Some(MASQUERADED),
                 states => states,
             };
-            coming.push(Coming { packet: Packet { states, own, ..packet.clone() }, hides });
+            coming.push(Coming { packet: Packet { own, states, ..packet.clone() }, hides });
         }
         if let Some(clients) = &hull.seen {
             if packet.reply {
