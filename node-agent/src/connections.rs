@@ -236,3 +236,6 @@ fn later(begun: Instant) -> Option<Instant> {
     let now = Instant::now();
     now.checked_add(RECOUNT.max(now.duration_since(begun) * SHARE))
 }
+
+#[cfg(test)]
+mod tests;

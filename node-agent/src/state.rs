@@ -4,8 +4,8 @@
 //! lock            held while an agent runs: two never run on one directory
 //! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
 //! carried.json    what the kernel holds rules of, where a table that cannot be read keeps it from following the intents
-//! past.json       where rules that have gone led to, until the last connection by them has ended
 //! newcomers.json  those of them that never were admitted, if any: somebody else listens on their ports
+//! past.json       where rules that have gone led to, until the last connection by them has ended
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
 //! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
 //! first-seen.json since when each forward is there, for grants that limit lifetimes

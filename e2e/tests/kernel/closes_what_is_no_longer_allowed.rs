@@ -84,13 +84,14 @@ fn deleted_forward_is_cut_and_all_other_flows_go_on() -> Result<()> {
     Ok(())
 }
 
-/// What a rule of somebody who uses connection marks without a mask leaves of ours.
-fn overwrite_marks(scene: &Scene, sessions: usize) -> Result<()> {
-    let gw1 = &scene.article.gw1;
-    gw1.check(&["conntrack", "-U", "-p", "tcp", "--orig-port-dst", "3306", "--mark", "1"])?;
-    let overwritten = gw1.conntrack(&["-p", "tcp", "--orig-port-dst", "3306", "--mark", "1"])?;
-    ensure!(overwritten.len() == sessions, "{overwritten:?}");
-    Ok(())
+/// Waits until no open session through gw1's port 3306 has a mark of ours.
+fn wait_for_overwritten_marks(scene: &Scene) -> Result<()> {
+    let overwritten = || {
+        let sessions =
+            scene.article.gw1.conntrack(&["-p", "tcp", "--orig-port-dst", "3306", "--state", "ESTABLISHED"])?;
+        Ok(!sessions.is_empty() && sessions.iter().all(|session| session.contains("mark=1 ")))
+    };
+    wait::until_true("somebody overwriting the mark", SOON, overwritten).map(drop)
 }
 
 #[test]
@@ -99,6 +100,8 @@ fn a_session_whose_mark_somebody_overwrote_is_cut_whatever_became_of_its_rules_s
         let (app1, gw1, app2) = (scene.article.app1.clone(), scene.article.gw1.clone(), scene.article.app2.clone());
         // Without our mark nothing else would let it through.
         gw1.iptables(Variant::Nft, Family::V4, "-P FORWARD ACCEPT")?;
+        let answers = format!("-t mangle -A POSTROUTING -d {APP1}/32 -p tcp --sport 3306 -j CONNMARK --set-mark 1");
+        gw1.iptables(Variant::Nft, Family::V4, &answers)?;
         scene.article.let_gateway_in(&app2, Protocol::Tcp, 3306, 3306)?;
         let _app2 = serve(&app2, &[(Protocol::Tcp, socket(APP2, 3306))])?;
         let _db1 = scene.forward_to_db1()?;
@@ -106,7 +109,7 @@ fn a_session_whose_mark_somebody_overwrote_is_cut_whatever_became_of_its_rules_s
 
         // Its forward goes while the agent is there.
         let mut held = session()?;
-        overwrite_marks(scene, 1)?;
+        wait_for_overwritten_marks(scene)?;
         scene.gateway.manifests().remove("tcp.yaml")?;
         held.wait_until_cut(SOON)?;
 
@@ -115,7 +118,7 @@ fn a_session_whose_mark_somebody_overwrote_is_cut_whatever_became_of_its_rules_s
         scene.gateway.manifests().save(&forward)?;
         scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
         let mut held = session()?;
-        overwrite_marks(scene, 1)?;
+        wait_for_overwritten_marks(scene)?;
         forward.targets = vec![(APP2.to_owned(), 1)];
         scene.gateway.manifests().save(&forward)?;
         scene.wait_for_answer(Protocol::Tcp, 3306, "app2")?;
@@ -132,7 +135,7 @@ fn a_session_whose_mark_somebody_overwrote_is_cut_whatever_became_of_its_rules_s
         scene.gateway.manifests().save(&Forward::tcp("tcp", 3306, &format!("{APP1}/32"), DB1))?;
         scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
         let mut held = session()?;
-        overwrite_marks(scene, 1)?;
+        wait_for_overwritten_marks(scene)?;
         scene.agent()?.kill()?;
         scene.gateway.cleanup()?;
         held.wait_until_cut(SOON).map(drop)

@@ -222,7 +222,7 @@ fn a_flow_ends_whose_source_is_treated_in_another_way_by_now() {
         let to = if rewritten { flow.original.dst.ip() } else { flow.original.src.ip() };
         let reply = Tuple { dst: SocketAddr::new(to, 40000), ..flow.reply };
         let table = table(&[&forward]);
-        !Allowed::new(&table, &NOTHING).forbids(&Flow { mark, reply, ..flow })
+        !Allowed::new(&table, &NOTHING).forbids(&Flow { reply, mark, ..flow })
     };
     let (masqueraded, preserved, overwritten) = (MARK_OURS | MARK_MASQUERADE, MARK_OURS, 1);
     for (mark, rewritten, masquerade, preserve) in [
