@@ -133,6 +133,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     pub(crate) fn take_over(&mut self, last_good: Option<&Rc<Intents>>, backend: Backend, variant: Variant) {
         self.converger.carry(last_good);
         self.take_up_carried();
+        self.converger.take_up_connections(&self.host.addresses, &self.host.state);
         self.abandoned = Some(variant.other());
         self.backend = backend.reported();
     }
@@ -263,7 +264,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             return;
         }
         match self.converger.drift().await {
-            Ok(None) => return self.recount(),
+            Ok(None) => return self.recount().await,
             Ok(Some(found)) => {
                 self.drift.found(found);
                 self.pass(intents, "drift").await;
@@ -297,12 +298,12 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     }
 
     /// Counts anew how many connections are left to end by themselves.
-    fn recount(&mut self) {
+    async fn recount(&mut self) {
         // After a pass that failed there is nothing new to count by.
         if self.retry.at.is_some() {
             return;
         }
-        match self.converger.recount() {
+        match self.converger.recount().await {
             Ok(false) => {}
             Ok(true) => {
                 let draining = self.converger.draining();

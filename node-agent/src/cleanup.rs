@@ -3,15 +3,17 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine as _;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_unused};
+use sallyport_engine::route::addresses::local_addresses;
+use sallyport_ruleset::flow::Translations;
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::plan::plan;
 use sallyport_ruleset::iptables::rule::Ruleset;
 use sallyport_ruleset::iptables::shadow::Packets;
 
+use crate::connections::{end, led_to};
 use crate::error_chain::chain_of;
 use crate::state::StateDir;
 use sallyport_engine::sysctl::Sysctl;
@@ -39,11 +41,11 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
     for variant in Variant::BOTH {
         remove_rules(&mut Iptables::new(variant)).await?;
     }
+    let ours = all_translations(&state);
     let conntrack = Conntrack::open()?;
-    let mut ended = 0;
-    for flow in conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| flow.is_ours()) {
-        ended += usize::from(conntrack.delete(flow)?);
-    }
+    let mut flows = Vec::new();
+    conntrack.translated(|flow| flows.extend(flow.is_ours(&ours).then_some(*flow))).await?;
+    let ended = end(&conntrack, &flows).await?;
     let host = state.host().inspect_err(|error| {
         let error = chain_of(error);
         tracing::error!(error, "how this host was before is lost: forwarding stays as it is, put it back by hand");
@@ -62,6 +64,22 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
     }
     tracing::info!(ended, removed, "this host is as it was");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where all rules of an agent on this host led to. What of it is lost is no reason to leave rules in place.
+fn all_translations(state: &StateDir) -> Translations {
+    let lost = |error: &dyn std::error::Error| {
+        let error = chain_of(error);
+        tracing::warn!(error, "where our rules led to is lost: connections whose mark was overwritten go on");
+    };
+    let mut all = state.past().inspect_err(|error| lost(error)).unwrap_or_default();
+    let addresses = local_addresses().inspect_err(|error| lost(error)).unwrap_or_default();
+    let carried = state.carried().inspect_err(|error| lost(error)).unwrap_or_default();
+    let intents = state.intents().inspect_err(|error| lost(error)).unwrap_or_default();
+    for intents in carried.into_families().map(|(_, intents)| intents).chain(intents) {
+        all.append(led_to(&intents, &addresses));
+    }
+    all
 }
 
 /// Takes our rules out of the kernel, if there are any; done when they were read to be gone.

@@ -1,6 +1,8 @@
 //! Open connections: ends those that are no longer allowed, and counts those that are left to end by themselves.
 //!
-//! Which are which is decided in `sallyport_ruleset::flow`. While nothing drains, nothing is counted.
+//! Which are which is decided in `sallyport_ruleset::flow`. Where rules that have gone led to is noted before they go, and
+//! kept on disk until the last connection by them has ended: somebody may have overwritten its mark. While nothing drains,
+//! nothing is counted.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,19 +10,24 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sallyport_api::Protocol;
-use sallyport_api::id::Uid;
-use sallyport_api::names::MARK_OURS;
+use sallyport_api::id::{Moment, Uid};
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::netlink;
-use sallyport_ruleset::flow::{Allowed, Flow};
-use sallyport_ruleset::table::Failure;
+use sallyport_ruleset::binding::{Binding, bindings};
+use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
+use sallyport_ruleset::flow::{Allowed, Flow, Review, Stage, Translations};
+use sallyport_ruleset::table::{Entry, Failure, ForwardingTable, TableChange};
 
+use crate::error_chain::chain_of;
 use crate::intents::Intents;
+use crate::state::StateDir;
 
 /// Time between two counts while connections drain.
 const RECOUNT: Duration = Duration::from_secs(5);
 /// At most one part in so many of the time is spent on counting, however many connections there are.
 const SHARE: u32 = 50;
+/// So many connections are ended before others may run.
+const AT_ONCE: usize = 64;
 
 /// Open connections to targets that take no new ones, by the uid of their forward.
 pub type Draining = BTreeMap<Uid, usize>;
@@ -36,6 +43,12 @@ pub struct Connections {
     draining: Draining,
     /// When they are counted again.
     recount: Option<Instant>,
+    /// Where rules lead to, or have led to since connections were last looked at.
+    carried: Translations,
+    /// Where rules led to that have gone, as far as connections by them may still be open.
+    past: Translations,
+    /// What of that is on disk.
+    noted: Translations,
 }
 
 /// Protocol, listen address and target.
@@ -45,7 +58,64 @@ fn way(flow: &Flow) -> Way {
     (flow.protocol, flow.original.dst, flow.reply.src)
 }
 
+/// Where the rules led to that an agent made for `intents` on a host with these addresses.
+#[must_use]
+pub fn led_to(intents: &Intents, addresses: &[LocalAddress]) -> Translations {
+    // Of what has expired since there may be connections.
+    let facts = NodeFacts::of(addresses, Moment::default());
+    Translations::of(ForwardingTable::new(&intents.node, intents.forwards(), &facts).bindings())
+}
+
 impl Connections {
+    /// Takes up what an agent before this one carried on a host with these addresses, and what it noted in `state`.
+    pub fn take_up<'i>(
+        &mut self,
+        carried: impl IntoIterator<Item = &'i Rc<Intents>>,
+        addresses: &[LocalAddress],
+        state: &StateDir,
+    ) {
+        for intents in carried {
+            self.carried.append(led_to(intents, addresses));
+        }
+        match state.past() {
+            Ok(past) => {
+                self.past.append(past.clone());
+                self.noted = past;
+            }
+            Err(error) => tracing::warn!(error = chain_of(&error), "where rules led to that have gone is lost"),
+        }
+    }
+
+    /// `table` was changed so, and its rules are about to.
+    pub fn follow(&mut self, table: &ForwardingTable, change: &TableChange) {
+        if *change == TableChange::default() {
+            return;
+        }
+        self.settled = None;
+        if change.is_new {
+            let now = Translations::of(table.bindings());
+            self.past.append(self.carried.without(&now));
+            self.carried.append(now);
+        } else {
+            self.past.extend(bindings_of(&change.gone, table));
+            self.carried.extend(bindings_of(&change.come, table));
+        }
+    }
+
+    /// Keeps on disk what no intents on disk say any more.
+    pub fn note(&mut self, state: &StateDir) {
+        if self.past == self.noted {
+            return;
+        }
+        if let Err(error) = state.keep_past(&self.past) {
+            tracing::warn!(
+                error = chain_of(&error),
+                "cannot note where rules that go led to; after a crash their connections are known by their marks alone"
+            );
+        }
+        self.noted.clone_from(&self.past);
+    }
+
     /// The rules are about to change, so each connection has to be looked at again.
     pub fn unsettle(&mut self) {
         self.settled = None;
@@ -63,37 +133,59 @@ impl Connections {
         &self.draining
     }
 
-    /// Ends our connections that are not allowed any more, and UDP flows that began before the rules they should go by;
-    /// says how many. `None` where no kernel is involved.
-    pub fn settle(
+    /// How many would be ended if `table` were all that is carried.
+    pub async fn count_forbidden(
+        &self,
+        conntrack: &Conntrack,
+        table: &ForwardingTable,
+    ) -> Result<usize, netlink::Error> {
+        let allowed = Allowed::new(table, &self.past);
+        let mut review = Review::new(&allowed);
+        conntrack.translated(|flow| _ = review.see(flow)).await?;
+        Ok(review.finish().doomed.len())
+    }
+
+    /// Ends our connections that `table` does not allow any more, and what is stuck because it began before the rules that it
+    /// should go by; says how many. Without `conntrack` no kernel is involved.
+    pub async fn settle(
         &mut self,
         conntrack: Option<&Conntrack>,
-        allowed: &Allowed<'_>,
+        table: &ForwardingTable,
         intents: &Rc<Intents>,
         failures: &[Failure],
     ) -> Result<usize, netlink::Error> {
         self.settled = None;
         let mut ended = 0;
+        let mut still_led = Translations::default();
         if let Some(conntrack) = conntrack {
             let begun = Instant::now();
-            let mut doomed = conntrack.ours(MARK_OURS, MARK_OURS)?;
+            let allowed = Allowed::new(table, &self.past);
+            let mut review = Review::new(&allowed);
             self.ways.clear();
             self.draining.clear();
-            doomed.retain(|flow| {
-                if let Some(forward) = allowed.drains(flow) {
-                    self.ways.insert(way(flow), forward.uid.clone());
-                    *self.draining.entry(forward.uid.clone()).or_default() += 1;
+            let (ways, draining) = (&mut self.ways, &mut self.draining);
+            let look = |flow: &Flow| {
+                if review.see(flow)
+                    && let Some(forward) = allowed.drains(flow)
+                {
+                    ways.insert(way(flow), forward.uid.clone());
+                    *draining.entry(forward.uid.clone()).or_default() += 1;
                 }
-                allowed.forbids(flow)
-            });
+            };
+            conntrack.translated(look).await?;
             self.recount = later(begun);
-            if allowed.any_udp() {
-                doomed.extend(conntrack.udp()?.into_iter().filter(|flow| allowed.bypasses(flow)));
+            let reviewed = review.finish();
+            ended += end(conntrack, &reviewed.doomed).await?;
+            still_led = reviewed.still_led;
+            let mut stuck = Vec::new();
+            for (family, protocol) in allowed.kinds() {
+                let look = |flow: &Flow| stuck.extend(allowed.bypasses(flow).then_some(*flow));
+                conntrack.untranslated(family, protocol, look).await?;
             }
-            for flow in &doomed {
-                ended += usize::from(conntrack.delete(flow)?);
-            }
+            ended += end(conntrack, &stuck).await?;
         }
+        self.carried = Translations::of(table.bindings());
+        self.past = still_led.without(&self.carried);
         self.settled = Some((Rc::clone(intents), failures.to_vec()));
         Ok(ended)
     }
@@ -105,28 +197,45 @@ impl Connections {
     }
 
     /// Counts them again. New ones cannot have come: their targets take none.
-    pub fn recount(&mut self, conntrack: &Conntrack) -> Result<(), netlink::Error> {
+    pub async fn recount(&mut self, conntrack: &Conntrack) -> Result<(), netlink::Error> {
         let begun = Instant::now();
-        let flows = conntrack.ours(MARK_OURS, MARK_OURS)?;
-        self.count(&flows);
+        let (mut draining, mut left) = (Draining::new(), BTreeMap::new());
+        let count = |flow: &Flow| {
+            if flow.stage != Stage::Over
+                && flow.master.is_none()
+                && let Some((way, uid)) = self.ways.get_key_value(&way(flow))
+            {
+                *draining.entry(uid.clone()).or_default() += 1;
+                left.entry(*way).or_insert_with(|| uid.clone());
+            }
+        };
+        conntrack.translated(count).await?;
+        (self.draining, self.ways) = (draining, left);
         self.recount = later(begun);
         Ok(())
     }
+}
 
-    fn count(&mut self, flows: &[Flow]) {
-        self.draining.clear();
-        let mut left = BTreeMap::new();
-        for flow in flows.iter().filter(|flow| flow.is_ours() && !flow.is_over) {
-            if let Some((way, uid)) = self.ways.get_key_value(&way(flow)) {
-                *self.draining.entry(uid.clone()).or_default() += 1;
-                left.entry(*way).or_insert_with(|| uid.clone());
-            }
+fn bindings_of<'a>(entries: &'a [Entry], table: &'a ForwardingTable) -> impl Iterator<Item = Binding<'a>> {
+    entries.iter().flat_map(|entry| bindings(entry, table.listen()))
+}
+
+/// Ends these; says how many were still there.
+pub(crate) async fn end(conntrack: &Conntrack, flows: &[Flow]) -> Result<usize, netlink::Error> {
+    let mut ended = 0;
+    for some in flows.chunks(AT_ONCE) {
+        for flow in some {
+            ended += usize::from(conntrack.delete(flow)?);
         }
-        self.ways = left;
+        tokio::task::yield_now().await;
     }
+    Ok(ended)
 }
 
 fn later(begun: Instant) -> Option<Instant> {
     let now = Instant::now();
     now.checked_add(RECOUNT.max(now.duration_since(begun) * SHARE))
 }
+
+#[cfg(test)]
+mod tests;

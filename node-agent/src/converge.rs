@@ -20,7 +20,6 @@ use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, Paths};
-use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::iptables::desired::Desired;
 use sallyport_ruleset::iptables::drift::{Difference, Kind, differences, told};
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
@@ -171,6 +170,11 @@ impl<E: Engine> Converger<E> {
         }
     }
 
+    /// Takes up the connections of what was carried before, once that is known.
+    pub fn take_up_connections(&mut self, addresses: &[LocalAddress], state: &StateDir) {
+        self.connections.take_up(self.carried.values(), addresses, state);
+    }
+
     /// Whether the last pass read our rules back as they should be, even if it failed afterwards.
     pub fn holds(&self) -> bool {
         self.held
@@ -185,6 +189,7 @@ impl<E: Engine> Converger<E> {
         state: &StateDir,
     ) -> Result<Report, Error> {
         self.follow(intents, waiting, facts);
+        self.connections.note(state);
         let failures = self.waiting.failures.iter().chain(self.table.failures()).cloned().collect();
         let mut report = Report { failures, listen: self.table.listen().to_vec(), ..Report::default() };
 
@@ -228,9 +233,10 @@ impl<E: Engine> Converger<E> {
 
         // An intent may say something else about connections while its rules stay as they are.
         if !self.connections.is_settled(intents, &report.failures) {
-            let allowed = Allowed::new(&self.table);
             let conntrack = self.network.conntrack()?;
-            report.ended = self.connections.settle(conntrack.as_ref(), &allowed, intents, &report.failures)?;
+            let settled = self.connections.settle(conntrack.as_ref(), &self.table, intents, &report.failures);
+            report.ended = settled.await?;
+            self.connections.note(state);
         }
         if let Some(reach) = &reach {
             report.failures.extend(reach.failures(&self.table, &self.waiting.others(intents)));
@@ -259,6 +265,7 @@ impl<E: Engine> Converger<E> {
         let change = self.table.update(&intents.node, &changes.gone, &changes.come, facts);
         self.desired.follow(&self.table, &change);
         self.engine.attend_to(self.desired.packets());
+        self.connections.follow(&self.table, &change);
         self.followed = Some(Rc::clone(intents));
         self.waiting = waiting;
     }
@@ -311,10 +318,10 @@ impl<E: Engine> Converger<E> {
     }
 
     /// Counts them again when it is time to; whether it did.
-    pub fn recount(&mut self) -> Result<bool, Error> {
+    pub async fn recount(&mut self) -> Result<bool, Error> {
         let due = self.connections.is_recount_due();
         if due && let Some(conntrack) = self.network.conntrack()? {
-            self.connections.recount(&conntrack)?;
+            self.connections.recount(&conntrack).await?;
         }
         Ok(due)
     }

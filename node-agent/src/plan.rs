@@ -63,6 +63,7 @@ async fn preview<E: Engine>(
     let waiting = host.port_gate.admit(&mut converger, intents, &facts, Instant::now()).await;
     converger.carry(host.state.intents()?.map(Rc::new).as_ref());
     converger.carry_noted(host.state.carried()?);
+    converger.take_up_connections(&addresses, &host.state);
     let Preview { ops, families, ended, failures, unreadable } = converger.preview(intents, waiting, &facts).await?;
     let plans = converger.plans(intents, &facts)?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;

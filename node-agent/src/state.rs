@@ -5,6 +5,7 @@
 //! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
 //! carried.json    what the kernel holds rules of, where a table that cannot be read keeps it from following the intents
 //! newcomers.json  those of them that never were admitted, if any: somebody else listens on their ports
+//! past.json       where rules that have gone led to, until the last connection by them has ended
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
 //! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
 //! first-seen.json since when each forward is there, for grants that limit lifetimes
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use sallyport_api::id::{Moment, Uid};
 use sallyport_engine::iptables::NftObject;
+use sallyport_ruleset::flow::Translations;
 use sallyport_runtime::file;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -71,6 +73,9 @@ pub enum Error {
     },
 }
 
+/// The files in a state directory, but for the lock and the manifests.
+const FILES: [&str; 7] =
+    ["intents.json", "carried.json", "past.json", "newcomers.json", "clock.json", "first-seen.json", "host.json"];
 /// A file larger than this is not read: the last good intents of 10,000 forwards have some 6 MB.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// A program that an agent was just about to start when it was killed keeps the agent's lock until the kernel has loaded
@@ -152,6 +157,19 @@ impl StateDir {
             return remove(&self.path.join("carried.json"));
         }
         self.store("carried.json", carried, true)
+    }
+
+    /// Where rules led to that have gone.
+    pub fn past(&self) -> Result<Translations, Error> {
+        Ok(self.load("past.json")?.unwrap_or_default())
+    }
+
+    /// Keeps it; on disk when this returns. That nothing is needs no file.
+    pub fn keep_past(&self, past: &Translations) -> Result<(), Error> {
+        if past.is_empty() {
+            return remove(&self.path.join("past.json"));
+        }
+        self.store("past.json", past, true)
     }
 
     /// The highest time that was seen; 1970 if none was kept.
@@ -238,7 +256,7 @@ impl StateDir {
     /// Forgets everything, after a cleanup.
     pub fn clear(&self) -> Result<(), Error> {
         // The `.new` are what a crash left.
-        for name in ["intents.json", "carried.json", "newcomers.json", "clock.json", "first-seen.json", "host.json"] {
+        for name in FILES {
             remove(&self.path.join(name))?;
             remove(&self.path.join(format!("{name}.new")))?;
         }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use sallyport_e2e::article::{APP1, APP2, DB1, GW1, SOON, WEB1, scene, socket};
+use sallyport_e2e::article::{APP1, APP2, DB1, GW1, SOON, Scene, WEB1, scene, socket};
 use sallyport_e2e::gateway::Backend;
-use sallyport_e2e::lab::Variant;
+use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::manifest::Forward;
-use sallyport_e2e::traffic::{Held, Protocol, hold, serve};
+use sallyport_e2e::traffic::{Held, Protocol, ask, hold, serve};
 use sallyport_e2e::wait;
 
 /// Longer than an answer may take: a conversation that was cut is over by then.
@@ -82,6 +82,91 @@ fn deleted_forward_is_cut_and_all_other_flows_go_on() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Waits until no open session through gw1's port 3306 has a mark of ours.
+fn wait_for_overwritten_marks(scene: &Scene) -> Result<()> {
+    let overwritten = || {
+        let sessions =
+            scene.article.gw1.conntrack(&["-p", "tcp", "--orig-port-dst", "3306", "--state", "ESTABLISHED"])?;
+        Ok(!sessions.is_empty() && sessions.iter().all(|session| session.contains("mark=1 ")))
+    };
+    wait::until_true("somebody overwriting the mark", SOON, overwritten).map(drop)
+}
+
+#[test]
+fn a_session_whose_mark_somebody_overwrote_is_cut_whatever_became_of_its_rules_since() -> Result<()> {
+    scene(Variant::Nft, Backend::Auto, |scene| {
+        let (app1, gw1, app2) = (scene.article.app1.clone(), scene.article.gw1.clone(), scene.article.app2.clone());
+        // Without our mark nothing else would let it through.
+        gw1.iptables(Variant::Nft, Family::V4, "-P FORWARD ACCEPT")?;
+        let answers = format!("-t mangle -A POSTROUTING -d {APP1}/32 -p tcp --sport 3306 -j CONNMARK --set-mark 1");
+        gw1.iptables(Variant::Nft, Family::V4, &answers)?;
+        scene.article.let_gateway_in(&app2, Protocol::Tcp, 3306, 3306)?;
+        let _app2 = serve(&app2, &[(Protocol::Tcp, socket(APP2, 3306))])?;
+        let _db1 = scene.forward_to_db1()?;
+        let session = || hold(&app1, Protocol::Tcp, socket(GW1, 3306), None);
+
+        // Its forward goes while the agent is there.
+        let mut held = session()?;
+        wait_for_overwritten_marks(scene)?;
+        scene.gateway.manifests().remove("tcp.yaml")?;
+        held.wait_until_cut(SOON)?;
+
+        // Its target is removed, which lets it finish, then its forward while no agent is there.
+        let mut forward = Forward::tcp("tcp", 3306, &format!("{APP1}/32"), DB1);
+        scene.gateway.manifests().save(&forward)?;
+        scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
+        let mut held = session()?;
+        wait_for_overwritten_marks(scene)?;
+        forward.targets = vec![(APP2.to_owned(), 1)];
+        scene.gateway.manifests().save(&forward)?;
+        scene.wait_for_answer(Protocol::Tcp, 3306, "app2")?;
+        ensure!(held.is_alive()?, "the session to a removed target is cut");
+        scene.agent()?.kill()?;
+        scene.gateway.manifests().remove("tcp.yaml")?;
+        ensure!(held.is_alive()?, "the session is cut without an agent");
+        scene.start_agent()?;
+        held.wait_until_cut(SOON)?;
+        let past = scene.gateway.state().join("past.json");
+        wait::until_true("nothing noted any more", SOON, || Ok(!past.exists()))?;
+
+        // Cleanup finds it, too.
+        scene.gateway.manifests().save(&Forward::tcp("tcp", 3306, &format!("{APP1}/32"), DB1))?;
+        scene.wait_for_answer(Protocol::Tcp, 3306, "db1")?;
+        let mut held = session()?;
+        wait_for_overwritten_marks(scene)?;
+        scene.agent()?.kill()?;
+        scene.gateway.cleanup()?;
+        held.wait_until_cut(SOON).map(drop)
+    })
+}
+
+#[test]
+fn an_edit_of_source_nat_cuts_what_goes_by_the_former_mode_and_nothing_else() -> Result<()> {
+    scene(Variant::Nft, Backend::Auto, |scene| {
+        let web1 = scene.article.web1.clone();
+        let _db1 = scene.forward_to_db1()?;
+        // web1 is behind the gateway, so that Preserve is possible.
+        scene.article.db1.add_route("10.40.0.0/24", GW1)?;
+        let from_web1 = format!("-A INPUT -s {WEB1}/32 -p tcp --dport 3307 -j ACCEPT");
+        scene.article.db1.iptables(Variant::Nft, Family::V4, &from_web1)?;
+        scene.article.let_gateway_in(&scene.article.db1, Protocol::Tcp, 3307, 3307)?;
+        let _also = serve(&scene.article.db1, &[(Protocol::Tcp, socket(DB1, 3307))])?;
+        let mut forward = Forward::tcp("web", 3307, &format!("{WEB1}/32"), DB1);
+        scene.gateway.manifests().save(&forward)?;
+        let answered = || ask(&web1, Protocol::Tcp, socket(GW1, 3307)).map(|answer| answer.is_from("db1"));
+        wait::until_true("db1 answering web1", SOON, answered)?;
+        let mut kept = hold(&scene.article.app1, Protocol::Tcp, socket(GW1, 3306), None)?;
+        for mode in ["Preserve", "Masquerade"] {
+            let mut held = hold(&web1, Protocol::Tcp, socket(GW1, 3307), None)?;
+            forward.source_nat = mode;
+            scene.gateway.manifests().save(&forward)?;
+            held.wait_until_cut(SOON)?;
+            wait::until_true("db1 answering web1 again", SOON, answered)?;
+        }
+        wait::holds_for("the session of another forward", CERTAIN, || kept.is_alive())
+    })
 }
 
 #[test]

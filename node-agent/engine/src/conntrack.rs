@@ -1,37 +1,66 @@
-//! The kernel's tracked connections: list ours, list UDP, delete exactly one.
+//! The kernel's tracked connections: list those that matter, delete exactly one.
 //!
-//! Which of them are no longer allowed is decided elsewhere, in `sallyport_ruleset::flow`.
+//! A host may track hundreds of thousands that are nobody's business here: the kernel is asked for as few as it can tell apart,
+//! what comes is read where it lies, and only what the caller picks is kept. Which of them are no longer allowed is decided
+//! elsewhere, in `sallyport_ruleset::flow`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, Nla, parse_u16_be, parse_u32_be,
+    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NlaBuffer, NlasIterator, parse_ip, parse_u8,
+    parse_u16_be, parse_u32_be,
 };
-use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple,
-    Protocol as ProtocolNumber, Status, Tuple as TupleAttribute,
-};
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_packet_netfilter::conntrack::{ConntrackMessage, ConntrackMessageType};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use sallyport_ruleset::Protocol;
-use sallyport_ruleset::flow::{Flow, Tuple};
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::flow::{Flow, Stage, Start, Tuple};
 
 use crate::netlink::{Error, Socket};
 
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
+const CTA_TUPLE_MASTER: u16 = 14;
 const CTA_ZONE: u16 = 18;
-const CTA_MARK_MASK: u16 = 21;
 const CTA_FILTER: u16 = 25;
+const CTA_STATUS_MASK: u16 = 26;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_TUPLE_ZONE: u16 = 3;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 /// "The protocol number of the tuple must be equal" (`net/netfilter/nf_internals.h`).
 const FILTER_PROTOCOL: u32 = 1 << 3;
 
+// include/uapi/linux/netfilter/nf_conntrack_common.h
+const IPS_SEEN_REPLY: u32 = 1 << 1;
+const IPS_DST_NAT: u32 = 1 << 5;
+
 // include/uapi/linux/netfilter/nf_conntrack_tcp.h
+const SYN_SENT: u8 = 1;
 const TIME_WAIT: u8 = 7;
 const CLOSE: u8 = 8;
+
+// include/uapi/linux/in.h
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+
+/// Bytes before the attributes of a message (`struct nfgenmsg`).
+const HEADER_BYTES: usize = 4;
 
 /// The connections tracked in one network namespace.
 ///
@@ -47,36 +76,44 @@ impl Conntrack {
         Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
     }
 
-    /// Every TCP and UDP connection, IPv4 and IPv6, of any zone, whose mark has under `mask` the
-    /// bits of `ours`.
-    pub fn ours(&self, ours: u32, mask: u32) -> Result<Vec<Flow>, Error> {
-        let filter = ConntrackMessage::Get(vec![
-            ConntrackAttribute::CtaMark(ours),
-            other(CTA_MARK_MASK, mask.to_be_bytes().to_vec()),
-        ]);
-        let mut flows = Vec::new();
-        // Unspec is both families. A kernel without the filter sends everything: look again.
-        self.list("list connections by mark", NetfilterProtoFamily::Unspec, filter, |flow| {
-            if flow.mark & mask == ours & mask {
-                flows.push(flow);
+    /// Gives `each` every TCP and UDP connection whose destination was translated, of both families and any zone.
+    pub async fn translated(&self, mut each: impl FnMut(&Flow)) -> Result<(), Error> {
+        let filter = status(IPS_DST_NAT, IPS_DST_NAT);
+        // A kernel before 5.14 ignores the filter and sends everything: look again.
+        self.list("list translated connections", NetfilterProtoFamily::Unspec, filter, |flow| {
+            if flow.dnat {
+                each(flow);
             }
-        })?;
-        Ok(flows)
+        })
+        .await
     }
 
-    /// Every UDP connection, IPv4 and IPv6, of any zone, whoever's it is.
-    pub fn udp(&self) -> Result<Vec<Flow>, Error> {
-        let mut flows = Vec::new();
+    /// Gives `each` every connection of `family` and `protocol`, of any zone, whose destination was not translated; of TCP only
+    /// those that were not answered.
+    pub async fn untranslated(
+        &self,
+        family: Family,
+        protocol: Protocol,
+        mut each: impl FnMut(&Flow),
+    ) -> Result<(), Error> {
+        let unanswered = match protocol {
+            Protocol::Tcp => IPS_SEEN_REPLY,
+            Protocol::Udp => 0,
+        };
+        let mut filter = status(0, IPS_DST_NAT | unanswered);
         // The kernel takes a filter by protocol only together with one family.
-        for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
-            // A kernel before 5.8 ignores CTA_FILTER and sends everything: look again.
-            self.list("list UDP connections", family, get_udp(), |flow| {
-                if flow.protocol == Protocol::Udp {
-                    flows.push(flow);
-                }
-            })?;
-        }
-        Ok(flows)
+        filter.push(nested(CTA_TUPLE_ORIG, &[nested(CTA_TUPLE_PROTO, &[protocol_number(protocol)])]));
+        filter.push(nested(
+            CTA_FILTER,
+            &[DefaultNla::new(CTA_FILTER_ORIG_FLAGS, FILTER_PROTOCOL.to_ne_bytes().to_vec())],
+        ));
+        // A kernel before 5.8 ignores that one.
+        self.list("list connections that were not translated", family_of(family), filter, |flow| {
+            if !flow.dnat && flow.protocol == protocol && (protocol == Protocol::Udp || flow.stage == Stage::Opening) {
+                each(flow);
+            }
+        })
+        .await
     }
 
     /// Deletes this connection: the entry with this original tuple, zone and id. `false` when it
@@ -86,15 +123,12 @@ impl Conntrack {
     /// very memory of this one: the id is a hash of that address (`nf_ct_get_id`).
     pub fn delete(&self, flow: &Flow) -> Result<bool, Error> {
         let attributes = vec![
-            ConntrackAttribute::CtaTupleOrig(tuple_attributes(flow.protocol, &flow.original)),
-            other(CTA_ZONE, flow.zone.to_be_bytes().to_vec()),
-            other(CTA_ID, flow.id.to_be_bytes().to_vec()),
+            tuple_attribute(flow.start()),
+            DefaultNla::new(CTA_ZONE, flow.zone.to_be_bytes().to_vec()),
+            DefaultNla::new(CTA_ID, flow.id.to_be_bytes().to_vec()),
         ];
-        let family = match flow.original.src {
-            SocketAddr::V4(_) => NetfilterProtoFamily::IPv4,
-            SocketAddr::V6(_) => NetfilterProtoFamily::IPv6,
-        };
-        let request = message(family, ConntrackMessage::Delete(attributes));
+        let family = family_of(Family::of(flow.original.src.ip()));
+        let request = request(family, ConntrackMessageType::Delete, attributes);
         match self.socket.ask("delete a connection", request, NLM_F_ACK, |_| Ok(())) {
             Ok(()) => Ok(true),
             Err(Error::Refused { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -102,153 +136,226 @@ impl Conntrack {
         }
     }
 
-    fn list(
+    async fn list(
         &self,
         question: &'static str,
         family: NetfilterProtoFamily,
-        filter: ConntrackMessage,
-        mut each: impl FnMut(Flow),
+        filter: Vec<DefaultNla>,
+        mut each: impl FnMut(&Flow),
     ) -> Result<(), Error> {
-        let request = message(family, filter);
-        self.socket.ask(question, request, NLM_F_DUMP, |answer| {
-            if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = answer.inner
-                && let Some(flow) = decode(&attributes)?
-            {
-                each(flow);
+        let request = request(family, ConntrackMessageType::Get, filter);
+        let read = |entry: &[u8]| {
+            if let Some(flow) = decode(entry)? {
+                each(&flow);
             }
             Ok(())
-        })
+        };
+        self.socket.list(question, request, read).await
     }
 }
 
-fn message(family: NetfilterProtoFamily, inner: ConntrackMessage) -> NetfilterMessage {
-    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
+/// Built from plain attributes, since the typed ones of the library lose the flag `NLA_F_NESTED` that `CTA_FILTER` must have.
+fn request(
+    family: NetfilterProtoFamily,
+    message_type: ConntrackMessageType,
+    attributes: Vec<DefaultNla>,
+) -> NetfilterMessage {
+    let message = ConntrackMessage::Other { message_type: message_type.into(), attributes };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
 
-fn other(kind: u16, value: Vec<u8>) -> ConntrackAttribute {
-    ConntrackAttribute::Other(DefaultNla::new(kind, value))
-}
-
-/// Asks for UDP only. Built from plain attributes, because [`ConntrackAttribute::Other`] loses the
-/// flag `NLA_F_NESTED` that `CTA_FILTER` must have.
-fn get_udp() -> ConntrackMessage {
-    let protocol = TupleAttribute::Proto(vec![ProtoTuple::Protocol(ProtocolNumber::Udp)]);
-    let flags = DefaultNla::new(CTA_FILTER_ORIG_FLAGS, FILTER_PROTOCOL.to_ne_bytes().to_vec());
-    ConntrackMessage::Other {
-        message_type: ConntrackMessageType::Get.into(),
-        attributes: vec![nested(CTA_TUPLE_ORIG, &protocol), nested(CTA_FILTER, &flags)],
+fn family_of(family: Family) -> NetfilterProtoFamily {
+    match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
     }
 }
 
-fn nested(kind: u16, inner: &impl Nla) -> DefaultNla {
+/// Asks for those entries whose status has under `mask` the bits of `bits`.
+fn status(bits: u32, mask: u32) -> Vec<DefaultNla> {
+    [(CTA_STATUS, bits), (CTA_STATUS_MASK, mask)]
+        .map(|(kind, value)| DefaultNla::new(kind, value.to_be_bytes().to_vec()))
+        .to_vec()
+}
+
+fn nested(kind: u16, inner: &[DefaultNla]) -> DefaultNla {
     let mut bytes = vec![0; inner.buffer_len()];
     inner.emit(&mut bytes);
     DefaultNla::new(kind | NLA_F_NESTED, bytes)
 }
 
-fn tuple_attributes(protocol: Protocol, tuple: &Tuple) -> Vec<TupleAttribute> {
+fn protocol_number(protocol: Protocol) -> DefaultNla {
     let number = match protocol {
-        Protocol::Tcp => ProtocolNumber::Tcp,
-        Protocol::Udp => ProtocolNumber::Udp,
+        Protocol::Tcp => IPPROTO_TCP,
+        Protocol::Udp => IPPROTO_UDP,
     };
-    vec![
-        TupleAttribute::Ip(vec![IPTuple::SourceAddress(tuple.src.ip()), IPTuple::DestinationAddress(tuple.dst.ip())]),
-        TupleAttribute::Proto(vec![
-            ProtoTuple::Protocol(number),
-            ProtoTuple::SourcePort(tuple.src.port()),
-            ProtoTuple::DestinationPort(tuple.dst.port()),
-        ]),
-    ]
+    DefaultNla::new(CTA_PROTO_NUM, vec![number])
 }
 
-/// A TCP or UDP entry as a flow, `None` for every other protocol.
-fn decode(attributes: &[ConntrackAttribute]) -> Result<Option<Flow>, DecodeError> {
-    let (mut original, mut reply, mut id) = (None, None, None);
-    let (mut mark, mut zone, mut dnat, mut is_over) = (0, 0, false, false);
-    for attribute in attributes {
-        match attribute {
-            ConntrackAttribute::CtaTupleOrig(parts) => {
-                let Some(endpoints) = decode_tuple(parts)? else {
-                    return Ok(None);
-                };
-                original = Some(endpoints);
+fn tuple_attribute((protocol, tuple): Start) -> DefaultNla {
+    let [src, dst] = match tuple.src.ip() {
+        IpAddr::V4(_) => [CTA_IP_V4_SRC, CTA_IP_V4_DST],
+        IpAddr::V6(_) => [CTA_IP_V6_SRC, CTA_IP_V6_DST],
+    };
+    let address = |kind, ip| match ip {
+        IpAddr::V4(ip) => DefaultNla::new(kind, ip.octets().to_vec()),
+        IpAddr::V6(ip) => DefaultNla::new(kind, ip.octets().to_vec()),
+    };
+    let port = |kind, port: u16| DefaultNla::new(kind, port.to_be_bytes().to_vec());
+    let addresses = nested(CTA_TUPLE_IP, &[address(src, tuple.src.ip()), address(dst, tuple.dst.ip())]);
+    let ports = [port(CTA_PROTO_SRC_PORT, tuple.src.port()), port(CTA_PROTO_DST_PORT, tuple.dst.port())];
+    let [src_port, dst_port] = ports;
+    nested(CTA_TUPLE_ORIG, &[addresses, nested(CTA_TUPLE_PROTO, &[protocol_number(protocol), src_port, dst_port])])
+}
+
+fn attributes(bytes: &[u8]) -> NlasIterator<&[u8]> {
+    NlasIterator::new(bytes)
+}
+
+/// An entry as a flow, `None` if it is neither TCP nor UDP.
+fn decode(entry: &[u8]) -> Result<Option<Flow>, DecodeError> {
+    let (mut original, mut reply, mut master, mut id) = (None, None, None, None);
+    let (mut status, mut mark, mut zone, mut stage) = (0, 0, 0, Stage::Open);
+    for attribute in attributes(entry.get(HEADER_BYTES..).unwrap_or_default()) {
+        let attribute = attribute?;
+        let value = attribute.value();
+        match attribute.kind() {
+            CTA_TUPLE_ORIG => {
+                let Some(start) = decode_tuple(value)? else { return Ok(None) };
+                original = Some(start);
                 // A zone of the original direction only is told here instead of in CTA_ZONE.
-                zone = tuple_zone(parts)?.unwrap_or(zone);
+                zone = find(value, CTA_TUPLE_ZONE)?.map_or(Ok(zone), |nla| parse_u16_be(nla.value()))?;
             }
-            ConntrackAttribute::CtaTupleReply(parts) => reply = decode_tuple(parts)?,
-            ConntrackAttribute::CtaStatus(status) => dnat = status.contains(Status::DstNat),
-            ConntrackAttribute::CtaMark(value) => mark = *value,
-            ConntrackAttribute::CtaProtoInfo(infos) => is_over = infos.iter().any(is_closed),
-            ConntrackAttribute::Other(nla) if nla.kind() == CTA_ID => {
-                id = Some(parse_u32_be(&value(nla))?);
-            }
-            ConntrackAttribute::Other(nla) if nla.kind() == CTA_ZONE => {
-                zone = parse_u16_be(&value(nla))?;
-            }
+            CTA_TUPLE_REPLY => reply = decode_tuple(value)?,
+            CTA_TUPLE_MASTER => master = decode_tuple(value)?,
+            CTA_STATUS => status = parse_u32_be(value)?,
+            CTA_PROTOINFO => stage = decode_stage(value)?,
+            CTA_MARK => mark = parse_u32_be(value)?,
+            CTA_ID => id = Some(parse_u32_be(value)?),
+            CTA_ZONE => zone = parse_u16_be(value)?,
             _ => {}
         }
     }
+    let dnat = status & IPS_DST_NAT != 0;
     match (original, reply, id) {
         (Some((protocol, original)), Some((_, reply)), Some(id)) => {
-            Ok(Some(Flow { protocol, original, reply, mark, dnat, id, zone, is_over }))
+            Ok(Some(Flow { protocol, original, reply, master, mark, dnat, id, zone, stage }))
         }
         _ => Err(DecodeError::from("entry without tuples or id")),
     }
 }
 
-fn is_closed(info: &ProtoInfo) -> bool {
-    let ProtoInfo::TCP(parts) = info else { return false };
-    parts.iter().any(|part| matches!(part, ProtoInfoTCP::State(TIME_WAIT | CLOSE)))
+fn decode_stage(protoinfo: &[u8]) -> Result<Stage, DecodeError> {
+    let Some(tcp) = find(protoinfo, CTA_PROTOINFO_TCP)? else { return Ok(Stage::Open) };
+    let Some(state) = find(tcp.value(), CTA_PROTOINFO_TCP_STATE)? else { return Ok(Stage::Open) };
+    Ok(match parse_u8(state.value())? {
+        SYN_SENT => Stage::Opening,
+        TIME_WAIT | CLOSE => Stage::Over,
+        _ => Stage::Open,
+    })
 }
 
 /// Protocol and endpoints of one direction, `None` when it is neither TCP nor UDP.
-fn decode_tuple(parts: &[TupleAttribute]) -> Result<Option<(Protocol, Tuple)>, DecodeError> {
+fn decode_tuple(parts: &[u8]) -> Result<Option<Start>, DecodeError> {
     let (mut src, mut dst, mut src_port, mut dst_port) = (None, None, None, None);
     let mut protocol = None;
-    for part in parts {
-        match part {
-            TupleAttribute::Ip(addresses) => {
-                for address in addresses {
-                    match address {
-                        IPTuple::SourceAddress(ip) => src = Some(*ip),
-                        IPTuple::DestinationAddress(ip) => dst = Some(*ip),
-                        _ => {}
-                    }
+    for part in attributes(parts) {
+        let part = part?;
+        let is_ip = part.kind() == CTA_TUPLE_IP;
+        if !is_ip && part.kind() != CTA_TUPLE_PROTO {
+            continue;
+        }
+        for field in attributes(part.value()) {
+            let field = field?;
+            match (is_ip, field.kind()) {
+                (true, CTA_IP_V4_SRC | CTA_IP_V6_SRC) => src = Some(parse_ip(field.value())?),
+                (true, CTA_IP_V4_DST | CTA_IP_V6_DST) => dst = Some(parse_ip(field.value())?),
+                (false, CTA_PROTO_NUM) => {
+                    protocol = match parse_u8(field.value())? {
+                        IPPROTO_TCP => Some(Protocol::Tcp),
+                        IPPROTO_UDP => Some(Protocol::Udp),
+                        _ => return Ok(None),
+                    };
                 }
+                (false, CTA_PROTO_SRC_PORT) => src_port = Some(parse_u16_be(field.value())?),
+                (false, CTA_PROTO_DST_PORT) => dst_port = Some(parse_u16_be(field.value())?),
+                _ => {}
             }
-            TupleAttribute::Proto(fields) => {
-                for field in fields {
-                    match field {
-                        ProtoTuple::Protocol(ProtocolNumber::Tcp) => protocol = Some(Protocol::Tcp),
-                        ProtoTuple::Protocol(ProtocolNumber::Udp) => protocol = Some(Protocol::Udp),
-                        ProtoTuple::Protocol(_) => protocol = None,
-                        ProtoTuple::SourcePort(port) => src_port = Some(*port),
-                        ProtoTuple::DestinationPort(port) => dst_port = Some(*port),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
         }
     }
-    let Some(protocol) = protocol else { return Ok(None) };
-    let (Some(src), Some(dst), Some(src_port), Some(dst_port)) = (src, dst, src_port, dst_port) else {
+    let (Some(protocol), Some(src), Some(dst), Some(src_port), Some(dst_port)) =
+        (protocol, src, dst, src_port, dst_port)
+    else {
         return Err(DecodeError::from("tuple without addresses or ports"));
     };
     let (src, dst) = (SocketAddr::new(src, src_port), SocketAddr::new(dst, dst_port));
     Ok(Some((protocol, Tuple { src, dst })))
 }
 
-fn tuple_zone(parts: &[TupleAttribute]) -> Result<Option<u16>, DecodeError> {
-    let zone = parts.iter().find_map(|part| match part {
-        TupleAttribute::Other(nla) if nla.kind() == CTA_TUPLE_ZONE => Some(value(nla)),
-        _ => None,
-    });
-    zone.map(|bytes| parse_u16_be(&bytes)).transpose()
+/// The first attribute of this kind in `bytes`.
+fn find(bytes: &[u8], kind: u16) -> Result<Option<NlaBuffer<&[u8]>>, DecodeError> {
+    for attribute in attributes(bytes) {
+        let attribute = attribute?;
+        if attribute.kind() == kind {
+            return Ok(Some(attribute));
+        }
+    }
+    Ok(None)
 }
 
-fn value(nla: &DefaultNla) -> Vec<u8> {
-    let mut bytes = vec![0; nla.value_len()];
-    nla.emit_value(&mut bytes);
-    bytes
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(protocol: Protocol, src: &str, dst: &str) -> Start {
+        (protocol, Tuple { src: src.parse().unwrap(), dst: dst.parse().unwrap() })
+    }
+
+    fn number(kind: u16, value: u32) -> DefaultNla {
+        DefaultNla::new(kind, value.to_be_bytes().to_vec())
+    }
+
+    /// A tuple as an attribute of another kind than the original direction.
+    fn tuple_of(kind: u16, start: Start) -> DefaultNla {
+        use netlink_packet_core::Nla as _;
+        let original = tuple_attribute(start);
+        let mut bytes = vec![0; original.value_len()];
+        original.emit_value(&mut bytes);
+        DefaultNla::new(kind | NLA_F_NESTED, bytes)
+    }
+
+    fn entry(attributes: &[DefaultNla]) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER_BYTES + attributes.buffer_len()];
+        attributes.emit(&mut bytes[HEADER_BYTES..]);
+        bytes
+    }
+
+    #[test]
+    fn a_connection_that_a_helper_expected_names_its_master() {
+        let file = start(Protocol::Tcp, "10.30.1.80:40001", "10.30.1.78:50001");
+        let control = start(Protocol::Tcp, "10.30.1.80:40000", "10.30.1.78:21");
+        let answers = start(Protocol::Tcp, "10.30.1.79:50001", "10.30.1.78:40001");
+        let attributes = [
+            tuple_attribute(file),
+            tuple_of(CTA_TUPLE_REPLY, answers),
+            number(CTA_STATUS, IPS_DST_NAT),
+            tuple_of(CTA_TUPLE_MASTER, control),
+            number(CTA_ID, 7),
+        ];
+        let flow = decode(&entry(&attributes)).unwrap().unwrap();
+        assert_eq!((flow.start(), flow.master, flow.dnat), (file, Some(control), true));
+        let alone = decode(&entry(&attributes[..3].iter().cloned().chain([number(CTA_ID, 7)]).collect::<Vec<_>>()));
+        assert_eq!(alone.unwrap().unwrap().master, None);
+    }
+
+    #[test]
+    fn an_entry_that_is_cut_off_is_an_error_and_no_panic() {
+        let tuple = start(Protocol::Udp, "[fd00::80]:1", "[fd00::78]:53");
+        let attributes = [tuple_attribute(tuple), tuple_of(CTA_TUPLE_REPLY, tuple), number(CTA_ID, 7)];
+        let whole = entry(&attributes);
+        assert!(decode(&whole).unwrap().is_some());
+        for length in 0..whole.len() {
+            assert!(decode(&whole[..length]).is_err(), "{length} bytes");
+        }
+    }
 }

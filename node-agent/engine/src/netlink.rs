@@ -8,8 +8,9 @@ use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP,
+    NLMSG_OVERRUN, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -136,41 +137,43 @@ impl Socket {
     where
         M: NetlinkSerializable + NetlinkDeserializable + Debug,
     {
-        let sequence = self.send(question, message, flags)?;
+        let mut answer = Answer::to(self.send(question, message, flags)?);
         let single = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
-        let mut interrupted = false;
         loop {
             let length = self.receive(question, datagram)?;
-            let mut rest = &datagram[..length];
-            while !rest.is_empty() {
-                let answer =
-                    NetlinkMessage::<M>::deserialize(rest).map_err(|source| Error::Decode { question, source })?;
-                let (header, payload) = answer.into_parts();
-                rest = rest.get(padded(header.length)..).unwrap_or_default();
-                if header.sequence_number != sequence {
-                    continue;
+            let end = answer.take_in(&datagram[..length], |message| {
+                match NetlinkMessage::<M>::deserialize(message)?.payload {
+                    NetlinkPayload::InnerMessage(message) => each(message).map(|()| single),
+                    _ => Ok(false),
                 }
-                interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
-                let refusal = match payload {
-                    NetlinkPayload::InnerMessage(message) => {
-                        each(message).map_err(|source| Error::Decode { question, source })?;
-                        if single {
-                            return Ok(());
-                        }
-                        continue;
-                    }
-                    NetlinkPayload::Done(done) => done.code,
-                    NetlinkPayload::Error(error) => error.raw_code(),
-                    _ => continue,
-                };
-                return match refusal {
-                    0 if interrupted => Err(Error::Interrupted { question }),
-                    0 => Ok(()),
-                    code => {
-                        Err(Error::Refused { question, source: io::Error::from_raw_os_error(code.saturating_abs()) })
-                    }
-                };
+            });
+            if let Some(outcome) = ended(question, end) {
+                return outcome;
             }
+        }
+    }
+
+    /// Sends `message`, which asks for a list, and gives what stands behind the header of each entry to `each`, undecoded: a list
+    /// may be long, and little of it may matter. Others run between its parts.
+    pub async fn list<M>(
+        &self,
+        question: &'static str,
+        message: M,
+        mut each: impl FnMut(&[u8]) -> Result<(), DecodeError>,
+    ) -> Result<(), Error>
+    where
+        M: NetlinkSerializable,
+    {
+        let mut answer = Answer::to(self.send(question, message, NLM_F_DUMP)?);
+        let mut datagram = vec![0; DATAGRAM_BYTES];
+        loop {
+            let length = self.receive(question, &mut datagram)?;
+            let end = answer
+                .take_in(&datagram[..length], |message| each(NetlinkBuffer::new(message).payload()).map(|()| false));
+            if let Some(outcome) = ended(question, end) {
+                return outcome;
+            }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -263,6 +266,76 @@ impl Socket {
                 Err(source) => return Err(Error::Receive { question, source }),
             }
         }
+    }
+}
+
+/// The messages that answer one question, as they come.
+struct Answer {
+    sequence: u32,
+    interrupted: bool,
+}
+
+/// Where an answer ends.
+enum End {
+    /// Not yet.
+    Open,
+    /// At what was wanted.
+    Single,
+    /// At the end of a list, or the kernel's yes or no: its errno, negative, or 0.
+    Said(i32),
+    /// What was listed changed meanwhile.
+    Interrupted,
+}
+
+impl Answer {
+    fn to(sequence: u32) -> Self {
+        Self { sequence, interrupted: false }
+    }
+
+    /// Gives each message in `datagram` that carries something to `each`, which says whether that was all.
+    fn take_in(
+        &mut self,
+        datagram: &[u8],
+        mut each: impl FnMut(&[u8]) -> Result<bool, DecodeError>,
+    ) -> Result<End, DecodeError> {
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            let message = NetlinkBuffer::new_checked(rest)?;
+            let (length, sequence) = (message.length(), message.sequence_number());
+            let (flags, kind) = (message.flags(), message.message_type());
+            let (whole, next) = (&rest[..usize::try_from(length).unwrap_or(rest.len())], padded(length));
+            rest = rest.get(next..).unwrap_or_default();
+            if sequence != self.sequence {
+                continue;
+            }
+            self.interrupted |= flags & NLM_F_DUMP_INTR != 0;
+            match kind {
+                NLMSG_DONE | NLMSG_ERROR => {
+                    // Older kernels say nothing at the end of a list.
+                    let code =
+                        NetlinkBuffer::new(whole).payload().first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                    return Ok(if code == 0 && self.interrupted { End::Interrupted } else { End::Said(code) });
+                }
+                NLMSG_NOOP | NLMSG_OVERRUN => {}
+                _ if each(whole)? => return Ok(End::Single),
+                _ => {}
+            }
+        }
+        Ok(End::Open)
+    }
+}
+
+/// The outcome of a question, if its answer has ended.
+fn ended(question: &'static str, end: Result<End, DecodeError>) -> Option<Result<(), Error>> {
+    match end {
+        Ok(End::Open) => None,
+        Ok(End::Single | End::Said(0)) => Some(Ok(())),
+        Ok(End::Said(code)) => {
+            let source = io::Error::from_raw_os_error(code.saturating_abs());
+            Some(Err(Error::Refused { question, source }))
+        }
+        Ok(End::Interrupted) => Some(Err(Error::Interrupted { question })),
+        Err(source) => Some(Err(Error::Decode { question, source })),
     }
 }
 

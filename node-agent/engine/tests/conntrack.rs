@@ -7,12 +7,16 @@
 mod namespace;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::future::Future;
+use std::time::Duration;
 
 use namespace::{in_namespace, run};
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::generation::Generation;
 use sallyport_ruleset::Protocol;
-use sallyport_ruleset::flow::{Flow, Tuple};
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::flow::{Flow, Stage, Tuple};
 
 /// Makes an entry: `conntrack -I` with the words of `entry`.
 fn insert(entry: &str) {
@@ -30,8 +34,24 @@ fn tuple(src: &str, dst: &str) -> Tuple {
     Tuple { src: src.parse().unwrap(), dst: dst.parse().unwrap() }
 }
 
-fn from_port(flows: &[Flow], port: u16) -> Flow {
-    *flows.iter().find(|flow| flow.original.src.port() == port).unwrap()
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// The translated ones, by source port.
+fn translated(conntrack: &Conntrack) -> Vec<Flow> {
+    let mut flows = Vec::new();
+    block_on(conntrack.translated(|flow| flows.push(*flow))).unwrap();
+    flows.sort_unstable_by_key(|flow| flow.original.src.port());
+    flows
+}
+
+/// Source ports of those that were not translated, sorted.
+fn untranslated(conntrack: &Conntrack, family: Family, protocol: Protocol) -> Vec<u16> {
+    let mut ports = Vec::new();
+    block_on(conntrack.untranslated(family, protocol, |flow| ports.push(flow.original.src.port()))).unwrap();
+    ports.sort_unstable();
+    ports
 }
 
 #[test]
@@ -45,20 +65,17 @@ fn every_field_of_every_kind_of_flow_is_read() {
         insert(
             "-p tcp --state TIME_WAIT -u SEEN_REPLY -m 0x1000 -w 9 \
              -s 2001:db8::10 -d 2001:db8:1::78 --sport 40001 --dport 3306 \
-             -r 2001:db8:1::78 -q 2001:db8::10 --reply-port-src 3306 --reply-port-dst 40001",
+             --dst-nat 2001:db8:2::20",
         );
         insert(&format!("{} -m 0x1000", udp_entry(40002)));
         insert(
-            "-p udp -m 0x1000 -s 2001:db8::10 -d 2001:db8:1::78 --sport 40003 --dport 53 \
+            "-p udp -s 2001:db8::10 -d 2001:db8:1::78 --sport 40003 --dport 53 \
              --dst-nat 2001:db8:2::20",
         );
         insert("-p icmp -m 0x1000 -s 10.30.0.10 -d 10.30.1.78 --icmp-type 8 --icmp-code 0 --icmp-id 7");
-        insert(&format!("{} -m 0x2000", udp_entry(40004)));
-        insert(&udp_entry(40005));
+        insert("-p udp -m 0x1000 -s 10.30.0.10 -d 10.30.1.78 --sport 40004 --dport 53");
 
-        let conntrack = Conntrack::open().unwrap();
-        let mut ours = conntrack.ours(0x1000, 0xf000).unwrap();
-        ours.sort_unstable_by_key(|flow| flow.original.src.port());
+        let ours = translated(&Conntrack::open().unwrap());
         let ids: BTreeSet<u32> = ours.iter().map(|flow| flow.id).collect();
         assert_eq!(ids.len(), 4, "an id for each of four");
         let expected = [
@@ -66,49 +83,75 @@ fn every_field_of_every_kind_of_flow_is_read() {
                 protocol: Protocol::Tcp,
                 original: tuple("10.30.0.10:40000", "10.30.1.78:3306"),
                 reply: tuple("10.30.2.20:3307", "10.30.1.78:41000"),
+                master: None,
                 mark: 0x1005,
                 dnat: true,
                 id: ours[0].id,
                 zone: 0,
-                is_over: false,
+                stage: Stage::Open,
             },
             Flow {
                 protocol: Protocol::Tcp,
                 original: tuple("[2001:db8::10]:40001", "[2001:db8:1::78]:3306"),
-                reply: tuple("[2001:db8:1::78]:3306", "[2001:db8::10]:40001"),
+                reply: tuple("[2001:db8:2::20]:3306", "[2001:db8::10]:40001"),
+                master: None,
                 mark: 0x1000,
-                dnat: false,
+                dnat: true,
                 id: ours[1].id,
                 zone: 9,
-                is_over: true,
+                stage: Stage::Over,
             },
             Flow {
                 protocol: Protocol::Udp,
                 original: tuple("10.30.0.10:40002", "10.30.1.78:53"),
                 reply: tuple("10.30.2.20:5353", "10.30.0.10:40002"),
+                master: None,
                 mark: 0x1000,
                 dnat: true,
                 id: ours[2].id,
                 zone: 0,
-                is_over: false,
+                stage: Stage::Open,
             },
             Flow {
                 protocol: Protocol::Udp,
                 original: tuple("[2001:db8::10]:40003", "[2001:db8:1::78]:53"),
                 reply: tuple("[2001:db8:2::20]:53", "[2001:db8::10]:40003"),
-                mark: 0x1000,
+                master: None,
+                mark: 0,
                 dnat: true,
                 id: ours[3].id,
                 zone: 0,
-                is_over: false,
+                stage: Stage::Open,
             },
         ];
         assert_eq!(ours, expected);
+    });
+}
 
-        let mut udp: Vec<(u16, u32)> =
-            conntrack.udp().unwrap().iter().map(|flow| (flow.original.src.port(), flow.mark)).collect();
-        udp.sort_unstable();
-        assert_eq!(udp, [(40002, 0x1000), (40003, 0x1000), (40004, 0x2000), (40005, 0)]);
+#[test]
+fn what_is_stuck_is_found_among_what_was_not_translated() {
+    in_namespace("what_is_stuck_is_found_among_what_was_not_translated", || {
+        let tcp = |port: u16, state: &str| {
+            insert(&format!("-p tcp --state {state} -s 10.30.0.10 -d 10.30.1.78 --sport {port} --dport 3306"));
+        };
+        tcp(1, "SYN_SENT");
+        tcp(2, "ESTABLISHED -u SEEN_REPLY");
+        tcp(3, "CLOSE");
+        tcp(4, "SYN_SENT --dst-nat 10.30.2.20");
+        insert("-p tcp --state SYN_SENT -s 2001:db8::10 -d 2001:db8::78 --sport 5 --dport 3306");
+        insert("-p udp -s 10.30.0.10 -d 10.30.1.78 --sport 6 --dport 53");
+        insert("-p udp -u SEEN_REPLY -s 10.30.0.10 -d 10.30.1.78 --sport 7 --dport 53");
+        insert(&udp_entry(8));
+        insert("-p udp -s 2001:db8::10 -d 2001:db8::78 --sport 9 --dport 53");
+        let conntrack = Conntrack::open().unwrap();
+        for (family, protocol, ports) in [
+            (Family::V4, Protocol::Tcp, &[1][..]),
+            (Family::V6, Protocol::Tcp, &[5]),
+            (Family::V4, Protocol::Udp, &[6, 7]),
+            (Family::V6, Protocol::Udp, &[9]),
+        ] {
+            assert_eq!(untranslated(&conntrack, family, protocol), ports, "{family} {protocol}");
+        }
     });
 }
 
@@ -116,36 +159,35 @@ fn every_field_of_every_kind_of_flow_is_read() {
 fn of_two_flows_that_differ_in_source_port_one_is_deleted() {
     in_namespace("of_two_flows_that_differ_in_source_port_one_is_deleted", || {
         for port in [40000, 40001] {
-            insert(&format!("{} -m 0x1000", udp_entry(port)));
+            insert(&udp_entry(port));
         }
         let conntrack = Conntrack::open().unwrap();
-        let both = conntrack.ours(0x1000, 0x1000).unwrap();
-        let (gone, stays) = (from_port(&both, 40000), from_port(&both, 40001));
+        let [gone, stays] = translated(&conntrack)[..] else { panic!("two were inserted") };
         assert!(conntrack.delete(&gone).unwrap());
-        assert_eq!(conntrack.udp().unwrap(), [stays]);
+        assert_eq!(translated(&conntrack), [stays]);
         assert!(!conntrack.delete(&gone).unwrap(), "a second time there is nothing to delete");
-        assert_eq!(conntrack.udp().unwrap(), [stays]);
+        assert_eq!(translated(&conntrack), [stays]);
     });
 }
 
 #[test]
 fn each_family_protocol_and_zone_can_be_deleted() {
     in_namespace("each_family_protocol_and_zone_can_be_deleted", || {
-        let tcp = "-p tcp --state ESTABLISHED -u SEEN_REPLY -m 1 --dport 443";
-        let v6 = "-s 2001:db8::10 -d 2001:db8::78";
-        let v4 = "-s 10.30.0.10 -d 10.30.1.78";
+        let tcp = "-p tcp --state ESTABLISHED -u SEEN_REPLY --dport 443";
+        let v6 = "-s 2001:db8::10 -d 2001:db8::78 --dst-nat 2001:db8::79";
+        let v4 = "-s 10.30.0.10 -d 10.30.1.78 --dst-nat 10.30.1.79";
         insert(&format!("{tcp} {v4} --sport 1"));
         insert(&format!("{tcp} {v6} --sport 2"));
-        insert(&format!("-p udp -m 1 --dport 53 {v4} --sport 3"));
-        insert(&format!("-p udp -m 1 --dport 53 {v6} --sport 4"));
-        insert(&format!("-p udp -m 1 --dport 53 {v4} --sport 5 -w 7"));
-        insert(&format!("-p udp -m 1 --dport 53 {v4} --sport 6 --orig-zone 8"));
+        insert(&format!("-p udp --dport 53 {v4} --sport 3"));
+        insert(&format!("-p udp --dport 53 {v6} --sport 4"));
+        insert(&format!("-p udp --dport 53 {v4} --sport 5 -w 7"));
+        insert(&format!("-p udp --dport 53 {v4} --sport 6 --orig-zone 8"));
         let conntrack = Conntrack::open().unwrap();
-        let mut left = conntrack.ours(1, u32::MAX).unwrap();
+        let mut left = translated(&conntrack);
         assert_eq!(left.len(), 6);
         while let Some(flow) = left.pop() {
             assert!(conntrack.delete(&flow).unwrap(), "{flow:?}");
-            assert_eq!(conntrack.ours(1, u32::MAX).unwrap().len(), left.len(), "{flow:?}");
+            assert_eq!(translated(&conntrack).len(), left.len(), "{flow:?}");
         }
     });
 }
@@ -153,17 +195,17 @@ fn each_family_protocol_and_zone_can_be_deleted() {
 #[test]
 fn a_successor_with_the_same_tuple_is_not_deleted() {
     in_namespace("a_successor_with_the_same_tuple_is_not_deleted", || {
-        let entry = format!("{} -m 0x1000", udp_entry(40000));
+        let entry = udp_entry(40000);
         insert(&entry);
         let conntrack = Conntrack::open().unwrap();
-        let old = conntrack.udp().unwrap()[0];
+        let old = translated(&conntrack)[0];
         assert!(conntrack.delete(&old).unwrap());
         // The id comes from the entry's memory, which the kernel may use again at once; then the
         // successor has the same id and nobody can tell them apart.
         let mut attempts = 0..50;
         let successor = loop {
             insert(&entry);
-            let successor = conntrack.udp().unwrap()[0];
+            let successor = translated(&conntrack)[0];
             if successor.id != old.id {
                 break successor;
             }
@@ -172,7 +214,75 @@ fn a_successor_with_the_same_tuple_is_not_deleted() {
         };
         assert_eq!(Flow { id: old.id, ..successor }, old, "equal but for the id");
         assert!(!conntrack.delete(&old).unwrap());
-        assert_eq!(conntrack.udp().unwrap(), [successor]);
+        assert_eq!(translated(&conntrack), [successor]);
+    });
+}
+
+/// Processor time that this thread has used: what others on the machine do does not count.
+fn used() -> Duration {
+    let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(schedstat.split(' ').next().unwrap().parse().unwrap())
+}
+
+/// The most memory that this process has had, in KiB.
+fn peak() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// An established connection of somebody else's, as `conntrack -R` takes it.
+fn foreign_entry(n: u32, translation: &str) -> String {
+    let (client, port) = (format!("10.{}.{}.{}", 40 + n / 60_000, n / 250 % 240, n % 250 + 1), 1024 + n % 60_000);
+    format!(
+        "-A -t 600 -u SEEN_REPLY,ASSURED -s {client} -d 192.0.2.1 -p tcp --sport {port} --dport 443 --state ESTABLISHED \
+         {translation}\n"
+    )
+}
+
+/// Longer than this nobody who has something to do may be kept waiting.
+const HOLD_UP: Duration = Duration::from_millis(100);
+const MEMORY_KIB: u64 = 16 * 1024;
+
+#[test]
+fn two_hundred_thousand_flows_of_others_hold_nobody_up_and_take_no_memory() {
+    in_namespace("two_hundred_thousand_flows_of_others_hold_nobody_up_and_take_no_memory", || {
+        let directory = tempfile::tempdir().unwrap();
+        for (what, translation) in [("routed", ""), ("translated by others", "--dst-nat 172.17.0.2")] {
+            let path = directory.path().join("entries");
+            fs::write(&path, (0..200_000).map(|n| foreign_entry(n, translation)).collect::<String>()).unwrap();
+            run("conntrack -F");
+            run(&format!("conntrack -R {}", path.display()));
+            insert(&udp_entry(40000));
+
+            let conntrack = Conntrack::open().unwrap();
+            let before = peak();
+            let (mut ours, mut seen, mut longest, begun) = (Vec::new(), 0, Duration::ZERO, used());
+            block_on(async {
+                let mut last = used();
+                let others = async {
+                    loop {
+                        tokio::task::yield_now().await;
+                        let now = used();
+                        longest = longest.max(now.saturating_sub(last));
+                        last = now;
+                    }
+                };
+                let look = |flow: &Flow| {
+                    seen += 1;
+                    ours.extend((flow.original.dst.port() == 53).then_some(*flow));
+                };
+                tokio::select! {
+                    outcome = conntrack.translated(look) => outcome.unwrap(),
+                    () = others => {}
+                }
+            });
+            let (took, grown) = (used().saturating_sub(begun), peak() - before);
+            println!("{what}: {seen} seen, {took:?} in all, {longest:?} at a time, {grown} KiB");
+            assert_eq!((ours.len(), seen), (1, if translation.is_empty() { 1 } else { 200_001 }), "{what}");
+            assert!(longest <= HOLD_UP, "{what}: {longest:?}");
+            assert!(grown <= MEMORY_KIB, "{what}: {grown} KiB");
+        }
     });
 }
 

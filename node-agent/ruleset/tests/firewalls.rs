@@ -167,7 +167,7 @@ fn no_alarm_where_the_gateway_listens_on_the_bridges_of_others_too() {
     let scene = Scene::parse(&[FORWARD, FORWARD_TO_ELSEWHERE, POOL].map(|text| format!("---{text}")).concat(), node);
     let decision = scene.decide();
     let table = Scene::compile(&decision, &scene.nodes[0]).unwrap().table;
-    assert_eq!((table.failures.len(), table.bindings.len()), (0, 8));
+    assert_eq!((table.failures().count(), table.bindings().count()), (0, 8));
     for (name, tables) in [
         ("ufw", own(&with_our_jump(UFW))),
         ("docker 20", own(&with_our_jump(DOCKER_20))),

@@ -5,11 +5,9 @@ use std::sync::Arc;
 
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::id::IntentHash;
-use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::flow::Allowed;
 use sallyport_ruleset::iptables::desired::Desired;
 use sallyport_ruleset::iptables::diff::diff;
 use sallyport_ruleset::iptables::op::Op;
@@ -62,11 +60,8 @@ impl<E: Engine> Converger<E> {
         let ruleset = reach.as_ref().map_or_else(|| self.desired.ruleset(), |reach| &reach.ruleset);
         let ops = self.installed.as_ref().map(|installed| plan(ruleset, self.desired.packets(), installed));
         let families = not_forwarded(&self.forwarded(&families_of(ruleset))?, intents.node.ip_forward)?;
-        let allowed = Allowed::new(&self.table);
         let ended = match self.network.conntrack()? {
-            Some(conntrack) => {
-                conntrack.ours(MARK_OURS, MARK_OURS)?.iter().filter(|flow| allowed.forbids(flow)).count()
-            }
+            Some(conntrack) => self.connections.count_forbidden(&conntrack, &self.table).await?,
             None => 0,
         };
         let mut failures: Vec<Failure> = self.waiting.failures.iter().chain(self.table.failures()).cloned().collect();

@@ -218,7 +218,7 @@ async fn connections_are_looked_at_again_when_an_intent_changes_and_its_rules_do
         assert_eq!(scene.kernel().network.looked.get(), looks, "{wanted}");
     }
     assert_eq!(scene.kernel().applied.len(), 1, "the rules are the same");
-    assert!(!scene.converger.recount().unwrap(), "nothing drains, and it is counted");
+    assert!(!scene.converger.recount().await.unwrap(), "nothing drains, and it is counted");
     assert_eq!(scene.kernel().network.looked.get(), 2);
 }
 

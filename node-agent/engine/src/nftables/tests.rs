@@ -1,3 +1,5 @@
+//! Which bytes of the kernel's lists tell rules apart, and which do not.
+
 use super::*;
 
 /// An attribute as the kernel writes it.

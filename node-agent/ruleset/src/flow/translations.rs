@@ -1,0 +1,146 @@
+//! Where DNAT rules lead: from a port of an address to a port of a target.
+//!
+//! What a rule led to is known after the rule has gone, so that its connections are found by where they go: a connection
+//! mark is anybody's to overwrite.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use sallyport_api::Protocol;
+use serde::{Deserialize, Serialize};
+
+use crate::binding::Binding;
+use crate::flow::Flow;
+
+/// A set of such ways.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<Translation>", into = "Vec<Translation>")]
+pub struct Translations(BTreeMap<Way, BTreeMap<u16, u16>>);
+
+/// From which address to which target, and by how much the port grows. Its ports are ranges that do not touch, the last port
+/// of each by the first.
+type Way = (Protocol, IpAddr, IpAddr, i32);
+
+/// A range of one way, as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Translation {
+    protocol: Protocol,
+    listen: IpAddr,
+    port: u16,
+    end_port: u16,
+    target: IpAddr,
+    target_port: u16,
+}
+
+impl Translations {
+    /// Those of the rules that `bindings` become.
+    #[must_use]
+    pub fn of<'a>(bindings: impl IntoIterator<Item = Binding<'a>>) -> Self {
+        let mut all = Self::default();
+        all.extend(bindings);
+        all
+    }
+
+    /// Adds those of `bindings`.
+    pub fn extend<'a>(&mut self, bindings: impl IntoIterator<Item = Binding<'a>>) {
+        for binding in bindings {
+            let port = binding.port;
+            let shift = i32::from(port.target_port) - i32::from(port.port);
+            for target in binding.targets() {
+                self.insert((port.protocol, binding.listen, target.ip, shift), port.port, port.end_port);
+            }
+        }
+    }
+
+    /// Adds `others`.
+    pub fn append(&mut self, others: Self) {
+        for (way, ranges) in others.0 {
+            for (first, last) in ranges {
+                self.insert(way, first, last);
+            }
+        }
+    }
+
+    fn insert(&mut self, way: Way, first: u16, last: u16) {
+        let ranges = self.0.entry(way).or_default();
+        let (mut first, mut last) = (first, last.max(first));
+        while let Some((from, to)) = ranges.range(..=last.saturating_add(1)).next_back().map(|(from, to)| (*from, *to))
+            && to.saturating_add(1) >= first
+        {
+            ranges.remove(&from);
+            (first, last) = (first.min(from), last.max(to));
+        }
+        ranges.insert(first, last);
+    }
+
+    /// The range around `port` on `way`.
+    fn around(&self, way: &Way, port: u16) -> Option<(u16, u16)> {
+        let (first, last) = self.0.get(way)?.range(..=port).next_back()?;
+        (*last >= port).then_some((*first, *last))
+    }
+
+    /// Those that are not in `others`; where a part of a range is, the whole of it.
+    #[must_use]
+    pub fn without(&self, others: &Self) -> Self {
+        let mut left = Self::default();
+        for (way, ranges) in &self.0 {
+            for (first, last) in ranges {
+                if others.around(way, *first).is_none_or(|(_, end)| end < *last) {
+                    left.insert(*way, *first, *last);
+                }
+            }
+        }
+        left
+    }
+
+    /// Whether this connection goes such a way.
+    #[must_use]
+    pub fn lead(&self, flow: &Flow) -> bool {
+        self.around(&way_of(flow), flow.original.dst.port()).is_some()
+    }
+
+    /// Adds the range of `others` that this connection goes by, if it goes by one.
+    pub(super) fn copy_way_of(&mut self, flow: &Flow, others: &Self) {
+        let way = way_of(flow);
+        if let Some((first, last)) = others.around(&way, flow.original.dst.port()) {
+            self.insert(way, first, last);
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn way_of(flow: &Flow) -> Way {
+    let (listen, server) = (flow.original.dst, flow.reply.src);
+    (flow.protocol, listen.ip(), server.ip(), i32::from(server.port()) - i32::from(listen.port()))
+}
+
+impl From<Vec<Translation>> for Translations {
+    fn from(written: Vec<Translation>) -> Self {
+        let mut all = Self::default();
+        for Translation { protocol, listen, port, end_port, target, target_port } in written {
+            all.insert((protocol, listen, target, i32::from(target_port) - i32::from(port)), port, end_port);
+        }
+        all
+    }
+}
+
+impl From<Translations> for Vec<Translation> {
+    fn from(all: Translations) -> Self {
+        let written = all.0.into_iter().flat_map(|((protocol, listen, target, shift), ranges)| {
+            ranges.into_iter().map(move |(port, end_port)| {
+                let target_port = u16::try_from(i32::from(port) + shift).unwrap_or_default();
+                Translation { protocol, listen, port, end_port, target, target_port }
+            })
+        });
+        written.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Where rules led to is noted before they go, and is found again by the next agent.
+
+use sallyport_api::id::Moment;
+use sallyport_ruleset::flow::{Flow, Tuple};
+
+use super::*;
+use crate::converge::fake::{forward, intents, local};
+
+/// A table that followed intents, and what the connections of its node are known to be.
+struct Scene {
+    connections: Connections,
+    table: ForwardingTable,
+    before: Option<Intents>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { connections: Connections::default(), table: ForwardingTable::default(), before: None }
+    }
+
+    fn follow(&mut self, text: &str, addresses: &[LocalAddress]) {
+        let wanted = intents(text);
+        let nobody = std::collections::BTreeSet::new();
+        let changes = wanted.changes_since(self.before.as_ref(), &nobody, &nobody);
+        let facts = NodeFacts::of(addresses, Moment::default());
+        let change = self.table.update(&wanted.node, &changes.gone, &changes.come, &facts);
+        self.connections.follow(&self.table, &change);
+        self.before = Some(wanted);
+    }
+}
+
+/// A connection from 10.30.1.80 that somebody took the mark of.
+fn to_port(port: u16) -> Flow {
+    let socket = |ip: &str, port| SocketAddr::new(ip.parse().unwrap(), port);
+    Flow {
+        protocol: Protocol::Tcp,
+        original: Tuple { src: socket("10.30.1.80", 40_000), dst: socket("10.30.1.78", port) },
+        reply: Tuple { src: socket("10.30.1.79", port), dst: socket("10.30.1.78", 40_000) },
+        master: None,
+        mark: 0,
+        dnat: true,
+        id: 1,
+        zone: 0,
+        stage: Stage::Open,
+    }
+}
+
+/// Which of the ports 8000 to 8002 somebody's connections were led by that are noted.
+fn noted(state: &StateDir) -> Vec<u16> {
+    let past = state.past().unwrap();
+    (8000..8003).filter(|port| past.lead(&to_port(*port))).collect()
+}
+
+fn state() -> (tempfile::TempDir, StateDir) {
+    let guard = tempfile::tempdir().unwrap();
+    let state = StateDir::lock(guard.path()).unwrap();
+    (guard, state)
+}
+
+#[test]
+fn where_rules_lead_is_noted_once_they_are_to_go() {
+    let (guard, state) = state();
+    let mut scene = Scene::new();
+    let all = [8000, 8001, 8002].map(|port| forward(&format!("f{port}"), port));
+    scene.follow(&all.concat(), &local());
+    scene.connections.note(&state);
+    assert!(!guard.path().join("past.json").exists(), "nothing has gone");
+
+    scene.follow(&all[1..].concat(), &local());
+    scene.connections.note(&state);
+    assert_eq!(noted(&state), [8000]);
+
+    // All of them at once, as an address that goes takes them along.
+    let rest: Vec<LocalAddress> = local().into_iter().filter(|own| own.ip.is_ipv6()).collect();
+    scene.follow(&all[2..].concat(), &rest);
+    scene.connections.note(&state);
+    assert_eq!(noted(&state), [8000, 8001, 8002]);
+}
+
+#[test]
+fn what_an_agent_before_carried_is_noted_once_its_rules_are_to_go() {
+    let (_guard, state) = state();
+    let carried = Rc::new(intents(&(forward("a", 8000) + &forward("b", 8001))));
+    let mut scene = Scene::new();
+    scene.connections.take_up([&carried], &local(), &state);
+    scene.follow(&forward("b", 8001), &local());
+    scene.connections.note(&state);
+    assert_eq!(noted(&state), [8000]);
+
+    // Another one, which has not come to ending them.
+    let mut scene = Scene::new();
+    let carried = Rc::new(intents(&forward("b", 8001)));
+    scene.connections.take_up([&carried], &local(), &state);
+    scene.follow("", &local());
+    scene.connections.note(&state);
+    assert_eq!(noted(&state), [8000, 8001]);
+}
+
+#[tokio::test]
+async fn what_has_gone_is_forgotten_once_no_connection_goes_by_it() {
+    let (guard, state) = state();
+    let mut scene = Scene::new();
+    scene.follow(&forward("a", 8000), &local());
+    scene.follow("", &local());
+    scene.connections.note(&state);
+    assert_eq!(noted(&state), [8000]);
+    // Without a kernel there are none.
+    scene.connections.settle(None, &scene.table, &Rc::new(intents("")), &[]).await.unwrap();
+    scene.connections.note(&state);
+    assert!(!guard.path().join("past.json").exists());
+}
