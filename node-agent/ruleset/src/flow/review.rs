@@ -46,8 +46,8 @@ impl<'a> Review<'a> {
             self.doomed.push(*flow);
             return false;
         }
-        if is_ours {
-            self.still_led.copy_way_of(flow, self.allowed.past());
+        if is_ours && self.allowed.past().lead(flow) {
+            self.still_led.add_way_of(flow);
         }
         is_ours
     }

@@ -80,14 +80,23 @@ impl Translations {
         (*last >= port).then_some((*first, *last))
     }
 
-    /// Those that are not in `others`; where a part of a range is, the whole of it.
+    /// Those that are not in `others`.
     #[must_use]
     pub fn without(&self, others: &Self) -> Self {
         let mut left = Self::default();
         for (way, ranges) in &self.0 {
             for (first, last) in ranges {
-                if others.around(way, *first).is_none_or(|(_, end)| end < *last) {
-                    left.insert(*way, *first, *last);
+                let mut next = Some(*first);
+                while let Some(first) = next.filter(|next| next <= last) {
+                    let end = if let Some((_, end)) = others.around(way, first) {
+                        end
+                    } else {
+                        let beyond = others.0.get(way).and_then(|ranges| ranges.range(first..).next());
+                        let end = beyond.map_or(*last, |(beyond, _)| (*last).min(beyond - 1));
+                        left.insert(*way, first, end);
+                        end
+                    };
+                    next = end.checked_add(1);
                 }
             }
         }
@@ -100,12 +109,9 @@ impl Translations {
         self.around(&way_of(flow), flow.original.dst.port()).is_some()
     }
 
-    /// Adds the range of `others` that this connection goes by, if it goes by one.
-    pub(super) fn copy_way_of(&mut self, flow: &Flow, others: &Self) {
-        let way = way_of(flow);
-        if let Some((first, last)) = others.around(&way, flow.original.dst.port()) {
-            self.insert(way, first, last);
-        }
+    /// Adds the way of this connection.
+    pub(super) fn add_way_of(&mut self, flow: &Flow) {
+        self.insert(way_of(flow), flow.original.dst.port(), flow.original.dst.port());
     }
 
     /// Whether there are none.
