@@ -3,7 +3,12 @@
 //! `SERVICES=5000 cargo test --release -p sallyport-engine --all-features --test observe_cost -- --nocapture` measures a large
 //! cluster.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it measured")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test may panic, and says what it measured"
+)]
 
 #[path = "support/forwards.rs"]
 mod forwards;
@@ -38,7 +43,7 @@ fn block_on(future: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future);
 }
 
-/// Seconds of a core that this process has used, and the programs that it has run and awaited (proc_pid_stat(5)).
+/// Seconds of a core that this process has used, and the programs that it has run and awaited (`proc_pid_stat(5)`).
 fn used() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();

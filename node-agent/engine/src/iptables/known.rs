@@ -202,11 +202,11 @@ impl Walk<'_> {
         let mut moved = false;
         if few {
             for chain in new {
-                let text = self.run(self.variant().program(self.family), &["-S", chain]).await?;
+                let text = self.run(Variant::Nft.program(self.family), &["-S", chain]).await?;
                 moved |= self.learn(&text, &[chain])?;
             }
         } else if !new.is_empty() {
-            let save = self.run(self.variant().save_program(self.family), &[]).await?;
+            let save = self.run(Variant::Nft.save_program(self.family), &[]).await?;
             let begins = save.lines().any(|line| line.strip_prefix('*') == Some(self.table.name()));
             if !begins || apart::missing(&save).is_some() || apart::left_out(&save).is_some() {
                 return Err(Stop::Apart);
@@ -214,10 +214,6 @@ impl Walk<'_> {
             moved |= self.learn(&save, &new)?;
         }
         if moved { Err(Stop::Moved) } else { Ok(()) }
-    }
-
-    fn variant(&self) -> Variant {
-        Variant::Nft
     }
 
     async fn run(&mut self, program: &'static str, arguments: &[&str]) -> Result<String, Stop> {
@@ -301,7 +297,7 @@ impl Walk<'_> {
                 }
             }
         }
-        let mut tables = xtables::parse(&save, self.family, self.variant().holder(self.family, true));
+        let mut tables = xtables::parse(&save, self.family, Variant::Nft.holder(self.family, true));
         let others = |chain: &&Chain| !self.read.contains_key(&chain.name);
         for table in &mut tables {
             table.used |= self.chains.iter().filter(others).any(|chain| chain.uses > 0);
