@@ -21,7 +21,7 @@ use sallyport_engine::iptables::{Iptables, Variant};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset, UNREAD};
 use sallyport_ruleset::iptables::plan::plan;
-use sallyport_ruleset::iptables::rule::{Ruleset, Table};
+use sallyport_ruleset::iptables::rule::{Line, Ruleset, Table};
 use sallyport_ruleset::iptables::shadow::Packets;
 
 /// Random changes of one run.
@@ -285,7 +285,7 @@ fn what_was_decoded_is_of_the_moment_of_its_print() {
                 // Nobody waits for them, so that they happen at any step of the reading.
                 (0..round % 4).for_each(|_| tell.send(()).unwrap());
                 let seen = engine.observe().await.unwrap().v4.nat;
-                let ours: Vec<&str> = seen.ours.values().flatten().map(|line| line.as_str()).collect();
+                let ours: Vec<&str> = seen.ours.values().flatten().map(Line::as_str).collect();
                 assert_eq!(seen.foreign["FOO"], ours, "in reading {round}");
             }
             drop(tell);
