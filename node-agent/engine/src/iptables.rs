@@ -275,12 +275,8 @@ impl Iptables {
                 }
                 Err(error) => return Err(error.into()),
             };
-            if let Some(lacks) = apart::missing(&save) {
+            if let Some(lacks) = apart::lacks(&save, table) {
                 why = lacks;
-                break;
-            }
-            if save.lines().all(|line| line.strip_prefix('*') != Some(table.name())) {
-                why = format!("table {} is not printed", table.name());
                 break;
             }
             let mut read = Installed::parse(&save).take(table);

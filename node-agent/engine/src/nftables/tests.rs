@@ -1,3 +1,5 @@
+//! Rules, sets and chains as bytes that a kernel could have written.
+
 use super::*;
 
 /// An attribute as the kernel writes it.
