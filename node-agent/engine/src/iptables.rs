@@ -272,12 +272,8 @@ impl Iptables {
                 }
                 Err(error) => return Err(error.into()),
             };
-            if let Some(lacks) = apart::missing(&save) {
+            if let Some(lacks) = apart::lacks(&save, table) {
                 why = lacks;
-                break;
-            }
-            if save.lines().all(|line| line.strip_prefix('*') != Some(table.name())) {
-                why = format!("table {} is not printed", table.name());
                 break;
             }
             let mut read = Installed::parse(&save).take(table);
@@ -322,7 +318,7 @@ impl Engine for Iptables {
             Variant::Nft => {
                 // Read before the rules, so that a change while they are read is noticed afterwards.
                 before = Some(self.current_generation()?);
-                if let Some(seen) = self.look().await? {
+                if let Some(seen) = Box::pin(self.look()).await? {
                     before = Some(seen.0.generation);
                     (shape, parts) = (Some(seen.0), seen.1);
                 }
@@ -331,10 +327,10 @@ impl Engine for Iptables {
         }
         let [of_v4, of_v6] = Family::BOTH.map(|family| Table::BOTH.map(|table| parts.remove(&(family, table))));
         let ((mut v4, mut own), (mut v6, of_v6)) =
-            tokio::try_join!(self.save(Family::V4, of_v4), self.save(Family::V6, of_v6))?;
+            tokio::try_join!(Box::pin(self.save(Family::V4, of_v4)), Box::pin(self.save(Family::V6, of_v6)))?;
         own.tables.extend(of_v6.tables);
         own.unread.extend(of_v6.unread);
-        let firewall = self.others.read(self.variant, own, shape).await;
+        let firewall = Box::pin(self.others.read(self.variant, own, shape)).await;
         for (family, table, chain) in &self.stuck {
             let there = if *family == Family::V4 { &mut v4 } else { &mut v6 }.table_mut(*table);
             if there.ours.contains_key(chain) {

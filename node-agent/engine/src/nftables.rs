@@ -309,9 +309,9 @@ impl Expressions {
                 b"immediate" => {
                     let data = find(data, uapi::IMMEDIATE_DATA)?.unwrap_or_default();
                     let verdict = find(data, uapi::DATA_VERDICT)?.unwrap_or_default();
-                    self.leads_to = find(verdict, uapi::VERDICT_CHAIN)?
-                        .map(|name| text(name).into_owned())
-                        .or_else(|| self.leads_to.take());
+                    if let Some(name) = find(verdict, uapi::VERDICT_CHAIN)? {
+                        self.leads_to = Some(text(name).into_owned());
+                    }
                 }
                 _ => {}
             }

@@ -5,8 +5,8 @@
 
 #![allow(
     clippy::unwrap_used,
-    clippy::print_stderr,
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "a test may panic, and says what it measured"
 )]
 

@@ -49,6 +49,12 @@ pub(super) fn missing(save: &str) -> Option<String> {
     open.map(|table| format!("table {table} ends without COMMIT"))
 }
 
+/// What a save of `table` lacks.
+pub(super) fn lacks(save: &str, table: Table) -> Option<String> {
+    let is_printed = save.lines().any(|line| line.strip_prefix('*') == Some(table.name()));
+    missing(save).or_else(|| (!is_printed).then(|| format!("table {} is not printed", table.name())))
+}
+
 /// What a save says of chains that it leaves out although the rest of their table is there: base chains under names that iptables
 /// does not use.
 pub(super) fn left_out(save: &str) -> Option<&str> {

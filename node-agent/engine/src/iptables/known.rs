@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use sallyport_ruleset::chain::is_ours;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{HostFirewall, xtables};
-use sallyport_ruleset::iptables::installed::{InstalledTable, UNREAD};
+use sallyport_ruleset::iptables::installed::{Installed, InstalledTable, UNREAD};
 use sallyport_ruleset::iptables::rule::{Line, Table};
 use sallyport_ruleset::iptables::shadow::Met;
 
@@ -202,13 +202,12 @@ impl Walk<'_> {
         let mut moved = false;
         if few {
             for chain in new {
-                let text = self.run(Variant::Nft.program(self.family), &["-S", chain]).await?;
-                moved |= self.learn(&text, &[chain])?;
+                let rules = self.run(Variant::Nft.program(self.family), &["-S", chain]).await?;
+                moved |= self.learn(&format!("*{}\n{rules}", self.table.name()), &[chain])?;
             }
         } else if !new.is_empty() {
             let save = self.run(Variant::Nft.save_program(self.family), &[]).await?;
-            let begins = save.lines().any(|line| line.strip_prefix('*') == Some(self.table.name()));
-            if !begins || apart::missing(&save).is_some() || apart::left_out(&save).is_some() {
+            if apart::lacks(&save, self.table).is_some() || apart::left_out(&save).is_some() {
                 return Err(Stop::Apart);
             }
             moved |= self.learn(&save, &new)?;
@@ -239,13 +238,10 @@ impl Walk<'_> {
         Ok(now.is_some() && now == self.shape.handle(family, name))
     }
 
-    /// Takes over the rules of `chains` from what a program printed, of those that nobody changed since they were read. Whether
+    /// Takes over the rules of `chains` from a save, of those that nobody changed since they were read. Whether
     /// somebody did change one.
     fn learn(&mut self, text: &str, chains: &[&String]) -> Result<bool, Stop> {
-        let mut lines: HashMap<&str, Vec<&str>> = HashMap::new();
-        for (chain, rule) in text.lines().filter_map(|line| line.strip_prefix("-A ")?.split_once(' ')) {
-            lines.entry(chain).or_default().push(rule);
-        }
+        let read = Installed::parse(text).take(self.table);
         let (moved, mut any) = (self.has_moved()?, false);
         let is_other = moved && !self.is_same_table()?;
         for chain in chains {
@@ -257,7 +253,9 @@ impl Walk<'_> {
                 any = true;
                 continue;
             }
-            let lines = lines.remove(chain.as_str()).unwrap_or_default();
+            let ours = read.ours.get(*chain).into_iter().flatten().map(Line::as_str);
+            let others = read.foreign.get(*chain).into_iter().flatten().map(String::as_str);
+            let lines: Vec<&str> = ours.chain(others).collect();
             if lines.len() != rules.len() {
                 return Err(Stop::Apart);
             }

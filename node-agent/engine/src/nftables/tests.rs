@@ -1,4 +1,4 @@
-//! Which bytes of the kernel's lists tell rules apart, and which do not.
+//! Rules, sets and chains as bytes that a kernel could have written.
 
 use super::*;
 
