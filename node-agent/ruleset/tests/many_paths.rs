@@ -96,6 +96,11 @@ fn ten_thousand_paths_are_proved_in_no_time() {
     let (before, after): (Vec<_>, Vec<_>) = (before.iter().collect(), after.iter().collect());
     let (before, after) = (ForwardingTable::new(&node, &before, &facts), ForwardingTable::new(&node, &after, &facts));
     assert_eq!((before.failures.len(), after.failures.len()), (0, 0));
+    let mut spread = forwards();
+    spread[0].intent.ports[0].port = 65_000;
+    spread[0].hash = intent_hash(&spread[0].intent);
+    let spread: Vec<_> = spread.iter().collect();
+    let all_ports = ForwardingTable::new(&node, &spread, &facts);
     let interface = |_: IpNet| Some("eth0".to_owned());
 
     // The last have the ports of forwards, which are ours first.
@@ -121,6 +126,16 @@ fn ten_thousand_paths_are_proved_in_no_time() {
         assert!(whole < GOALS[0] && one < GOALS[1] && again < GOALS[1], "{whole:?} {one:?} {again:?}");
     }
 
+    // Where docker stands before our jump, and its ports are next to those of forwards, each of them meets it.
+    let mut firewall = docker_and_ufw(43_000, 500);
+    let pre = firewall.tables[0].chains.get_mut("PREROUTING").unwrap();
+    pre.rotate_left(1);
+    let (whole, found) = timed("all, behind docker with 500 ports from 43000", Paths::default, |paths| {
+        paths.assess(&firewall, &all_ports, &|_| true, &interface)
+    });
+    assert_eq!(found, Assessment::default(), "{found}");
+    assert!(whole < GOALS[0], "{whole:?}");
+
     // Where everything is dropped there is something to be said of everyone.
     let drops = r#"{"nftables":[{"table":{"family":"inet","name":"filter"}},{"chain":{"family":"inet","table":"filter",
         "name":"forward","type":"filter","hook":"forward","prio":0,"policy":"drop"}}]}"#;
@@ -130,5 +145,6 @@ fn ten_thousand_paths_are_proved_in_no_time() {
         paths.assess(&firewall, &before, &|_| true, &interface)
     });
     assert_eq!((found.reason(), found.blocked.len()), (Reason::HostFirewallConflict, NUMBER));
-    assert!(whole < GOALS[0] * 2, "{whole:?}");
+    // No goal, for there is little that would be worse, but not without end.
+    assert!(whole < GOALS[0] * 20, "{whole:?}");
 }
