@@ -2,10 +2,12 @@
 TIERS ?= pure kernel control-plane cluster
 # Inputs of each target that `make fuzz` tries.
 RUNS ?= 1000000
+# Scenes that `make differential` plays beside each variant of iptables.
+SCENES ?= 2000
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 E2E = cargo run --quiet --package sallyport-e2e --
 
-.PHONY: help build check test generate images demo up down demo-standalone bench faults fuzz clean-labs
+.PHONY: help build check test generate images demo up down demo-standalone bench faults differential fuzz clean-labs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -46,6 +48,10 @@ bench: ## measure, compare with the goals, print a table (root)
 
 faults: ## do to Sallyport what it promises to live through, print a table of what was seen (root)
 	@$(E2E) faults
+
+differential: ## hold what is said of others' rules at random to what packets do, in SCENES scenes (root)
+	@cargo build --quiet --workspace --all-features --bins --tests
+	SCENES=$(SCENES) cargo test --quiet --workspace --all-features --test kernel foreign_rules_at_random:: -- --nocapture
 
 fuzz: ## try RUNS inputs on what reads files and kernels, led by coverage (cargo-fuzz, a C++ compiler)
 	@cp Cargo.lock node-agent/fuzz/

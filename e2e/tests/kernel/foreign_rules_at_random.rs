@@ -251,8 +251,10 @@ impl Net {
 fn answered(client: &Host, flows: &[&Flow], wait: Duration) -> Result<Vec<bool>> {
     let questions: Vec<Question> = flows.iter().map(|flow| flow.question()).collect::<Result<_>>()?;
     let answers = probe(client, &questions, wait)?;
-    let right = |(flow, answer): (&&Flow, &Answer)| matches!(answer, Answer::Heard { server, port, .. } if server == flow.server && *port == flow.target_port);
-    Ok(flows.iter().zip(&answers).map(right).collect())
+    let is_right = |(flow, answer): (&&Flow, &Answer)| {
+        answer.is_from(flow.server) && matches!(answer, Answer::Heard { port, .. } if *port == flow.target_port)
+    };
+    Ok(flows.iter().zip(&answers).map(is_right).collect())
 }
 
 /// What one scene showed; the text says what is wrong, if anything is.

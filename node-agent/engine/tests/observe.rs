@@ -295,7 +295,7 @@ fn what_was_decoded_is_of_the_moment_of_its_print() {
                 is_done.recv().unwrap();
                 let seen = engine.observe().await.unwrap().v4.nat;
                 assert_eq!(seen.foreign["FOO"], ["-p tcp -m tcp --dport 1 -j RETURN"], "after reading {round}");
-                assert_eq!(seen.ours["SALLY-X"], [Line::read("-p udp -m udp --dport 1 -j RETURN")], "after {round}");
+                assert_eq!(seen.ours["SALLY-X"][..], [Line::read("-p udp -m udp --dport 1 -j RETURN")], "after {round}");
             }
             drop(tell);
             others.join().unwrap();

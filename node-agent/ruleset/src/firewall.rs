@@ -16,6 +16,7 @@ pub mod nft;
 pub(crate) mod packet;
 mod path;
 mod remedy;
+mod rules;
 mod screen;
 mod stranger;
 mod walk;

@@ -183,7 +183,8 @@ fn who_translates_before_our_jump_diverts() {
             "172.17.0.2",
         ),
         (
-            "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n-A DOCKER ! -i docker0 -p tcp -m tcp --dport 3306 -j DNAT --to-destination 172.17.0.2:3306",
+            "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n\
+             -A DOCKER ! -i docker0 -p tcp -m tcp --dport 3306 -j DNAT --to-destination 172.17.0.2:3306",
             "-D DOCKER ! -i docker0",
         ),
         ("-A PREROUTING -s 10.30.1.80/32 -j ACCEPT", "-s 10.30.1.80/32"),
@@ -235,7 +236,8 @@ fn who_overwrites_our_mark_is_named_with_the_masked_form() {
         assert_eq!(story(own("mangle", &format!("-A {harmless}"))), Assessment::default(), "{harmless}");
     }
     // Copied to the packet as it comes and back as it goes, the bits are there again.
-    let both = "-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff\n-A POSTROUTING -m conntrack ! --ctstate NEW -j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff";
+    let both = "-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff\n\
+        -A POSTROUTING -m conntrack ! --ctstate NEW -j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff";
     assert_eq!(story(own("mangle", both)), Assessment::default());
     let set = r#"{"mangle":{"key":{"ct":{"key":"mark"}},"value":7}}"#;
     let found = story(native("filter", "forward", 0, &[set]));
@@ -281,7 +283,9 @@ fn whoever_hides_clients_spoils_only_what_asks_to_see_them() {
     let preserve = forward("192.0.2.0/24", "  sourceNAT: { mode: Preserve }\n");
     let there = found(&preserve, masquerade());
     is_blocked(&there, Reason::HostFirewallConflict, &["sourceNAT Preserve", "-t nat -I POSTROUTING"]);
-    let theirs = "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n-A POSTROUTING -j KUBE-POSTROUTING\n-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN\n-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0\n-A KUBE-POSTROUTING -j MASQUERADE --random-fully";
+    let theirs = "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n-A POSTROUTING -j KUBE-POSTROUTING\n\
+        -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN\n\
+        -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0\n-A KUBE-POSTROUTING -j MASQUERADE --random-fully";
     assert_eq!(found(&preserve, own("nat", theirs)), Assessment::default());
 }
 
@@ -372,8 +376,10 @@ fn named_sets_and_maps_are_read_unless_they_change_by_themselves() {
     let tables = |flags: &str, rule: &str| {
         let json = format!(
             r#"{{"nftables":[{{"table":{{"family":"ip","name":"site"}}}},
-            {{"set":{{"family":"ip","table":"site","name":"hosts","type":"ipv4_addr"{flags},"elem":["10.30.1.79",{{"elem":{{"val":"10.30.1.81","comment":"x"}}}}]}}}},
-            {{"map":{{"family":"ip","table":"site","name":"doors","map":"verdict","elem":[[{{"concat":["10.30.1.79","tcp",3306]}},{{"drop":null}}],[{{"concat":["10.30.1.79","udp",53]}},{{"accept":null}}]]}}}},
+            {{"set":{{"family":"ip","table":"site","name":"hosts","type":"ipv4_addr"{flags},
+            "elem":["10.30.1.79",{{"elem":{{"val":"10.30.1.81","comment":"x"}}}}]}}}},
+            {{"map":{{"family":"ip","table":"site","name":"doors","map":"verdict","elem":[
+            [{{"concat":["10.30.1.79","tcp",3306]}},{{"drop":null}}],[{{"concat":["10.30.1.79","udp",53]}},{{"accept":null}}]]}}}},
             {{"chain":{{"family":"ip","table":"site","name":"chain","type":"filter","hook":"forward","prio":0,"policy":"accept"}}}},
             {{"rule":{{"family":"ip","table":"site","chain":"chain","handle":9,"expr":[{rule}]}}}}]}}"#
         );
@@ -394,7 +400,8 @@ fn named_sets_and_maps_are_read_unless_they_change_by_themselves() {
     is_blocked(&story(tables("", &map)), Reason::HostFirewallConflict, &["handle 9"]);
     let one_of = |port: u16| {
         format!(
-            r#"{{"match":{{"op":"==","left":{key},"right":{{"set":[{{"concat":["10.30.1.79","tcp",{port}]}},{{"concat":["10.30.1.70","tcp",1]}}]}}}}}},{{"drop":null}}"#
+            r#"{{"match":{{"op":"==","left":{key},"right":
+            {{"set":[{{"concat":["10.30.1.79","tcp",{port}]}},{{"concat":["10.30.1.70","tcp",1]}}]}}}}}},{{"drop":null}}"#
         )
     };
     is_blocked(&story(tables("", &one_of(3306))), Reason::HostFirewallConflict, &["handle 9"]);

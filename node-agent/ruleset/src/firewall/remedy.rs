@@ -8,7 +8,8 @@ use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use crate::family::Family;
 use crate::firewall::leg::{Leg, is_pre_dnat};
 use crate::firewall::path::{ClientPath, Finding, PreDnat, Wrong};
-use crate::firewall::screen::{Rule, Screen};
+use crate::firewall::rules::Rule;
+use crate::firewall::screen::Screen;
 use crate::firewall::{BaseChain, Effect, FirewallTable, Holder, HostFirewall, MarkOf};
 
 /// What stands in the way.

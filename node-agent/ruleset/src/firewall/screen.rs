@@ -17,6 +17,7 @@ use crate::chain::is_ours;
 use crate::family::Family;
 use crate::firewall::leg::{MASQUERADED, any_packet, is_post_snat, is_pre_dnat, reaches};
 use crate::firewall::packet::{Fit, Packet};
+use crate::firewall::rules::{Act, Rule, Rules};
 use crate::firewall::{
     BaseChain, Effect, FirewallRule, FirewallTable, Holder, Hook, HostFirewall, State, Test, To, Verdict, What,
     range_of,
@@ -126,38 +127,7 @@ pub(super) struct Stage {
     /// Whether our jump is in it.
     pub(super) ours: bool,
     /// The first is the base chain.
-    pub(super) chains: Vec<Vec<Rule>>,
-}
-
-/// A rule that may meet a packet of a forward.
-#[derive(Debug)]
-pub(super) struct Rule {
-    pub(super) tests: Vec<Test>,
-    pub(super) effects: Vec<Effect>,
-    pub(super) act: Act,
-    /// The chain that it is in.
-    pub(super) chain: Rc<str>,
-    /// What people see of it.
-    pub(super) text: String,
-}
-
-/// How a rule ends.
-#[derive(Clone, Debug)]
-pub(super) enum Act {
-    Accept,
-    Drop,
-    Return,
-    Destination(To),
-    Source,
-    Elsewhere,
-    Continue,
-    /// Another chain, and back from there or not.
-    Call {
-        chain: usize,
-        back: bool,
-    },
-    /// Our rules, which translate the destinations of whoever is listed, and the sources of what they have marked so.
-    Ours,
+    pub(super) chains: Vec<Rules>,
 }
 
 impl Screen {
@@ -170,7 +140,7 @@ impl Screen {
             }
             for (number, base) in table.base.iter().enumerate() {
                 let stage = Reader::new(table, base, family, hull.as_ref()).stage((at, number));
-                if stage.ours || base.drops || !stage.chains[0].is_empty() {
+                if stage.ours || base.drops || !stage.chains[0].as_slice().is_empty() {
                     stages.push(stage);
                 }
             }
@@ -178,7 +148,7 @@ impl Screen {
         for (hook, priority) in TRANSLATION {
             if !stages.iter().any(|stage| stage.ours && stage.base.translates && stage.base.hook == hook) {
                 let base = BaseChain { name: String::new(), hook, priority, drops: false, translates: true };
-                let chains = vec![vec![ours(&base, Vec::new())]];
+                let chains = vec![Rules::new(vec![ours(&base, Vec::new())])];
                 stages.push(Stage { place: None, base, tied: false, ours: true, chains });
             }
         }
@@ -196,7 +166,7 @@ impl Screen {
             (base.hook, called, base.priority, stage.ours)
         });
         let incoming = |stage: &&Stage| stage.base.hook == Hook::Prerouting && stage.base.translates;
-        let doors = stages.iter().filter(incoming).flat_map(|stage| stage.chains.iter().flatten());
+        let doors = stages.iter().filter(incoming).flat_map(|stage| stage.chains.iter().flat_map(Rules::as_slice));
         let doors = doors.filter_map(|rule| match &rule.act {
             Act::Destination(to) if hull.as_ref().is_none_or(|hull| to.may_be_in(&hull.targets)) => Some(to.clone()),
             _ => None,
@@ -212,7 +182,7 @@ impl Screen {
 
     /// The tests of all rules that packets meet as they come in and go on.
     pub(super) fn tests(&self) -> impl Iterator<Item = &What> {
-        let rules = self.stages.iter().flat_map(|stage| stage.chains.iter().flatten());
+        let rules = self.stages.iter().flat_map(|stage| stage.chains.iter().flat_map(Rules::as_slice));
         rules.flat_map(|rule| rule.tests.iter().map(|test| &test.what))
     }
 }
@@ -262,7 +232,8 @@ impl<'a> Reader<'a> {
             self.ours = true;
             self.chains[0].insert(0, ours(self.base, Vec::new()));
         }
-        Stage { place: Some(place), base: self.base.clone(), tied: false, ours: self.ours, chains: self.chains }
+        let chains = self.chains.into_iter().map(Rules::new).collect();
+        Stage { place: Some(place), base: self.base.clone(), tied: false, ours: self.ours, chains }
     }
 
     fn chain(&mut self, name: &'a str, depth: usize) -> usize {

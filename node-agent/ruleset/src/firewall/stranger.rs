@@ -15,7 +15,8 @@ use crate::family::Family;
 use crate::firewall::leg::{Leg, is_translated};
 use crate::firewall::packet::{Fit, Packet, Side};
 use crate::firewall::path::{ClientPath, Finding, Wrong, target_paths};
-use crate::firewall::screen::{Act, Screen, Stage};
+use crate::firewall::rules::Act;
+use crate::firewall::screen::{Screen, Stage};
 use crate::firewall::walk::{At, End, Listing, Outcome, walk};
 use crate::firewall::{Hook, To, What, range_of};
 

@@ -5,7 +5,8 @@
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 
 use crate::firewall::packet::{Fit, Packet};
-use crate::firewall::screen::{Act, Rule, Stage};
+use crate::firewall::rules::{Act, Rule};
+use crate::firewall::screen::Stage;
 use crate::firewall::{Effect, MarkOf};
 
 /// Nested chains are followed this far, which is as far as the kernel goes.
@@ -25,7 +26,7 @@ pub(super) struct At {
 
 impl Stage {
     pub(super) fn rule(&self, at: At) -> &Rule {
-        &self.chains[at.chain][at.rule]
+        &self.chains[at.chain].as_slice()[at.rule]
     }
 }
 
@@ -128,7 +129,9 @@ impl Way<'_> {
         let mut end = End::Back(None);
         // Some may have gone back before the end of the chain.
         let mut went: Option<(At, Option<Marks>)> = None;
-        for (number, rule) in stage.chains[chain].iter().enumerate() {
+        let rules = &stage.chains[chain];
+        for number in rules.for_port(packet.destination_port.clone().as_ref()) {
+            let rule = &rules.as_slice()[number];
             let at = At { chain, rule: number };
             self.steps = self.steps.saturating_sub(1);
             if self.steps == 0 {
