@@ -16,10 +16,9 @@ const EMPTY_NAMES: [&str; 7] = ["utils", "util", "common", "helpers", "misc", "t
 
 /// What takes text of iptables apart: saves and listings of a kernel, and rules of others. Our own rules are values, and what
 /// they say is asked of the value.
-const READ_IPTABLES: [&str; 5] = [
+const READ_IPTABLES: [&str; 4] = [
     "node-agent/engine/src/iptables/apart.rs",
     "node-agent/engine/src/iptables/detect.rs",
-    "node-agent/engine/src/iptables/known.rs",
     "node-agent/ruleset/src/firewall/xtables.rs",
     "node-agent/ruleset/src/iptables/installed.rs",
 ];
