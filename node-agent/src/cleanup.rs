@@ -77,7 +77,7 @@ fn all_translations(state: &StateDir) -> Translations {
     let carried = state.carried().inspect_err(|error| lost(error)).unwrap_or_default();
     let intents = state.intents().inspect_err(|error| lost(error)).unwrap_or_default();
     for intents in carried.into_families().map(|(_, intents)| intents).chain(intents) {
-        all.append(led_to(&intents, &addresses));
+        all.append(led_to(&intents, &addresses, state));
     }
     all
 }

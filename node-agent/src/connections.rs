@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sallyport_api::Protocol;
-use sallyport_api::id::{Moment, Uid};
+use sallyport_api::id::Uid;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::netlink;
 use sallyport_ruleset::binding::{Binding, bindings};
@@ -58,12 +58,15 @@ fn way(flow: &Flow) -> Way {
     (flow.protocol, flow.original.dst, flow.reply.src)
 }
 
-/// Where the rules led to that an agent made for `intents` on a host with these addresses.
+/// Where the rules led to that an agent made for `intents` on a host with these addresses, by what it kept in `state`. Who never
+/// was admitted had no rules, and connections to the same place are somebody else's; so are those of what expired long ago.
 #[must_use]
-pub fn led_to(intents: &Intents, addresses: &[LocalAddress]) -> Translations {
-    // Of what has expired since there may be connections.
-    let facts = NodeFacts::of(addresses, Moment::default());
-    Translations::of(ForwardingTable::new(&intents.node, intents.forwards(), &facts).bindings())
+pub fn led_to(intents: &Intents, addresses: &[LocalAddress], state: &StateDir) -> Translations {
+    // What has expired since may have some.
+    let facts = NodeFacts::of(addresses, state.highest_time().unwrap_or_default());
+    let outside = state.not_admitted().unwrap_or_default();
+    let forwards = intents.forwards().filter(|forward| !outside.contains_key(&forward.uid));
+    Translations::of(ForwardingTable::new(&intents.node, forwards, &facts).bindings())
 }
 
 impl Connections {
@@ -75,7 +78,7 @@ impl Connections {
         state: &StateDir,
     ) {
         for intents in carried {
-            self.carried.append(led_to(intents, addresses));
+            self.carried.append(led_to(intents, addresses, state));
         }
         match state.past() {
             Ok(past) => {
@@ -107,13 +110,13 @@ impl Connections {
         if self.past == self.noted {
             return;
         }
-        if let Err(error) = state.keep_past(&self.past) {
-            tracing::warn!(
+        match state.keep_past(&self.past) {
+            Ok(()) => self.noted.clone_from(&self.past),
+            Err(error) => tracing::warn!(
                 error = chain_of(&error),
                 "cannot note where rules that go led to; after a crash their connections are known by their marks alone"
-            );
+            ),
         }
-        self.noted.clone_from(&self.past);
     }
 
     /// The rules are about to change, so each connection has to be looked at again.
@@ -222,14 +225,19 @@ fn bindings_of<'a>(entries: &'a [Entry], table: &'a ForwardingTable) -> impl Ite
 
 /// Ends these; says how many were still there.
 pub(crate) async fn end(conntrack: &Conntrack, flows: &[Flow]) -> Result<usize, netlink::Error> {
-    let mut ended = 0;
+    let (mut ended, mut refused) = (0, None);
     for some in flows.chunks(AT_ONCE) {
         for flow in some {
-            ended += usize::from(conntrack.delete(flow)?);
+            match conntrack.delete(flow) {
+                Ok(is_gone) => ended += usize::from(is_gone),
+                // It keeps none of the others alive.
+                Err(error @ netlink::Error::Refused { .. }) => drop(refused.get_or_insert(error)),
+                Err(error) => return Err(error),
+            }
         }
         tokio::task::yield_now().await;
     }
-    Ok(ended)
+    refused.map_or(Ok(ended), Err)
 }
 
 fn later(begun: Instant) -> Option<Instant> {

@@ -90,6 +90,11 @@ impl ThisHost {
         self.kept.clone()
     }
 
+    /// The intents that were last kept: the kernel may hold rules of them.
+    pub(crate) fn kept(&self) -> Option<Rc<Intents>> {
+        self.kept.clone()
+    }
+
     /// A state directory that cannot be written must not keep a rule in the kernel that has to go.
     pub(crate) fn keep(&mut self, intents: &Rc<Intents>) {
         if self.kept.as_ref() == Some(intents) {

@@ -131,6 +131,10 @@ impl PortGate {
         now: Instant,
     ) -> Waiting {
         let outside = self.outside(intents);
+        if !outside.is_empty() {
+            // Whoever is admitted now and goes before a pass is good comes anew.
+            self.carried = None;
+        }
         let current: BTreeMap<&Uid, &IntentHash> = outside.iter().map(|f| (&f.uid, &f.hash)).collect();
         self.gates.retain(|uid, gate| match gate {
             Gate::Admitted => true,

@@ -76,8 +76,9 @@ async fn drive<S: Source>(
                 backend::close_lock();
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
                 let converger = Converger::new(Iptables::new(variant), Rc::new(Namespace), Some(sysctl));
+                let kept = host.kept();
                 let mut agent = Agent::new(converger, pool, &mut host, &mut source, metrics.clone(), &mut log);
-                agent.take_over(last_good.as_ref(), backend, variant);
+                agent.take_over(kept.as_ref(), backend, variant);
                 agent.run(&mut intents, once, &routes, &mut shutdown).await
             }
         };

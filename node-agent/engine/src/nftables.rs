@@ -24,6 +24,7 @@ mod uapi {
     pub(super) const GETCHAIN: u16 = 4;
     pub(super) const GETRULE: u16 = 7;
     pub(super) const GETSET: u16 = 10;
+    pub(super) const GETSETELEM: u16 = 13;
 
     pub(super) const TABLE_NAME: u16 = 1;
     pub(super) const TABLE_HANDLE: u16 = 4;
@@ -55,9 +56,19 @@ mod uapi {
     pub(super) const CMP_DATA: u16 = 3;
 
     pub(super) const SET_TABLE: u16 = 1;
+    pub(super) const SET_NAME: u16 = 2;
+    pub(super) const SET_FLAGS: u16 = 3;
     pub(super) const SET_HANDLE: u16 = 16;
     /// How many elements it has.
     pub(super) const SET_COUNT: u16 = 20;
+    /// One that no rule may change once it is made, one whose elements go by themselves, one to which packets add.
+    pub(super) const SET_ANONYMOUS: u32 = 0x1;
+    pub(super) const SET_TIMEOUT: u32 = 0x10;
+    pub(super) const SET_EVAL: u32 = 0x20;
+    pub(super) const ELEMENTS: u16 = 3;
+    pub(super) const ELEMENT_EXPIRATION: u16 = 5;
+    pub(super) const ELEMENT_EXPRESSION: u16 = 7;
+    pub(super) const ELEMENT_EXPRESSIONS: u16 = 11;
 }
 /// The number of the interface `lo`, in every network namespace.
 const LOOPBACK: [u8; 4] = 1_u32.to_ne_bytes();
@@ -122,6 +133,9 @@ pub(crate) struct Base {
 /// A set or map, without its elements.
 #[derive(Clone, Debug)]
 pub(crate) struct Set {
+    pub(crate) name: String,
+    /// Whether its elements change only when somebody changes them, so that they are [read](Reader::elements).
+    pub(crate) has_lasting_elements: bool,
     /// A hash of its definition, with the handle that no other set of its table ever has: a set without a name of its own gets
     /// that of one that is gone, and rules that ask the two look alike. `None` on kernels that tell no handle.
     pub(crate) print: Option<Print>,
@@ -187,6 +201,25 @@ impl Reader {
         })
     }
 
+    /// A hash of the elements of a set or map, whatever their order.
+    pub(crate) fn elements(&self, family: NftFamily, table: &str, set: &str) -> Result<Print, Error> {
+        let message = Message::new(uapi::GETSETELEM, family);
+        let message = message.with(uapi::SET_TABLE, table).with(uapi::SET_NAME, set);
+        let mut prints: Vec<Print> = Vec::new();
+        self.list("list the elements of an nftables set", message, |bytes| {
+            for element in attributes(find(bytes, uapi::ELEMENTS)?.unwrap_or_default()) {
+                prints.push(element_print(element?.1)?);
+            }
+            Ok(())
+        })?;
+        prints.sort_unstable();
+        let mut hash = Sha256::new();
+        for print in prints {
+            hash.update(print);
+        }
+        Ok(hash.finalize().into())
+    }
+
     /// The rules of one chain, or of all chains of a table.
     pub(crate) fn rules(&self, family: NftFamily, table: &str, chain: Option<&str>) -> Result<Vec<Rule>, Error> {
         let mut message = Message::new(uapi::GETRULE, family).with(uapi::RULE_TABLE, table);
@@ -236,18 +269,34 @@ fn chain(bytes: &[u8]) -> Result<(Cow<'_, str>, Chain), DecodeError> {
 }
 
 fn set(bytes: &[u8]) -> Result<(Cow<'_, str>, Set), DecodeError> {
-    let (mut table, mut handle, mut hash) = (Cow::default(), false, Sha256::new());
+    let (mut table, mut name, mut flags) = (Cow::default(), String::new(), 0);
+    let (mut handle, mut hash) = (false, Sha256::new());
     for attribute in attributes(bytes) {
         let (kind, value) = attribute?;
         match kind {
             uapi::SET_COUNT => continue,
             uapi::SET_TABLE => table = text(value),
+            uapi::SET_NAME => name = text(value).into_owned(),
+            uapi::SET_FLAGS => flags = number(value)?,
             uapi::SET_HANDLE => handle = true,
             _ => {}
         }
         add(&mut hash, kind, value);
     }
-    Ok((table, Set { print: handle.then(|| hash.finalize().into()) }))
+    let has_lasting_elements = flags & (uapi::SET_ANONYMOUS | uapi::SET_TIMEOUT | uapi::SET_EVAL) == 0;
+    Ok((table, Set { name, has_lasting_elements, print: handle.then(|| hash.finalize().into()) }))
+}
+
+/// A hash of what an element says, without what it has counted and when it goes.
+fn element_print(bytes: &[u8]) -> Result<Print, DecodeError> {
+    let mut hash = Sha256::new();
+    for attribute in attributes(bytes) {
+        let (kind, value) = attribute?;
+        if !matches!(kind, uapi::ELEMENT_EXPIRATION | uapi::ELEMENT_EXPRESSION | uapi::ELEMENT_EXPRESSIONS) {
+            add(&mut hash, kind, value);
+        }
+    }
+    Ok(hash.finalize().into())
 }
 
 /// A rule and the name of its table; `None` if the kernel does not say.

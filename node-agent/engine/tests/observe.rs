@@ -259,6 +259,40 @@ fn a_table_that_was_made_again_with_other_elements_is_decoded_again() {
     });
 }
 
+#[test]
+fn elements_that_come_and_go_are_seen_and_their_order_is_nothing() {
+    in_namespace("elements_that_come_and_go_are_seen_and_their_order_is_nothing", || {
+        block_on(async {
+            run("nft add table inet guard");
+            run("nft add set inet guard bad { type ipv4_addr ; }");
+            run("nft add map inet guard fate { type ipv4_addr : verdict ; }");
+            run("nft add chain inet guard forward { type filter hook forward priority 0 ; }");
+            run("nft add rule inet guard forward ip saddr @bad drop");
+            run("nft add rule inet guard forward ip saddr vmap @fate");
+            let mut engine = Iptables::new(Variant::Nft);
+            let mut before = engine.observe().await.unwrap().firewall;
+            for change in [
+                "add element inet guard bad { 10.30.1.80 }",
+                "add element inet guard bad { 10.30.1.81, 10.30.1.82 }",
+                "delete element inet guard bad { 10.30.1.80 }",
+                "add element inet guard fate { 10.30.1.80 : drop }",
+                "delete element inet guard fate { 10.30.1.80 }",
+            ] {
+                run(&format!("nft {change}"));
+                let seen = engine.observe().await.unwrap().firewall;
+                let fresh = Iptables::new(Variant::Nft).observe().await.unwrap().firewall;
+                assert_eq!(seen, fresh, "{change}");
+                assert_ne!(seen, before, "{change}");
+                before = seen;
+            }
+            let programs = engine.decodings();
+            run("nft add table ip unrelated");
+            engine.observe().await.unwrap();
+            assert_eq!(engine.decodings(), programs, "nothing of it has changed");
+        });
+    });
+}
+
 /// Writes, each time that it is told to, another number into two chains at once, one of them ours, and then the first again.
 fn count(told: &Receiver<()>, done: &Sender<()>) {
     for () in told {
@@ -295,7 +329,11 @@ fn what_was_decoded_is_of_the_moment_of_its_print() {
                 is_done.recv().unwrap();
                 let seen = engine.observe().await.unwrap().v4.nat;
                 assert_eq!(seen.foreign["FOO"], ["-p tcp -m tcp --dport 1 -j RETURN"], "after reading {round}");
-                assert_eq!(seen.ours["SALLY-X"][..], [Line::read("-p udp -m udp --dport 1 -j RETURN")], "after {round}");
+                assert_eq!(
+                    seen.ours["SALLY-X"][..],
+                    [Line::read("-p udp -m udp --dport 1 -j RETURN")],
+                    "after {round}"
+                );
             }
             drop(tell);
             others.join().unwrap();

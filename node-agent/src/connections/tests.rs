@@ -96,6 +96,21 @@ fn what_an_agent_before_carried_is_noted_once_its_rules_are_to_go() {
     assert_eq!(noted(&state), [8000, 8001]);
 }
 
+#[test]
+fn who_never_was_admitted_or_ended_long_ago_led_nowhere() {
+    let (_guard, state) = state();
+    let ended = forward("old", 8002) + "  expiresAt: 2020-01-01T00:00:00Z\n";
+    let carried = Rc::new(intents(&(forward("a", 8000) + &forward("waits", 8001) + &ended)));
+    assert_eq!(carried.forwards().count(), 3);
+    state.keep_not_admitted(&[("default/waits".into(), true)].into()).unwrap();
+    state.keep_highest_time(sallyport_api::id::Moment(1_700_000_000)).unwrap();
+    let mut scene = Scene::new();
+    scene.connections.take_up([&carried], &local(), &state);
+    scene.follow("", &local());
+    scene.connections.note(&state);
+    assert_eq!(noted(&state), [8000], "connections to the same places are somebody else's");
+}
+
 #[tokio::test]
 async fn what_has_gone_is_forgotten_once_no_connection_goes_by_it() {
     let (guard, state) = state();

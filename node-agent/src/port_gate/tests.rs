@@ -253,6 +253,18 @@ async fn a_dry_run_lets_nobody_in_for_good() {
 }
 
 #[tokio::test]
+async fn one_that_was_admitted_and_withdrawn_before_a_good_pass_comes_anew() {
+    let mut scene = Scene::with_listeners(&[]);
+    let (before, both) = (intents(&forward("a", 8000)), intents(&(forward("a", 8000) + &forward("b", 8001))));
+    assert_eq!(scene.pass(&before).await, NOBODY);
+    scene.converger.engine.failures = (0, 1);
+    assert_eq!(scene.pass(&both).await, NOBODY);
+    assert_eq!(scene.pass(&before).await, NOBODY);
+    scene.listen(&[8001]);
+    assert_eq!(scene.pass(&both).await, ["b PortInUse"]);
+}
+
+#[tokio::test]
 async fn nobody_is_asked_to_stop_a_program_for_a_forward_that_cannot_be_carried() {
     let mut scene = Scene::with_listeners(&[8000]);
     let own = intents(&forward("a", 8000));

@@ -86,7 +86,8 @@ impl Known {
         met: Option<&Met>,
     ) -> Result<Look, Error> {
         let chains = shape.chains(nft_family(family), table.name());
-        let met = met.filter(|_| table == Table::Nat);
+        // Where nothing is forwarded yet, what might come is followed everywhere.
+        let met = met.filter(|met| table == Table::Nat && !met.is_empty());
         let mut walk = Walk { known: self, family, table, shape, reader, met, chains, read: BTreeMap::new() };
         match walk.whole().await {
             Ok(()) => {

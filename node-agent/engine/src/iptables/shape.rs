@@ -61,8 +61,8 @@ impl Shape {
         })
     }
 
-    /// A hash of all that a table holds but the elements of its sets that have a name, which are not looked at either when it is
-    /// decoded; `None` if it cannot be told from that whether what was decoded is still true. It is of the generation of this shape
+    /// A hash of all that a table holds but the elements of sets that change by themselves, which are not looked at either when it
+    /// is decoded; `None` if it cannot be told from that whether what was decoded is still true. It is of the generation of this shape
     /// only if that is still the generation afterwards.
     pub(super) fn print(&self, reader: &Reader, family: NftFamily, table: &str) -> Result<Option<Print>, Error> {
         let mut hash = Sha256::new();
@@ -87,6 +87,9 @@ impl Shape {
         for set in &objects.sets {
             let Some(print) = set.print else { return Ok(None) };
             add(&print);
+            if set.has_lasting_elements {
+                add(&reader.elements(family, table, &set.name)?);
+            }
         }
         add(b"rules");
         for rule in reader.rules(family, table, None)? {

@@ -95,7 +95,7 @@ fn a_set_of_the_same_name_is_another_one() {
     };
     assert!(of(1, 5).is_some());
     assert_ne!(of(1, 5), of(2, 5));
-    assert_eq!(of(1, 5), of(1, 6), "elements of a set that has a name come and go");
+    assert_eq!(of(1, 5), of(1, 6), "its elements are read by themselves");
     assert_eq!(set(&attribute(uapi::SET_TABLE, b"guard\0")).unwrap().1.print, None, "it cannot be told from another");
 }
 

@@ -20,8 +20,8 @@ use crate::firewall::screen::{Screen, Stage};
 use crate::firewall::walk::{At, End, Listing, Outcome, walk};
 use crate::firewall::{Hook, To, What, range_of};
 
-/// So many clients are followed for one forward; that others have more rules by source address than this is not known here.
-const CLIENTS: usize = 4_096;
+/// So many clients of one forward are followed one by one; more of them all at once, of which nothing is certain.
+const CLIENTS: usize = 512;
 
 /// Somebody who is let in.
 pub(super) struct Stranger {
@@ -51,15 +51,25 @@ pub(super) fn stranger(
         return None;
     }
     let clients = unlisted(screen, own, first);
+    // Behind a way that is not known, rules that ask for it may be met.
+    let one_by_one = clients.iter().map(|range| {
+        let client = around(range);
+        (range.clone(), [range.clone()].into(), Side::Towards(client, interface))
+    });
+    let everybody = || {
+        let whole = Some(*clients.first()?.start()..=*clients.last()?.end());
+        whole.map(|range| (range, clients.iter().cloned().collect(), Side::Unknown))
+    };
+    let clients: Vec<(RangeInclusive<IpAddr>, Rc<[_]>, Side<'_>)> =
+        if clients.len() > CLIENTS { everybody().into_iter().collect() } else { one_by_one.collect() };
     let mut perhaps = None;
     for path in target_paths(bindings, own, interface) {
         let Some(ports) = &path.listen_port else { continue };
         for port in cells(std::slice::from_ref(ports), screen.tests().filter_map(listed_ports).flatten()) {
-            for range in clients.iter().take(CLIENTS) {
-                let client: IpNet = (*range.start()).into();
+            for (range, addresses, client_side) in &clients {
                 let one = ClientPath {
-                    clients: Some([range_of(client)].into()),
-                    client_side: Side::Towards(client, interface),
+                    clients: Some(Rc::clone(addresses)),
+                    client_side: *client_side,
                     ..at_port(&path, *port.start())
                 };
                 match one.gets_in(screen) {
@@ -71,6 +81,19 @@ pub(super) fn stranger(
         }
     }
     perhaps
+}
+
+/// The smallest network that holds all of `range`.
+fn around(range: &RangeInclusive<IpAddr>) -> IpNet {
+    let (first, bits) = match (range.start(), range.end()) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (*range.start(), (first.to_bits() ^ last.to_bits()).leading_zeros()),
+        (IpAddr::V6(first), IpAddr::V6(last)) => (*range.start(), (first.to_bits() ^ last.to_bits()).leading_zeros()),
+        (first, _) => (*first, 0),
+    };
+    u8::try_from(bits)
+        .ok()
+        .and_then(|bits| IpNet::new(first, bits).ok())
+        .map_or_else(|| first.into(), |net| net.trunc())
 }
 
 /// Whether `to` may be port `ports` + `offset` of `target`.
@@ -250,6 +273,18 @@ impl Step for IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_of_addresses_lies_in_one_network() {
+        for (first, last, net) in [
+            ("10.0.0.1", "10.0.0.1", "10.0.0.1/32"),
+            ("10.0.0.1", "10.0.0.2", "10.0.0.0/30"),
+            ("1.0.0.0", "126.255.255.255", "0.0.0.0/1"),
+            ("fd00::1", "fd00::ffff", "fd00::/112"),
+        ] {
+            assert_eq!(around(&(first.parse().unwrap()..=last.parse().unwrap())).to_string(), net);
+        }
+    }
 
     #[test]
     fn a_range_is_cut_where_others_begin_and_end() {

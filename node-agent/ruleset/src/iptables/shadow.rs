@@ -190,6 +190,12 @@ pub struct Met {
 }
 
 impl Met {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.passing.is_empty()
+    }
+
     /// Whether one of them may meet `rule`, written as `iptables-save` prints it.
     #[must_use]
     pub fn may_meet(&self, rule: &str) -> bool {
