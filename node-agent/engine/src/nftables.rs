@@ -135,7 +135,7 @@ pub(crate) struct Base {
 pub(crate) struct Set {
     pub(crate) name: String,
     /// Whether its elements change only when somebody changes them, so that they are [read](Reader::elements).
-    pub(crate) has_lasting_elements: bool,
+    pub(crate) is_static: bool,
     /// A hash of its definition, with the handle that no other set of its table ever has: a set without a name of its own gets
     /// that of one that is gone, and rules that ask the two look alike. `None` on kernels that tell no handle.
     pub(crate) print: Option<Print>,
@@ -283,8 +283,8 @@ fn set(bytes: &[u8]) -> Result<(Cow<'_, str>, Set), DecodeError> {
         }
         add(&mut hash, kind, value);
     }
-    let has_lasting_elements = flags & (uapi::SET_ANONYMOUS | uapi::SET_TIMEOUT | uapi::SET_EVAL) == 0;
-    Ok((table, Set { name, has_lasting_elements, print: handle.then(|| hash.finalize().into()) }))
+    let is_static = flags & (uapi::SET_ANONYMOUS | uapi::SET_TIMEOUT | uapi::SET_EVAL) == 0;
+    Ok((table, Set { name, is_static, print: handle.then(|| hash.finalize().into()) }))
 }
 
 /// A hash of what an element says, without what it has counted and when it goes.

@@ -212,7 +212,7 @@ fn walk(specs: &[PortForwardSpec], listen: &[&str], drops: bool, chosen: &[bool]
         // A UDP flow ends with its target too, so without one there is nothing to keep.
         for (_, connection) in outcomes.iter().filter(|_| protocol == "tcp" || !admitted || !shares.is_empty()) {
             // Where nothing was delivered nobody knows what would have become of the source: either is right.
-            let marks = if connection.mark == 0 { [OURS, MARK_OURS] } else { [connection.mark; 2] };
+            let marks = if connection.mark & OURS == 0 { [OURS, MARK_OURS] } else { [connection.mark; 2] };
             let cut = marks.into_iter().all(|mark| allowed.forbids(&as_ours(connection, mark)));
             assert_eq!(cut, !admitted, "cutting {what}");
         }

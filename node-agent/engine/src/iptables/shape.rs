@@ -87,7 +87,7 @@ impl Shape {
         for set in &objects.sets {
             let Some(print) = set.print else { return Ok(None) };
             add(&print);
-            if set.has_lasting_elements {
+            if set.is_static {
                 add(&reader.elements(family, table, &set.name)?);
             }
         }
