@@ -48,11 +48,20 @@ fn found(forward: &str, tables: Vec<FirewallTable>) -> Assessment {
 }
 
 fn found_on(node: &str, forward: &str, tables: Vec<FirewallTable>) -> Assessment {
+    found_by(&interface, node, forward, tables)
+}
+
+fn found_by(
+    interface: &dyn Fn(IpNet) -> Option<String>,
+    node: &str,
+    forward: &str,
+    tables: Vec<FirewallTable>,
+) -> Assessment {
     let scene = Scene::parse(&format!("---{forward}\n---{POOL}"), node);
     let decision = scene.decide();
     let table = Scene::compile(&decision, &scene.nodes[0]).unwrap().table;
     assert_eq!((table.failures().count(), table.is_empty(Family::V4)), (0, false));
-    let found = assess(&HostFirewall { tables, unread: Vec::new() }, &table, &|_| true, &interface);
+    let found = assess(&HostFirewall { tables, unread: Vec::new() }, &table, &|_| true, interface);
     for conflict in found.conflicts.iter().chain(&found.doubts) {
         assert!(!conflict.remedy.is_empty() && conflict.place.contains("chain"), "{conflict}");
     }
@@ -154,6 +163,25 @@ fn only_who_is_not_listed_counts_as_let_in() {
         &story(dnat("-m set --match-set friends src ")),
         &["may be joined by those of clients who are not listed"],
     );
+}
+
+#[test]
+fn who_may_come_by_an_interface_that_a_rule_names_is_not_told_by_where_a_single_host_is() {
+    // As the host's routes answer: of a single host always, by the default route if by no other.
+    let routes = |net: IpNet| (net.prefix_len() == 32).then(|| "eth0".to_owned()).or_else(|| interface(net));
+    let rule = "-A PREROUTING -i lan1 -p tcp -m tcp --dport 3306 -j DNAT --to-destination 10.30.1.79:3306";
+    let tables = own("nat", &format!("-A PREROUTING -j SALLY-PRE\n{rule}"));
+    let found = found_by(&routes, NODE, &forward("10.30.1.80/32", ""), tables);
+    is_unclear(&found, &["may be joined by those of clients who are not listed"]);
+}
+
+#[test]
+fn more_clients_than_are_followed_one_by_one_are_unclear_and_never_forgotten() {
+    let door = "-p tcp -m tcp --dport 3306 -j DNAT --to-destination 10.30.1.79:3306";
+    let others: String =
+        (0..600).map(|n| format!("-A PREROUTING -s 5.{}.{}.0/25 -j ACCEPT\n", n / 250, n % 250)).collect();
+    let rules = format!("-A PREROUTING -j SALLY-PRE\n{others}-A PREROUTING -s 203.0.113.0/24 {door}");
+    is_unclear(&story(own("nat", &rules)), &["may be joined by those of clients who are not listed"]);
 }
 
 #[test]
