@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use sallyport_api::id::Moment;
 use sallyport_engine::Engine as _;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_unused};
 use sallyport_engine::route::addresses::local_addresses;
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::flow::Translations;
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::plan::plan;
@@ -76,8 +78,10 @@ fn all_translations(state: &StateDir) -> Translations {
     let addresses = local_addresses().inspect_err(|error| lost(error)).unwrap_or_default();
     let carried = state.carried().inspect_err(|error| lost(error)).unwrap_or_default();
     let intents = state.intents().inspect_err(|error| lost(error)).unwrap_or_default();
+    let found = state.found().inspect_err(|error| lost(error)).unwrap_or_default();
+    let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, Moment::default()) };
     for intents in carried.into_families().map(|(_, intents)| intents).chain(intents) {
-        all.append(led_to(&intents, &addresses));
+        all.append(led_to(&intents, &facts));
     }
     all
 }

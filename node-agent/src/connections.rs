@@ -13,8 +13,8 @@ use sallyport_api::Protocol;
 use sallyport_api::id::{Moment, Uid};
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::netlink;
-use sallyport_ruleset::binding::{Binding, bindings};
-use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
+use sallyport_ruleset::binding::Binding;
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::flow::{Allowed, Flow, Review, Stage, Translations};
 use sallyport_ruleset::table::{Entry, Failure, ForwardingTable, TableChange};
 
@@ -58,24 +58,24 @@ fn way(flow: &Flow) -> Way {
     (flow.protocol, flow.original.dst, flow.reply.src)
 }
 
-/// Where the rules led to that an agent made for `intents` on a host with these addresses.
+/// Where the rules led to that an agent made for `intents` on a host with these `facts`.
 #[must_use]
-pub fn led_to(intents: &Intents, addresses: &[LocalAddress]) -> Translations {
+pub fn led_to(intents: &Intents, facts: &NodeFacts<'_>) -> Translations {
     // Of what has expired since there may be connections.
-    let facts = NodeFacts::of(addresses, Moment::default());
+    let facts = NodeFacts { now: Moment::default(), ..*facts };
     Translations::of(ForwardingTable::new(&intents.node, intents.forwards(), &facts).bindings())
 }
 
 impl Connections {
-    /// Takes up what an agent before this one carried on a host with these addresses, and what it noted in `state`.
+    /// Takes up what an agent before this one carried on a host with these `facts`, and what it noted in `state`.
     pub fn take_up<'i>(
         &mut self,
         carried: impl IntoIterator<Item = &'i Rc<Intents>>,
-        addresses: &[LocalAddress],
+        facts: &NodeFacts<'_>,
         state: &StateDir,
     ) {
         for intents in carried {
-            self.carried.append(led_to(intents, addresses));
+            self.carried.append(led_to(intents, facts));
         }
         match state.past() {
             Ok(past) => {
@@ -217,7 +217,7 @@ impl Connections {
 }
 
 fn bindings_of<'a>(entries: &'a [Entry], table: &'a ForwardingTable) -> impl Iterator<Item = Binding<'a>> {
-    entries.iter().flat_map(|entry| bindings(entry, table.listen()))
+    entries.iter().flat_map(|entry| table.bindings_of(entry))
 }
 
 /// Ends these; says how many were still there.

@@ -168,8 +168,8 @@ impl<E: Engine> Converger<E> {
     }
 
     /// Takes up the connections of what was carried before, once that is known.
-    pub fn take_up_connections(&mut self, addresses: &[LocalAddress], state: &StateDir) {
-        self.connections.take_up(self.carried.values(), addresses, state);
+    pub fn take_up_connections(&mut self, facts: &NodeFacts<'_>, state: &StateDir) {
+        self.connections.take_up(self.carried.values(), facts, state);
     }
 
     /// Whether the last pass read our rules back as they should be, even if it failed afterwards.

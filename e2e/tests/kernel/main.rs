@@ -1,5 +1,6 @@
 //! What packets do in a real kernel: a lone gateway in a lab of network namespaces, one module a promise.
 
+mod addresses_come_and_go;
 mod bad_input;
 mod both_variants;
 mod cleanup_leaves_no_trace;

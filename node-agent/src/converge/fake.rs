@@ -211,15 +211,16 @@ pub(crate) fn local() -> Vec<LocalAddress> {
     vec![of("10.30.1.78", 24), of("fd00::78", 64)]
 }
 
-/// What is decided upon the manifests in `text`, which must all be acceptable.
+/// What is decided upon the manifests in `text`, which must all be acceptable, for a node with the addresses of that host.
 pub(crate) fn intents(text: &str) -> Intents {
     let objects: Vec<_> = manifest::read(&mut text.as_bytes()).into_iter().map(|object| object.expect(text)).collect();
     let named: Vec<_> = objects.iter().map(|object| ("x.yaml", object)).collect();
-    let addresses = local().iter().map(|own| own.ip).collect();
+    let addresses: Vec<_> = local().iter().map(|own| own.ip).collect();
     let (held, first_seen) = Default::default();
-    let Decided { intents, problems, .. } =
-        decide_here(&named, "gw1", addresses, &held, None, &first_seen, Moment::default());
+    let Decided { mut intents, problems, .. } =
+        decide_here(&named, "gw1", addresses.clone(), &held, None, &first_seen, Moment::default());
     assert_eq!(problems, []);
+    (intents.node.addresses, intents.node.listen_cidrs) = (addresses, Vec::new());
     intents
 }
 
