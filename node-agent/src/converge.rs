@@ -2,6 +2,7 @@
 //!
 //! The only place where the kernel is changed. Nothing here knows where the intents came from or when to look again.
 
+mod advertisements;
 mod precedence;
 pub mod preview;
 mod unreadable;
@@ -138,6 +139,10 @@ pub struct Converger<E> {
     held: bool,
     /// Whether each family that needed it was forwarded at the end of the last pass.
     forwarding: BTreeMap<Family, bool>,
+    /// The record of IPv6 forwarding, if it was turned on here and is needed.
+    heeded: Option<sysctl::Record>,
+    /// When it was last looked whether router advertisements are heeded.
+    heard: Instant,
     /// Whether it has been noted what comes into being with our rules.
     remembered: bool,
     precedence: Precedence,
@@ -161,6 +166,8 @@ impl<E: Engine> Converger<E> {
             carried: BTreeMap::new(),
             held: false,
             forwarding: BTreeMap::new(),
+            heeded: None,
+            heard: Instant::now(),
             remembered: false,
             precedence: Precedence::default(),
             waiting: Waiting::default(),
@@ -298,6 +305,7 @@ impl<E: Engine> Converger<E> {
             _ => Vec::new(),
         };
         found.retain(|difference| difference.kind != Kind::Shadow || !self.precedence.is_yielded());
+        due |= self.is_deaf();
         for (family, before) in &self.forwarding {
             let on = self.is_forwarded(*family)?;
             due |= on != *before;
@@ -408,6 +416,7 @@ impl<E: Engine> Converger<E> {
             }
             self.forwarding.insert(*family, true);
         }
+        self.heed_advertisements(state)?;
         Ok(families)
     }
 

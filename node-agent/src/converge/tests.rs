@@ -46,7 +46,7 @@ impl Scene {
             }
             fs::write(root.join("ipv4/ip_forward"), "0\n").unwrap();
             fs::write(root.join("routes"), "").unwrap();
-            Some(Sysctl::new(root, root.join("routes")))
+            Some(Sysctl::new(root))
         })
     }
 
