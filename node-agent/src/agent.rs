@@ -168,7 +168,10 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                     return Ended::Stopped;
                 }
                 Event::Source => {}
-                Event::Route => self.host.invalidate_addresses(),
+                Event::Route => {
+                    self.host.invalidate_addresses();
+                    self.converger.network_changed();
+                }
                 Event::Tick => self.source.tick(),
             }
             if self.follow(intents).await {
@@ -265,7 +268,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if begun < self.cooldown_until {
             return;
         }
-        match self.converger.drift().await {
+        match self.converger.drift(&self.host.addresses).await {
             Ok(None) => return self.recount().await,
             Ok(Some(found)) => {
                 self.drift.found(found);

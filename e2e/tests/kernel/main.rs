@@ -24,5 +24,6 @@ mod removed_target_drains_or_is_severed;
 mod render_and_plan;
 mod several_targets;
 mod survives_agent_death;
+mod the_host_itself_is_proven;
 mod udp_follows;
 mod unreadable_tables;

@@ -18,6 +18,7 @@ mod gate;
 pub mod iptables;
 pub mod listen;
 pub mod listener;
+pub mod routing;
 pub mod table;
 
 pub use sallyport_api::Protocol;

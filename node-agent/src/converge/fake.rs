@@ -13,6 +13,7 @@ use sallyport_api::testing::Forward;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::NftObject;
+use sallyport_engine::route::lookup::Lookups;
 use sallyport_engine::{Error, command};
 use sallyport_policy::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
@@ -84,6 +85,10 @@ impl Network for FakeNetwork {
             return Err(netlink::Error::Interrupted { question: "fake" });
         }
         Ok(Some(self.listeners.borrow().clone()))
+    }
+
+    fn lookups(&self) -> Option<Lookups> {
+        None
     }
 }
 

@@ -62,7 +62,7 @@ impl Scene {
 
     /// What somebody else has changed.
     async fn drift(&mut self) -> Option<String> {
-        self.converger.drift().await.unwrap().map(|found| told(&found))
+        self.converger.drift(&local()).await.unwrap().map(|found| told(&found))
     }
 
     fn kernel(&mut self) -> &mut Kernel {
