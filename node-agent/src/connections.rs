@@ -4,13 +4,14 @@
 //! kept on disk until the last connection by them has ended: somebody may have overwritten its mark. While nothing drains,
 //! nothing is counted.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sallyport_api::Protocol;
 use sallyport_api::id::{Moment, Uid};
+use sallyport_api::names::MARK_OURS;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::netlink;
 use sallyport_ruleset::binding::Binding;
@@ -141,7 +142,7 @@ impl Connections {
     ) -> Result<usize, netlink::Error> {
         let allowed = Allowed::new(table, &self.past);
         let mut review = Review::new(&allowed);
-        conntrack.translated(|flow| _ = review.see(flow)).await?;
+        conntrack.translated(MARK_OURS, &allowed.addresses(), |flow| _ = review.see(flow)).await?;
         Ok(review.finish().doomed.len())
     }
 
@@ -172,7 +173,7 @@ impl Connections {
                     *draining.entry(forward.uid.clone()).or_default() += 1;
                 }
             };
-            conntrack.translated(look).await?;
+            conntrack.translated(MARK_OURS, &allowed.addresses(), look).await?;
             self.recount = later(begun);
             let reviewed = review.finish();
             ended += end(conntrack, &reviewed.doomed).await?;
@@ -200,6 +201,7 @@ impl Connections {
     pub async fn recount(&mut self, conntrack: &Conntrack) -> Result<(), netlink::Error> {
         let begun = Instant::now();
         let (mut draining, mut left) = (Draining::new(), BTreeMap::new());
+        let addresses: BTreeSet<IpAddr> = self.ways.keys().map(|(_, listen, _)| listen.ip()).collect();
         let count = |flow: &Flow| {
             if flow.stage != Stage::Over
                 && flow.master.is_none()
@@ -209,7 +211,7 @@ impl Connections {
                 left.entry(*way).or_insert_with(|| uid.clone());
             }
         };
-        conntrack.translated(count).await?;
+        conntrack.translated(MARK_OURS, &addresses, count).await?;
         (self.draining, self.ways) = (draining, left);
         self.recount = later(begun);
         Ok(())

@@ -181,6 +181,12 @@ impl<'a> Allowed<'a> {
         (!takes_new).then_some(forward)
     }
 
+    /// The addresses that rules which are there, or were, take connections from.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.claims.keys().map(|(listen, _)| *listen).chain(self.past.addresses()).collect()
+    }
+
     /// The families and protocols of which there are forwards.
     #[must_use]
     pub fn kinds(&self) -> BTreeSet<(Family, Protocol)> {
