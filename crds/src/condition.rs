@@ -188,6 +188,11 @@ reasons! {
     TableUnreadable: False on Programmed, Synced;
     /// With `Preserve`, a target would answer the client directly, past the gateway. Use `Masquerade`.
     AsymmetricReturnPath: False on Programmed;
+    /// A gateway has no route to a target. Add one, or take the target out.
+    NoRoute: False on Programmed;
+    /// Answers to clients of a gateway do not leave by the interface that the clients came in by, or the kernel drops packets
+    /// for that. Do what the message says.
+    NoRouteBack: False on Programmed;
     /// Another firewall of the host drops the forward's packets. Do what the message says.
     HostFirewallConflict: False on Programmed, HostFirewallCompatible;
     /// A rule of somebody else on a gateway lets clients in to the forward's target through its port whom the forward does
@@ -212,9 +217,9 @@ reasons! {
     SliceMissing: False on Synced;
     /// The kernel forwards packets. Nothing to do.
     Forwarding: True on IpForwarding;
-    /// The kernel does not forward packets. With `ipForward: Require`, turn `ip_forward` on at the node; else the message
-    /// says what failed.
-    NotForwarding: False on IpForwarding;
+    /// The kernel does not forward packets, or not those that come in by one interface. With `ipForward: Require`, turn
+    /// `ip_forward` on at the node; else the message says what failed.
+    NotForwarding: False on IpForwarding, Programmed;
     /// Nothing of others on the host drops or diverts what is forwarded, or lets in who is not listed. Nothing to do.
     HostFirewallCompatible: True on HostFirewallCompatible;
     /// Rules of others on the host may drop or divert what is forwarded, or let in who is not listed, but that cannot be told

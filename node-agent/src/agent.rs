@@ -133,7 +133,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     pub(crate) fn take_over(&mut self, last_good: Option<&Rc<Intents>>, backend: Backend, variant: Variant) {
         self.converger.carry(last_good);
         self.take_up_carried();
-        self.converger.take_up_connections(&self.host.addresses, &self.host.state);
+        self.converger.take_up_connections(&self.host.facts(Moment::default()), &self.host.state);
         self.abandoned = Some(variant.other());
         self.backend = backend.reported();
     }
@@ -168,7 +168,10 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
                     return Ended::Stopped;
                 }
                 Event::Source => {}
-                Event::Route => self.host.invalidate_addresses(),
+                Event::Route => {
+                    self.host.invalidate_addresses();
+                    self.converger.network_changed();
+                }
                 Event::Tick => self.source.tick(),
             }
             if self.follow(intents).await {
@@ -228,7 +231,8 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
 
     /// What planned forwards would change; `None` if that cannot be said now.
     fn plans(&mut self, intents: &Rc<Intents>) -> Option<Vec<PlannedChange>> {
-        let facts = NodeFacts::of(&self.host.addresses, self.host.clock.now());
+        let now = self.host.clock.now();
+        let facts = self.host.facts(now);
         match self.converger.plans(intents, &facts) {
             Ok(plans) => {
                 self.unplanned = plans.is_none();
@@ -255,7 +259,8 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if self.retry.at.is_none() && begun >= self.sockets_read + SOCKETS {
             self.sockets_read = begun;
             // Who may be admitted depends on no time.
-            let facts = NodeFacts::of(&self.host.addresses, Moment::default());
+            let (addresses, found) = (self.host.addresses.clone(), self.host.found().to_vec());
+            let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, Moment::default()) };
             if self.host.port_gate.is_freed(&*self.converger.network, intents, &facts, begun) {
                 return self.pass(intents, "port freed").await;
             }
@@ -263,7 +268,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if begun < self.cooldown_until {
             return;
         }
-        match self.converger.drift().await {
+        match self.converger.drift(&self.host.addresses).await {
             Ok(None) => return self.recount().await,
             Ok(Some(found)) => {
                 self.drift.found(found);
@@ -403,7 +408,9 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
     async fn try_pass(&mut self, intents: &Rc<Intents>) -> Result<Report, Error> {
         let now = self.host.clock.now();
         let (addresses, state) = (self.host.addresses.clone(), Rc::clone(&self.host.state));
-        let facts = NodeFacts::of(&addresses, now);
+        self.host.find(intents);
+        let found = self.host.found().to_vec();
+        let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, now) };
         let waiting = self.host.port_gate.admit(&mut self.converger, intents, &facts, Instant::now()).await;
         self.host.port_gate.keep(intents, &state);
         // Before the kernel changes, so that who holds a claim is known whatever happens next.

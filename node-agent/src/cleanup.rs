@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use sallyport_api::id::Moment;
+use sallyport_api::names::MARK_OURS;
 use sallyport_engine::Engine as _;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_unused};
 use sallyport_engine::route::addresses::local_addresses;
-use sallyport_ruleset::flow::Translations;
+use sallyport_ruleset::facts::NodeFacts;
+use sallyport_ruleset::flow::{Flow, Translations};
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::plan::plan;
 use sallyport_ruleset::iptables::rule::Ruleset;
@@ -44,7 +47,8 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
     let ours = all_translations(&state);
     let conntrack = Conntrack::open()?;
     let mut flows = Vec::new();
-    conntrack.translated(|flow| flows.extend(flow.is_ours(&ours).then_some(*flow))).await?;
+    let look = |flow: &Flow| flows.extend(flow.is_ours(&ours).then_some(*flow));
+    conntrack.translated(MARK_OURS, &ours.addresses().collect(), look).await?;
     let ended = end(&conntrack, &flows).await?;
     let host = state.host().inspect_err(|error| {
         let error = chain_of(error);
@@ -76,8 +80,10 @@ fn all_translations(state: &StateDir) -> Translations {
     let addresses = local_addresses().inspect_err(|error| lost(error)).unwrap_or_default();
     let carried = state.carried().inspect_err(|error| lost(error)).unwrap_or_default();
     let intents = state.intents().inspect_err(|error| lost(error)).unwrap_or_default();
+    let found = state.found().inspect_err(|error| lost(error)).unwrap_or_default();
+    let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, Moment::default()) };
     for intents in carried.into_families().map(|(_, intents)| intents).chain(intents) {
-        all.append(led_to(&intents, &addresses, state));
+        all.append(led_to(&intents, &facts, state));
     }
     all
 }

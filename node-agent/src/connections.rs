@@ -4,17 +4,18 @@
 //! kept on disk until the last connection by them has ended: somebody may have overwritten its mark. While nothing drains,
 //! nothing is counted.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sallyport_api::Protocol;
 use sallyport_api::id::Uid;
+use sallyport_api::names::MARK_OURS;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::netlink;
-use sallyport_ruleset::binding::{Binding, bindings};
-use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
+use sallyport_ruleset::binding::Binding;
+use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::flow::{Allowed, Flow, Review, Stage, Translations};
 use sallyport_ruleset::table::{Entry, Failure, ForwardingTable, TableChange};
 
@@ -58,27 +59,27 @@ fn way(flow: &Flow) -> Way {
     (flow.protocol, flow.original.dst, flow.reply.src)
 }
 
-/// Where the rules led to that an agent made for `intents` on a host with these addresses, by what it kept in `state`. Who never
+/// Where the rules led to that an agent made for `intents` on a host with these `facts`, by what it kept in `state`. Who never
 /// was admitted had no rules, and connections to the same place are somebody else's; so are those of what expired long ago.
 #[must_use]
-pub fn led_to(intents: &Intents, addresses: &[LocalAddress], state: &StateDir) -> Translations {
+pub fn led_to(intents: &Intents, facts: &NodeFacts<'_>, state: &StateDir) -> Translations {
     // What has expired since may have some.
-    let facts = NodeFacts::of(addresses, state.highest_time().unwrap_or_default());
+    let facts = NodeFacts { now: state.highest_time().unwrap_or_default(), ..*facts };
     let outside = state.not_admitted().unwrap_or_default();
     let forwards = intents.forwards().filter(|forward| !outside.contains_key(&forward.uid));
     Translations::of(ForwardingTable::new(&intents.node, forwards, &facts).bindings())
 }
 
 impl Connections {
-    /// Takes up what an agent before this one carried on a host with these addresses, and what it noted in `state`.
+    /// Takes up what an agent before this one carried on a host with these `facts`, and what it noted in `state`.
     pub fn take_up<'i>(
         &mut self,
         carried: impl IntoIterator<Item = &'i Rc<Intents>>,
-        addresses: &[LocalAddress],
+        facts: &NodeFacts<'_>,
         state: &StateDir,
     ) {
         for intents in carried {
-            self.carried.append(led_to(intents, addresses, state));
+            self.carried.append(led_to(intents, facts, state));
         }
         match state.past() {
             Ok(past) => {
@@ -144,7 +145,7 @@ impl Connections {
     ) -> Result<usize, netlink::Error> {
         let allowed = Allowed::new(table, &self.past);
         let mut review = Review::new(&allowed);
-        conntrack.translated(|flow| _ = review.see(flow)).await?;
+        conntrack.translated(MARK_OURS, &allowed.addresses(), |flow| _ = review.see(flow)).await?;
         Ok(review.finish().doomed.len())
     }
 
@@ -175,7 +176,7 @@ impl Connections {
                     *draining.entry(forward.uid.clone()).or_default() += 1;
                 }
             };
-            conntrack.translated(look).await?;
+            conntrack.translated(MARK_OURS, &allowed.addresses(), look).await?;
             self.recount = later(begun);
             let reviewed = review.finish();
             ended += end(conntrack, &reviewed.doomed).await?;
@@ -203,6 +204,7 @@ impl Connections {
     pub async fn recount(&mut self, conntrack: &Conntrack) -> Result<(), netlink::Error> {
         let begun = Instant::now();
         let (mut draining, mut left) = (Draining::new(), BTreeMap::new());
+        let addresses: BTreeSet<IpAddr> = self.ways.keys().map(|(_, listen, _)| listen.ip()).collect();
         let count = |flow: &Flow| {
             if flow.stage != Stage::Over
                 && flow.master.is_none()
@@ -212,7 +214,7 @@ impl Connections {
                 left.entry(*way).or_insert_with(|| uid.clone());
             }
         };
-        conntrack.translated(count).await?;
+        conntrack.translated(MARK_OURS, &addresses, count).await?;
         (self.draining, self.ways) = (draining, left);
         self.recount = later(begun);
         Ok(())
@@ -220,7 +222,7 @@ impl Connections {
 }
 
 fn bindings_of<'a>(entries: &'a [Entry], table: &'a ForwardingTable) -> impl Iterator<Item = Binding<'a>> {
-    entries.iter().flat_map(|entry| bindings(entry, table.listen()))
+    entries.iter().flat_map(|entry| table.bindings_of(entry))
 }
 
 /// Ends these; says how many were still there.

@@ -2,8 +2,10 @@
 //!
 //! The only place where the kernel is changed. Nothing here knows where the intents came from or when to look again.
 
+mod advertisements;
 mod precedence;
 pub mod preview;
+mod routing;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +31,7 @@ use sallyport_ruleset::iptables::rule::Ruleset;
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 
 use self::precedence::Precedence;
+use self::routing::Routing;
 use self::unreadable::Reach;
 use crate::cleanup;
 use crate::connections::{Connections, Draining};
@@ -140,6 +143,11 @@ pub struct Converger<E> {
     held: bool,
     /// Whether each family that needed it was forwarded at the end of the last pass.
     forwarding: BTreeMap<Family, bool>,
+    routing: Routing,
+    /// The record of IPv6 forwarding, if it was turned on here and is needed.
+    heeded: Option<sysctl::Record>,
+    /// When it was last looked whether router advertisements are heeded.
+    heard: Instant,
     /// Whether it has been noted what comes into being with our rules.
     remembered: bool,
     precedence: Precedence,
@@ -164,6 +172,9 @@ impl<E: Engine> Converger<E> {
             carried: BTreeMap::new(),
             held: false,
             forwarding: BTreeMap::new(),
+            routing: Routing::default(),
+            heeded: None,
+            heard: Instant::now(),
             remembered: false,
             precedence: Precedence::default(),
             waiting: Waiting::default(),
@@ -171,8 +182,8 @@ impl<E: Engine> Converger<E> {
     }
 
     /// Takes up the connections of what was carried before, once that is known.
-    pub fn take_up_connections(&mut self, addresses: &[LocalAddress], state: &StateDir) {
-        self.connections.take_up(self.carried.values(), addresses, state);
+    pub fn take_up_connections(&mut self, facts: &NodeFacts<'_>, state: &StateDir) {
+        self.connections.take_up(self.carried.values(), facts, state);
     }
 
     /// Whether the last pass read our rules back as they should be, even if it failed afterwards.
@@ -256,6 +267,8 @@ impl<E: Engine> Converger<E> {
         // Last, so that trouble with it keeps no rule and no connection alive that has to go.
         let families = families_of(reach.as_ref().map_or_else(|| self.desired.ruleset(), |reach| &reach.ruleset));
         report.forwarding = self.turn_on_forwarding(intents.node.ip_forward, &families, state)?;
+        self.routing.failures = self.judge_routing(facts.addresses);
+        report.failures.extend(self.routing.failures.iter().cloned());
         Ok(report)
     }
 
@@ -284,7 +297,7 @@ impl<E: Engine> Converger<E> {
 
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be
     /// now, which may be nothing. `None` when a pass would have nothing to do and nothing new to tell.
-    pub async fn drift(&mut self) -> Result<Option<Vec<Difference>>, Error> {
+    pub async fn drift(&mut self, addresses: &[LocalAddress]) -> Result<Option<Vec<Difference>>, Error> {
         let mut due = self.precedence.is_over(Instant::now());
         if self.engine.changed()? {
             let before = self.installed.take();
@@ -302,6 +315,7 @@ impl<E: Engine> Converger<E> {
             _ => Vec::new(),
         };
         found.retain(|difference| difference.kind != Kind::Shadow || !self.precedence.is_yielded());
+        due |= self.is_deaf() | self.is_routed_otherwise(addresses);
         for (family, before) in &self.forwarding {
             let on = self.is_forwarded(*family)?;
             due |= on != *before;
@@ -412,6 +426,7 @@ impl<E: Engine> Converger<E> {
             }
             self.forwarding.insert(*family, true);
         }
+        self.heed_advertisements(state)?;
         Ok(families)
     }
 

@@ -58,12 +58,12 @@ async fn preview<E: Engine>(
     host: &mut ThisHost,
 ) -> anyhow::Result<Vec<String>> {
     let now = host.clock.now();
-    let addresses = host.addresses.clone();
-    let facts = NodeFacts::of(&addresses, now);
+    let (addresses, found) = (host.addresses.clone(), host.found().to_vec());
+    let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, now) };
     let waiting = host.port_gate.admit(&mut converger, intents, &facts, Instant::now()).await;
     converger.carry(host.state.intents()?.map(Rc::new).as_ref());
     converger.carry_noted(host.state.carried()?);
-    converger.take_up_connections(&addresses, &host.state);
+    converger.take_up_connections(&facts, &host.state);
     let Preview { ops, families, ended, failures, unreadable } = converger.preview(intents, waiting, &facts).await?;
     let plans = converger.plans(intents, &facts)?;
     let plans = plans.context("somebody changed rules meanwhile; try again")?;

@@ -2,7 +2,6 @@
 //!
 //! How long a forward waits is decided in `port_gate`.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use sallyport_api::condition::Reason;
@@ -11,8 +10,9 @@ use sallyport_engine::listeners::process_of;
 use sallyport_engine::network::Network;
 use sallyport_ruleset::binding::bindings;
 use sallyport_ruleset::facts::NodeFacts;
+use sallyport_ruleset::listen::Listen;
 use sallyport_ruleset::listener::{Listener, in_the_way};
-use sallyport_ruleset::table::{Failure, listen_addresses};
+use sallyport_ruleset::table::Failure;
 
 use crate::intents::Intents;
 
@@ -22,13 +22,13 @@ pub(crate) const FREE: Duration = Duration::from_secs(10);
 /// Who listens on this host, and where forwards would.
 pub(crate) struct SocketView<'a> {
     listeners: &'a [Listener],
-    listen: Vec<IpAddr>,
+    listen: Listen,
 }
 
 impl<'a> SocketView<'a> {
     /// Of a host with `facts`, for the pool of `intents`.
     pub(crate) fn of(intents: &Intents, facts: &NodeFacts<'a>) -> Self {
-        Self { listeners: facts.listeners, listen: listen_addresses(&intents.node, facts.addresses) }
+        Self { listeners: facts.listeners, listen: Listen::of(&intents.node, facts.addresses, facts.found) }
     }
 
     /// Those that a forward would take the clients from.

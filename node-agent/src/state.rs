@@ -7,6 +7,7 @@
 //! newcomers.json  those of them that never were admitted, if any: somebody else listens on their ports
 //! past.json       where rules that have gone led to, until the last connection by them has ended
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
+//! found.json      the listen addresses that the pool has found on this host: what is away for a moment stays wanted
 //! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
 //! first-seen.json since when each forward is there, for grants that limit lifetimes
 //! host.json       settings of the host as they were before us, for `cleanup`
@@ -17,6 +18,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -74,8 +76,16 @@ pub enum Error {
 }
 
 /// The files in a state directory, but for the lock and the manifests.
-const FILES: [&str; 7] =
-    ["intents.json", "carried.json", "past.json", "newcomers.json", "clock.json", "first-seen.json", "host.json"];
+const FILES: [&str; 8] = [
+    "intents.json",
+    "carried.json",
+    "newcomers.json",
+    "past.json",
+    "found.json",
+    "clock.json",
+    "first-seen.json",
+    "host.json",
+];
 /// A file larger than this is not read: the last good intents of 10,000 forwards have some 6 MB.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// A program that an agent was just about to start when it was killed keeps the agent's lock until the kernel has loaded
@@ -170,6 +180,16 @@ impl StateDir {
             return remove(&self.path.join("past.json"));
         }
         self.store("past.json", past, true)
+    }
+
+    /// The listen addresses that the pool has found on this host, those that are away first.
+    pub fn found(&self) -> Result<Vec<IpAddr>, Error> {
+        Ok(self.load("found.json")?.unwrap_or_default())
+    }
+
+    /// Keeps them; on disk when this returns.
+    pub fn keep_found(&self, found: &[IpAddr]) -> Result<(), Error> {
+        self.store("found.json", &found, true)
     }
 
     /// The highest time that was seen; 1970 if none was kept.

@@ -361,7 +361,7 @@ pub const ROWS: &[Row] = &[
     Row {
         number: 28,
         fault: "a listen address goes and comes back",
-        promise: "only its own forwards go and come with it",
+        promise: "its rules wait for it, and nothing that is merely routed is captured",
         tests: &[
             kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_nft"),
             kernel("drift_is_repaired", "every_drift_is_repaired_within_a_second_with_legacy"),

@@ -68,7 +68,7 @@ const EDITS: &[(&str, &str, &str)] = &[
     ("10.30.1.79", "'ff02::1'", "targets"),
     ("10.30.1.79", "'::ffff:10.30.1.79'", "targets"),
     ("10.30.1.79", "'64:ff9b::a1e:14f'", "targets"),
-    ("spec:\n", "spec:\n  addresses: [ 10.30.1.99 ]\n", "addresses"),
+    ("spec:\n", "spec:\n  addresses: [ 127.0.0.1 ]\n", "addresses"),
     ("spec:\n", "spec:\n  pool: elsewhere\n", "pool"),
     ("spec:\n", "spec:\n  colour: red\n", "colour"),
     ("spec:\n", "spec:\n  sourceNAT: { mode: Sometimes }\n", "sourceNAT"),

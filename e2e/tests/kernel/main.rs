@@ -1,5 +1,6 @@
 //! What packets do in a real kernel: a lone gateway in a lab of network namespaces, one module a promise.
 
+mod addresses_come_and_go;
 mod bad_input;
 mod both_variants;
 mod cleanup_leaves_no_trace;
@@ -24,6 +25,7 @@ mod removed_target_drains_or_is_severed;
 mod render_and_plan;
 mod several_targets;
 mod survives_agent_death;
+mod the_host_itself_is_proven;
 mod udp_follows;
 mod unreadable_tables;
 mod who_else_gets_in;

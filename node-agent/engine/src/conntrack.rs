@@ -4,6 +4,7 @@
 //! what comes is read where it lies, and only what the caller picks is kept. Which of them are no longer allowed is decided
 //! elsewhere, in `sallyport_ruleset::flow`.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{
@@ -28,6 +29,7 @@ const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
 const CTA_TUPLE_MASTER: u16 = 14;
 const CTA_ZONE: u16 = 18;
+const CTA_MARK_MASK: u16 = 21;
 const CTA_FILTER: u16 = 25;
 const CTA_STATUS_MASK: u16 = 26;
 const CTA_TUPLE_IP: u16 = 1;
@@ -45,6 +47,8 @@ const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 /// "The protocol number of the tuple must be equal" (`net/netfilter/nf_internals.h`).
 const FILTER_PROTOCOL: u32 = 1 << 3;
+/// The same of its destination address.
+const FILTER_DESTINATION: u32 = 1 << 1;
 
 // include/uapi/linux/netfilter/nf_conntrack_common.h
 const IPS_SEEN_REPLY: u32 = 1 << 1;
@@ -59,6 +63,8 @@ const CLOSE: u8 = 8;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 
+/// The kernel walks all entries for each list that it is asked for: for more addresses than these, one list of all is quicker.
+const ONE_BY_ONE: usize = 8;
 /// Bytes before the attributes of a message (`struct nfgenmsg`).
 const HEADER_BYTES: usize = 4;
 
@@ -76,16 +82,56 @@ impl Conntrack {
         Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
     }
 
-    /// Gives `each` every TCP and UDP connection whose destination was translated, of both families and any zone.
-    pub async fn translated(&self, mut each: impl FnMut(&Flow)) -> Result<(), Error> {
-        let filter = status(IPS_DST_NAT, IPS_DST_NAT);
-        // A kernel before 5.14 ignores the filter and sends everything: look again.
-        self.list("list translated connections", NetfilterProtoFamily::Unspec, filter, |flow| {
-            if flow.dnat {
+    /// Gives `each` every TCP and UDP connection, of both families, whose destination was translated and which has a bit of
+    /// `mark`, or was sent to one of `addresses` in no zone that somebody made.
+    pub async fn translated(
+        &self,
+        mark: u32,
+        addresses: &BTreeSet<IpAddr>,
+        mut each: impl FnMut(&Flow),
+    ) -> Result<(), Error> {
+        let question = "list translated connections";
+        if addresses.len() > ONE_BY_ONE {
+            let filter = status(IPS_DST_NAT, IPS_DST_NAT);
+            let look = |flow: &Flow| {
+                if flow.dnat && (flow.mark & mark != 0 || flow.zone == 0 && addresses.contains(&flow.original.dst.ip()))
+                {
+                    each(flow);
+                }
+            };
+            return self.list(question, NetfilterProtoFamily::Unspec, filter, look).await;
+        }
+        let mut filter = status(IPS_DST_NAT, IPS_DST_NAT);
+        filter.extend([number(CTA_MARK, mark), number(CTA_MARK_MASK, mark)]);
+        // A kernel ignores the filters that it does not know, and sends everything: look again.
+        let by_mark = |flow: &Flow| {
+            if flow.dnat && flow.mark & mark != 0 {
                 each(flow);
             }
-        })
-        .await
+        };
+        self.list(question, NetfilterProtoFamily::Unspec, filter, by_mark).await?;
+        let mut unmarked = |flow: &Flow| {
+            if flow.dnat && flow.mark & mark == 0 && flow.zone == 0 && addresses.contains(&flow.original.dst.ip()) {
+                each(flow);
+            }
+        };
+        for address in addresses.iter().filter(|address| address.is_ipv4()) {
+            let mut filter = status(IPS_DST_NAT, IPS_DST_NAT);
+            filter.push(nested(CTA_TUPLE_ORIG, &[nested(CTA_TUPLE_IP, &[destination(*address)])]));
+            filter.push(only(FILTER_DESTINATION));
+            self.list(question, NetfilterProtoFamily::IPv4, filter, &mut unmarked).await?;
+        }
+        // Of IPv6 kernels send what has another destination than is asked for (`ctnetlink_filter_match_tuple`, seen with 6.18).
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            let filter = status(IPS_DST_NAT, IPS_DST_NAT);
+            let six = |flow: &Flow| {
+                if flow.original.dst.is_ipv6() {
+                    unmarked(flow);
+                }
+            };
+            self.list(question, NetfilterProtoFamily::IPv6, filter, six).await?;
+        }
+        Ok(())
     }
 
     /// Gives `each` every connection of `family` and `protocol`, of any zone, whose destination was not translated; of TCP only
@@ -103,10 +149,7 @@ impl Conntrack {
         let mut filter = status(0, IPS_DST_NAT | unanswered);
         // The kernel takes a filter by protocol only together with one family.
         filter.push(nested(CTA_TUPLE_ORIG, &[nested(CTA_TUPLE_PROTO, &[protocol_number(protocol)])]));
-        filter.push(nested(
-            CTA_FILTER,
-            &[DefaultNla::new(CTA_FILTER_ORIG_FLAGS, FILTER_PROTOCOL.to_ne_bytes().to_vec())],
-        ));
+        filter.push(only(FILTER_PROTOCOL));
         // A kernel before 5.8 ignores that one.
         self.list("list connections that were not translated", family_of(family), filter, |flow| {
             if !flow.dnat && flow.protocol == protocol && (protocol == Protocol::Udp || flow.stage == Stage::Opening) {
@@ -173,9 +216,23 @@ fn family_of(family: Family) -> NetfilterProtoFamily {
 
 /// Asks for those entries whose status has under `mask` the bits of `bits`.
 fn status(bits: u32, mask: u32) -> Vec<DefaultNla> {
-    [(CTA_STATUS, bits), (CTA_STATUS_MASK, mask)]
-        .map(|(kind, value)| DefaultNla::new(kind, value.to_be_bytes().to_vec()))
-        .to_vec()
+    vec![number(CTA_STATUS, bits), number(CTA_STATUS_MASK, mask)]
+}
+
+fn number(kind: u16, value: u32) -> DefaultNla {
+    DefaultNla::new(kind, value.to_be_bytes().to_vec())
+}
+
+/// Says which parts of the original direction an entry must have as asked.
+fn only(parts: u32) -> DefaultNla {
+    nested(CTA_FILTER, &[DefaultNla::new(CTA_FILTER_ORIG_FLAGS, parts.to_ne_bytes().to_vec())])
+}
+
+fn destination(ip: IpAddr) -> DefaultNla {
+    match ip {
+        IpAddr::V4(ip) => DefaultNla::new(CTA_IP_V4_DST, ip.octets().to_vec()),
+        IpAddr::V6(ip) => DefaultNla::new(CTA_IP_V6_DST, ip.octets().to_vec()),
+    }
 }
 
 fn nested(kind: u16, inner: &[DefaultNla]) -> DefaultNla {
@@ -193,19 +250,14 @@ fn protocol_number(protocol: Protocol) -> DefaultNla {
 }
 
 fn tuple_attribute((protocol, tuple): Start) -> DefaultNla {
-    let [src, dst] = match tuple.src.ip() {
-        IpAddr::V4(_) => [CTA_IP_V4_SRC, CTA_IP_V4_DST],
-        IpAddr::V6(_) => [CTA_IP_V6_SRC, CTA_IP_V6_DST],
-    };
-    let address = |kind, ip| match ip {
-        IpAddr::V4(ip) => DefaultNla::new(kind, ip.octets().to_vec()),
-        IpAddr::V6(ip) => DefaultNla::new(kind, ip.octets().to_vec()),
+    let source = match tuple.src.ip() {
+        IpAddr::V4(ip) => DefaultNla::new(CTA_IP_V4_SRC, ip.octets().to_vec()),
+        IpAddr::V6(ip) => DefaultNla::new(CTA_IP_V6_SRC, ip.octets().to_vec()),
     };
     let port = |kind, port: u16| DefaultNla::new(kind, port.to_be_bytes().to_vec());
-    let addresses = nested(CTA_TUPLE_IP, &[address(src, tuple.src.ip()), address(dst, tuple.dst.ip())]);
-    let ports = [port(CTA_PROTO_SRC_PORT, tuple.src.port()), port(CTA_PROTO_DST_PORT, tuple.dst.port())];
-    let [src_port, dst_port] = ports;
-    nested(CTA_TUPLE_ORIG, &[addresses, nested(CTA_TUPLE_PROTO, &[protocol_number(protocol), src_port, dst_port])])
+    let addresses = nested(CTA_TUPLE_IP, &[source, destination(tuple.dst.ip())]);
+    let (from, to) = (port(CTA_PROTO_SRC_PORT, tuple.src.port()), port(CTA_PROTO_DST_PORT, tuple.dst.port()));
+    nested(CTA_TUPLE_ORIG, &[addresses, nested(CTA_TUPLE_PROTO, &[protocol_number(protocol), from, to])])
 }
 
 fn attributes(bytes: &[u8]) -> NlasIterator<&[u8]> {
@@ -309,10 +361,6 @@ mod tests {
 
     fn start(protocol: Protocol, src: &str, dst: &str) -> Start {
         (protocol, Tuple { src: src.parse().unwrap(), dst: dst.parse().unwrap() })
-    }
-
-    fn number(kind: u16, value: u32) -> DefaultNla {
-        DefaultNla::new(kind, value.to_be_bytes().to_vec())
     }
 
     /// A tuple as an attribute of another kind than the original direction.

@@ -154,7 +154,7 @@ impl Socket {
     }
 
     /// Sends `message`, which asks for a list, and gives what stands behind the header of each entry to `each`, undecoded: a list
-    /// may be long, and little of it may matter. Others run between its parts.
+    /// may be long, and little of it may matter. Others run after each of its parts.
     pub async fn list<M>(
         &self,
         question: &'static str,
@@ -170,10 +170,10 @@ impl Socket {
             let length = self.receive(question, &mut datagram)?;
             let end = answer
                 .take_in(&datagram[..length], |message| each(NetlinkBuffer::new(message).payload()).map(|()| false));
+            tokio::task::yield_now().await;
             if let Some(outcome) = ended(question, end) {
                 return outcome;
             }
-            tokio::task::yield_now().await;
         }
     }
 

@@ -1,11 +1,12 @@
-//! What there is of the host's network beside rules, whichever engine they are put there by: tracked connections, and
-//! sockets that listen.
+//! What there is of the host's network beside rules, whichever engine they are put there by: tracked connections, sockets
+//! that listen, and routes.
 
 use sallyport_ruleset::listener::Listener;
 
 use crate::conntrack::Conntrack;
 use crate::listeners::listeners;
 use crate::netlink::Error;
+use crate::route::lookup::Lookups;
 
 /// The network of a host.
 pub trait Network {
@@ -14,6 +15,9 @@ pub trait Network {
 
     /// The sockets that listen; `None` where no kernel is involved.
     fn listeners(&self) -> Result<Option<Vec<Listener>>, Error>;
+
+    /// What becomes of packets by the routes; `None` where no kernel is involved.
+    fn lookups(&self) -> Option<Lookups>;
 }
 
 /// The network namespace of the calling thread.
@@ -28,6 +32,10 @@ impl Network for Namespace {
     fn listeners(&self) -> Result<Option<Vec<Listener>>, Error> {
         listeners().map(Some)
     }
+
+    fn lookups(&self) -> Option<Lookups> {
+        Some(Lookups::default())
+    }
 }
 
 /// No kernel at all.
@@ -41,5 +49,9 @@ impl Network for NoKernel {
 
     fn listeners(&self) -> Result<Option<Vec<Listener>>, Error> {
         Ok(None)
+    }
+
+    fn lookups(&self) -> Option<Lookups> {
+        None
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod addresses;
 pub mod events;
+pub mod lookup;
 pub mod masquerade;
 pub mod routes;

@@ -9,12 +9,16 @@
 //! - IPv6 only: routes learned from router advertisements go, and later advertisements are
 //!   ignored, on every interface whose `accept_ra` is not 2.
 //!
+//! So `accept_ra` becomes 2 wherever it is 1, before the switch: a route that comes with the first advertisement after it is
+//! as dear as one that is there already. `default` is among these, so that interfaces made later begin with it, and whoever
+//! puts 1 back is followed.
+//!
 //! Writing the value that the switch already has changes nothing. `route_localnet` is never
 //! written. When forwarding is needed, and where the record is kept, is the agent's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use sallyport_ruleset::family::Family;
@@ -27,9 +31,6 @@ const REDIRECTS_WHILE_ON: &str = "0";
 const RA_UNLESS_FORWARDING: &str = "1";
 /// `accept_ra`: take router advertisements even while forwarding.
 const RA_ALWAYS: &str = "2";
-/// The route came from a router advertisement (`RTF_ADDRCONF` in
-/// `include/uapi/linux/ipv6_route.h`).
-const RTF_ADDRCONF: u32 = 0x0004_0000;
 
 /// A setting that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +65,7 @@ pub struct Record {
     forwarding: BTreeMap<String, String>,
     /// `conf/all/accept_redirects`, which follows the switch of IPv4 only.
     accept_redirects: Option<String>,
-    /// Interfaces whose `accept_ra` goes from 1 to 2, IPv6 only.
+    /// Interfaces, and `default`, whose `accept_ra` goes from 1 to 2, IPv6 only.
     accept_ra: BTreeSet<String>,
 }
 
@@ -97,7 +98,6 @@ impl Record {
 #[derive(Clone, Debug)]
 pub struct Sysctl {
     root: PathBuf,
-    ipv6_routes: PathBuf,
 }
 
 impl Default for Sysctl {
@@ -110,13 +110,12 @@ impl Sysctl {
     /// `proc_sys` is `/proc/sys` or wherever it is mounted writable.
     #[must_use]
     pub fn mounted_at(proc_sys: &Path) -> Self {
-        Self::new(proc_sys.join("net"), "/proc/net/ipv6_route")
+        Self::new(proc_sys.join("net"))
     }
 
-    /// `root` is `/proc/sys/net` or wherever it is mounted writable; `ipv6_routes` is the
-    /// kernel's list of IPv6 routes, `/proc/net/ipv6_route`.
-    pub fn new(root: impl Into<PathBuf>, ipv6_routes: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), ipv6_routes: ipv6_routes.into() }
+    /// `root` is `/proc/sys/net` or wherever it is mounted writable.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
     }
 
     /// Whether packets of `family` are forwarded.
@@ -135,7 +134,7 @@ impl Sysctl {
         };
         let accept_ra = match family {
             Family::V4 => BTreeSet::new(),
-            Family::V6 => self.advertised_interfaces()?,
+            Family::V6 => self.deaf_interfaces()?,
         };
         let forwarding = self.forwarding_of_each(family)?;
         Ok(Some(Record { family, forwarding, accept_redirects, accept_ra }))
@@ -146,6 +145,23 @@ impl Sysctl {
         // First, because the switch drops the routes of interfaces which are not yet at 2.
         self.move_accept_ra(record, RA_UNLESS_FORWARDING, RA_ALWAYS)?;
         write(&self.switch(record.family), ON)
+    }
+
+    /// Whether somebody has made an interface ignore router advertisements since `record` was applied, by the value that
+    /// only heeds them while nothing is forwarded: if so `record` with what [`Sysctl::apply_advertisements`] would change.
+    pub fn plan_advertisements(&self, record: &Record) -> Result<Option<Record>, Error> {
+        let deaf = self.deaf_interfaces()?;
+        if record.family == Family::V4 || deaf.is_empty() {
+            return Ok(None);
+        }
+        let mut record = record.clone();
+        record.accept_ra.extend(deaf);
+        Ok(Some(record))
+    }
+
+    /// Has them heed advertisements again, as planned.
+    pub fn apply_advertisements(&self, record: &Record) -> Result<(), Error> {
+        self.move_accept_ra(record, RA_UNLESS_FORWARDING, RA_ALWAYS)
     }
 
     /// Puts back every value of `record` that is still as [`Sysctl::apply`] left it. What
@@ -179,7 +195,12 @@ impl Sysctl {
             write_if_differs(&redirects, value)?;
         }
         // Last, because each write to a `forwarding` above may drop routes of what is not at 2.
-        self.move_accept_ra(record, RA_ALWAYS, RA_UNLESS_FORWARDING)
+        let mut record = record.clone();
+        if record.accept_ra.contains("default") {
+            let made_since = |name: &String| !record.forwarding.contains_key(name);
+            record.accept_ra.extend(self.interfaces(family)?.into_iter().filter(made_since));
+        }
+        self.move_accept_ra(&record, RA_ALWAYS, RA_UNLESS_FORWARDING)
     }
 
     /// Writes `to` to the recorded interfaces which are at `from`.
@@ -197,21 +218,17 @@ impl Sysctl {
         Ok(())
     }
 
-    /// Interfaces that have a route from a router advertisement and would lose it.
-    fn advertised_interfaces(&self) -> Result<BTreeSet<String>, Error> {
-        let fail = |source| Error::Read { path: self.ipv6_routes.clone(), source };
-        let mut interfaces = BTreeSet::new();
-        for line in BufReader::new(File::open(&self.ipv6_routes).map_err(fail)?).lines() {
-            interfaces.extend(advertised_interface(&line.map_err(fail)?).map(str::to_owned));
-        }
-        let mut losing = BTreeSet::new();
-        for interface in interfaces {
-            let path = self.conf(Family::V6, &interface, "accept_ra");
-            if read_if_there(&path)?.as_deref() == Some(RA_UNLESS_FORWARDING) {
-                losing.insert(interface);
+    /// Interfaces, and `default`, that heed router advertisements only while nothing is forwarded.
+    fn deaf_interfaces(&self) -> Result<BTreeSet<String>, Error> {
+        let mut deaf = BTreeSet::new();
+        // The value of `all` is nobody's.
+        for interface in self.interfaces(Family::V6)?.into_iter().filter(|name| name != "all") {
+            if read_if_there(&self.conf(Family::V6, &interface, "accept_ra"))?.as_deref() == Some(RA_UNLESS_FORWARDING)
+            {
+                deaf.insert(interface);
             }
         }
-        Ok(losing)
+        Ok(deaf)
     }
 
     fn forwarding_of_each(&self, family: Family) -> Result<BTreeMap<String, String>, Error> {
@@ -256,15 +273,6 @@ impl Sysctl {
             Family::V6 => "ipv6",
         })
     }
-}
-
-/// The interface of a line of `/proc/net/ipv6_route` (`rt6_info_route` in `net/ipv6/route.c`:
-/// the last two of ten columns are flags and interface), if the route was advertised.
-fn advertised_interface(line: &str) -> Option<&str> {
-    let mut columns = line.split_ascii_whitespace().skip(8);
-    let flags = u32::from_str_radix(columns.next()?, 16).ok()?;
-    let interface = columns.next()?;
-    (flags & RTF_ADDRCONF != 0).then_some(interface)
 }
 
 fn read(path: &Path) -> Result<String, Error> {

@@ -44,7 +44,7 @@ fn addresses_of_every_interface_are_listed_in_order() {
                 address("127.0.0.1", 8, false),
                 address("::1", 128, false),
                 address("2001:db8::78", 64, true),
-                address("2001:db8::79", 64, false),
+                address("2001:db8::79", 64, true),
                 address("fe80::1", 64, false),
             ]
         );

@@ -38,12 +38,21 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// The translated ones, by source port.
-fn translated(conntrack: &Conntrack) -> Vec<Flow> {
+/// The mark of ours.
+const OURS: u32 = 0x1000;
+
+/// Those that have our mark or were sent to one of `addresses`, by source port.
+fn translated_to(conntrack: &Conntrack, addresses: &[&str]) -> Vec<Flow> {
     let mut flows = Vec::new();
-    block_on(conntrack.translated(|flow| flows.push(*flow))).unwrap();
+    let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+    block_on(conntrack.translated(OURS, &addresses, |flow| flows.push(*flow))).unwrap();
     flows.sort_unstable_by_key(|flow| flow.original.src.port());
     flows
+}
+
+/// The same of the addresses that the tests insert.
+fn translated(conntrack: &Conntrack) -> Vec<Flow> {
+    translated_to(conntrack, &["10.30.1.78", "2001:db8::78", "2001:db8:1::78"])
 }
 
 /// Source ports of those that were not translated, sorted.
@@ -129,6 +138,30 @@ fn every_field_of_every_kind_of_flow_is_read() {
 }
 
 #[test]
+fn of_what_others_translate_only_what_was_sent_to_an_address_of_ours_is_listed() {
+    in_namespace("of_what_others_translate_only_what_was_sent_to_an_address_of_ours_is_listed", || {
+        let entry = |to: &str, port: u16, mark: u32| {
+            insert(&format!("-p udp -m {mark} -s 10.30.0.10 -d {to} --sport {port} --dport 53 --dst-nat 10.30.2.20"));
+        };
+        for (to, port, mark) in
+            [("10.30.1.78", 1, 0), ("10.30.1.78", 2, OURS), ("10.30.1.77", 3, 0), ("10.30.1.77", 4, OURS)]
+        {
+            entry(to, port, mark);
+        }
+        let conntrack = Conntrack::open().unwrap();
+        let ports = |addresses: &[&str]| -> Vec<u16> {
+            translated_to(&conntrack, addresses).iter().map(|flow| flow.original.src.port()).collect()
+        };
+        insert("-p udp -w 3 -s 10.30.0.10 -d 10.30.1.78 --sport 5 --dport 53 --dst-nat 10.30.2.20");
+        assert_eq!(ports(&[]), [2, 4]);
+        assert_eq!(ports(&["10.30.1.78", "fd00::78"]), [1, 2, 4]);
+        let many: Vec<String> =
+            (70..90).map(|last| format!("10.30.1.{last}")).filter(|ip| ip != "10.30.1.77").collect();
+        assert_eq!(ports(&many.iter().map(String::as_str).collect::<Vec<_>>()), [1, 2, 4]);
+    });
+}
+
+#[test]
 fn what_is_stuck_is_found_among_what_was_not_translated() {
     in_namespace("what_is_stuck_is_found_among_what_was_not_translated", || {
         let tcp = |port: u16, state: &str| {
@@ -180,8 +213,8 @@ fn each_family_protocol_and_zone_can_be_deleted() {
         insert(&format!("{tcp} {v6} --sport 2"));
         insert(&format!("-p udp --dport 53 {v4} --sport 3"));
         insert(&format!("-p udp --dport 53 {v6} --sport 4"));
-        insert(&format!("-p udp --dport 53 {v4} --sport 5 -w 7"));
-        insert(&format!("-p udp --dport 53 {v4} --sport 6 --orig-zone 8"));
+        insert(&format!("-p udp --dport 53 {v4} --sport 5 -w 7 -m 0x1000"));
+        insert(&format!("-p udp --dport 53 {v4} --sport 6 --orig-zone 8 -m 0x1000"));
         let conntrack = Conntrack::open().unwrap();
         let mut left = translated(&conntrack);
         assert_eq!(left.len(), 6);
@@ -248,7 +281,12 @@ const MEMORY_KIB: u64 = 16 * 1024;
 fn two_hundred_thousand_flows_of_others_hold_nobody_up_and_take_no_memory() {
     in_namespace("two_hundred_thousand_flows_of_others_hold_nobody_up_and_take_no_memory", || {
         let directory = tempfile::tempdir().unwrap();
-        for (what, translation) in [("routed", ""), ("translated by others", "--dst-nat 172.17.0.2")] {
+        let translated = "--dst-nat 172.17.0.2";
+        for (what, translation, ours, all) in [
+            ("routed", "", "10.30.1.78", 1),
+            ("translated by others", translated, "10.30.1.78", 1),
+            ("translated by others at an address of ours", translated, "192.0.2.1", 200_000),
+        ] {
             let path = directory.path().join("entries");
             fs::write(&path, (0..200_000).map(|n| foreign_entry(n, translation)).collect::<String>()).unwrap();
             run("conntrack -F");
@@ -256,30 +294,32 @@ fn two_hundred_thousand_flows_of_others_hold_nobody_up_and_take_no_memory() {
             insert(&udp_entry(40000));
 
             let conntrack = Conntrack::open().unwrap();
-            let before = peak();
-            let (mut ours, mut seen, mut longest, begun) = (Vec::new(), 0, Duration::ZERO, used());
+            let (addresses, before) = ([ours.parse().unwrap()].into(), peak());
+            let (mut kept, mut seen, mut longest, begun) = (Vec::new(), 0, Duration::ZERO, used());
             block_on(async {
                 let mut last = used();
                 let others = async {
                     loop {
-                        tokio::task::yield_now().await;
                         let now = used();
                         longest = longest.max(now.saturating_sub(last));
                         last = now;
+                        tokio::task::yield_now().await;
                     }
                 };
                 let look = |flow: &Flow| {
                     seen += 1;
-                    ours.extend((flow.original.dst.port() == 53).then_some(*flow));
+                    kept.extend((flow.original.src.port() == 40000).then_some(*flow));
                 };
                 tokio::select! {
-                    outcome = conntrack.translated(look) => outcome.unwrap(),
+                    biased;
+                    outcome = conntrack.translated(OURS, &addresses, look) => outcome.unwrap(),
                     () = others => {}
                 }
             });
             let (took, grown) = (used().saturating_sub(begun), peak() - before);
             println!("{what}: {seen} seen, {took:?} in all, {longest:?} at a time, {grown} KiB");
-            assert_eq!((ours.len(), seen), (1, if translation.is_empty() { 1 } else { 200_001 }), "{what}");
+            assert_eq!(seen, all, "{what}");
+            assert!(kept.len() < 5, "{what}: {kept:?}");
             assert!(longest <= HOLD_UP, "{what}: {longest:?}");
             assert!(grown <= MEMORY_KIB, "{what}: {grown} KiB");
         }

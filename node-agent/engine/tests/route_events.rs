@@ -1,4 +1,4 @@
-//! Kernel tier: what the kernel says of addresses and forwarding, in a network namespace of its own. Needs root and
+//! Kernel tier: what the kernel says of addresses, rules and forwarding, in a network namespace of its own. Needs root and
 //! iproute2.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
@@ -15,8 +15,8 @@ use tokio::time::timeout;
 const SOON: Duration = Duration::from_secs(5);
 
 #[test]
-fn every_change_of_addresses_or_forwarding_is_heard_and_nothing_else() {
-    in_namespace("every_change_of_addresses_or_forwarding_is_heard_and_nothing_else", || {
+fn every_change_of_addresses_rules_or_forwarding_is_heard_and_nothing_else() {
+    in_namespace("every_change_of_addresses_rules_or_forwarding_is_heard_and_nothing_else", || {
         run("ip link add v0 type veth peer name v1");
         run("ip link set v0 addrgenmode none up");
         run("ip link set v1 addrgenmode none up");
@@ -33,6 +33,10 @@ fn every_change_of_addresses_or_forwarding_is_heard_and_nothing_else() {
                 "sysctl -qw net.ipv4.ip_forward=1",
                 "sysctl -qw net.ipv4.ip_forward=0",
                 "sysctl -qw net.ipv6.conf.all.forwarding=1",
+                "sysctl -qw net.ipv4.conf.v0.forwarding=1",
+                "sysctl -qw net.ipv4.conf.v0.rp_filter=1",
+                "ip rule add fwmark 2/0xff table 2",
+                "ip -6 rule add fwmark 2/0xff table 2",
             ] {
                 run(change);
                 assert!(timeout(SOON, notices.changed()).await.is_ok(), "{change}");

@@ -150,9 +150,15 @@ fn forwarding_that_somebody_else_turned_off_stays_off() {
         for (family, switch) in [(Family::V4, "ipv4/ip_forward"), (Family::V6, "ipv6/conf/all/forwarding")] {
             let record = switch_on(&sysctl, family);
             put(switch, "0");
-            let before = everything();
+            let others = || {
+                let mut all = everything();
+                all.retain(|path, _| !path.ends_with("accept_ra"));
+                all
+            };
+            let before = others();
             sysctl.restore(&record).unwrap();
-            assert_eq!(everything(), before);
+            assert!(others() == before, "{family}");
+            assert_eq!(get("ipv6/conf/v0/accept_ra"), "1");
         }
     });
 }
@@ -204,10 +210,30 @@ fn a_route_from_a_router_advertisement_survives_forwarding() {
         let sysctl = Sysctl::default();
         let record = switch_on(&sysctl, Family::V6);
         assert_eq!(get("ipv6/conf/v0/accept_ra"), "2");
-        assert_eq!(get("ipv6/conf/v1/accept_ra"), "1", "nothing was advertised there");
+        assert_eq!(get("ipv6/conf/v1/accept_ra"), "2", "nothing was advertised there yet");
         assert!(default_route_becomes(true), "the route went when forwarding was turned on");
         sysctl.restore(&record).unwrap();
         assert!(default_route_becomes(true), "the route went when forwarding was turned off");
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn a_route_comes_with_the_first_advertisement_after_forwarding_was_turned_on() {
+    in_namespace("a_route_comes_with_the_first_advertisement_after_forwarding_was_turned_on", || {
+        interfaces();
+        let before = everything();
+        let sysctl = Sysctl::default();
+        let record = switch_on(&sysctl, Family::V6);
+        put("ipv6/conf/v0/accept_ra_from_local", "1");
+        advertise();
+        assert!(default_route_becomes(true), "no route from the first advertisement");
+        run("ip link add v2 type bridge");
+        assert_eq!(get("ipv6/conf/v2/accept_ra"), "2");
+        sysctl.restore(&record).unwrap();
+        assert_eq!(get("ipv6/conf/v2/accept_ra"), "1");
+        run("ip link delete v2");
+        put("ipv6/conf/v0/accept_ra_from_local", "0");
         assert_eq!(everything(), before);
     });
 }

@@ -10,6 +10,7 @@ use sallyport_api::intent::{IntentPort, IntentTarget};
 use sallyport_api::{Protocol, SourceNatMode};
 
 use crate::family::Family;
+use crate::listen::Listen;
 
 /// One port or range of ports of one forward, on one address of the node.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,13 +65,12 @@ fn of_family(nets: &[IpNet], family: Family) -> impl Iterator<Item = IpNet> {
 
 /// What `forward` asks of a node that listens on `listen`: by family, port and address. Empty where no listen address that
 /// it names has the family of one of its targets.
-pub fn bindings<'a>(forward: &'a SliceForward, listen: &[IpAddr]) -> impl Iterator<Item = Binding<'a>> {
+pub fn bindings<'a>(forward: &'a SliceForward, listen: &Listen) -> impl Iterator<Item = Binding<'a>> {
     let intent = &forward.intent;
+    let listen = listen.of_forward(intent);
     Family::BOTH.into_iter().flat_map(move |family| {
-        let named =
-            |ip: &IpAddr| Family::of(*ip) == family && (intent.addresses.is_empty() || intent.addresses.contains(ip));
         let served = intent.targets.iter().any(|target| Family::of(target.ip) == family);
-        let addresses: Vec<IpAddr> = listen.iter().copied().filter(|ip| served && named(ip)).collect();
+        let addresses: Vec<IpAddr> = listen.iter().copied().filter(|ip| served && Family::of(*ip) == family).collect();
         intent.ports.iter().flat_map(move |port| {
             let bind = |listen: &IpAddr| Binding { forward, listen: *listen, port: *port };
             addresses.iter().map(bind).collect::<Vec<_>>()

@@ -106,6 +106,8 @@ type ByPort<'a> = BTreeMap<u16, (IntentPort, &'a SliceForward)>;
 pub struct Allowed<'a> {
     /// By listen address, protocol and first port; claims are disjoint, so one entry covers a port.
     claims: BTreeMap<(IpAddr, Protocol), ByPort<'a>>,
+    /// The listen addresses that are on the node, in order.
+    here: &'a [IpAddr],
     past: &'a Translations,
 }
 
@@ -117,7 +119,7 @@ impl<'a> Allowed<'a> {
         for Binding { forward, listen, port } in table.bindings() {
             claims.entry((listen, port.protocol)).or_default().insert(port.port, (port, forward));
         }
-        Self { claims, past }
+        Self { claims, here: table.listen(), past }
     }
 
     /// The translations of rules that have gone.
@@ -179,6 +181,12 @@ impl<'a> Allowed<'a> {
         (!takes_new).then_some(forward)
     }
 
+    /// The addresses that rules which are there, or were, take connections from.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.claims.keys().map(|(listen, _)| *listen).chain(self.past.addresses()).collect()
+    }
+
     /// The families and protocols of which there are forwards.
     #[must_use]
     pub fn kinds(&self) -> BTreeSet<(Family, Protocol)> {
@@ -191,7 +199,9 @@ impl<'a> Allowed<'a> {
     #[must_use]
     pub fn bypasses(&self, flow: &Flow) -> bool {
         let is_stuck = flow.protocol == Protocol::Udp || flow.stage == Stage::Opening;
-        is_stuck && !flow.dnat && flow.zone == 0 && self.admits(&flow.start())
+        // What goes to an address that is away is merely routed.
+        let is_here = self.here.binary_search(&flow.original.dst.ip()).is_ok();
+        is_stuck && !flow.dnat && flow.zone == 0 && is_here && self.admits(&flow.start())
     }
 }
 

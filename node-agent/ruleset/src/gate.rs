@@ -1,8 +1,6 @@
 //! What never reaches a kernel, whoever said that it may: the agent's own check of each intent, and what only its host can
 //! see.
 
-use std::net::IpAddr;
-
 use sallyport_api::SourceNatMode;
 use sallyport_api::condition::Reason;
 use sallyport_api::forward_slice::SliceForward;
@@ -14,12 +12,13 @@ use sallyport_policy::recheck::recheck;
 
 use crate::binding::bindings;
 use crate::facts::LocalAddress;
+use crate::listen::Listen;
 
 /// Checks again, here, what must never reach a kernel, whatever the operator said, and what only this host can see.
 pub(crate) fn refuse(
     forward: &SliceForward,
     reserved: &[Reserved],
-    listen: &[IpAddr],
+    listen: &Listen,
     local: &[LocalAddress],
     now: Moment,
 ) -> Option<(Reason, String)> {

@@ -8,6 +8,7 @@
 //! Which intents a node is given is not here: `sallyport-policy` decides that.
 //! No I/O, no clock, no process, no random source: every function here can be called a million times in a test.
 
+pub mod address;
 pub mod binding;
 pub mod chain;
 pub mod facts;
@@ -15,7 +16,9 @@ pub mod firewall;
 pub mod flow;
 mod gate;
 pub mod iptables;
+pub mod listen;
 pub mod listener;
+pub mod routing;
 pub mod table;
 
 pub use sallyport_api::Protocol;

@@ -52,6 +52,7 @@ mod tests {
 
     use super::*;
     use crate::binding::bindings;
+    use crate::listen::Listen;
 
     fn listener(protocol: Protocol, ip: &str, port: u16) -> Listener {
         Listener { protocol, ip: ip.parse().unwrap(), port, inode: 7 }
@@ -65,7 +66,7 @@ mod tests {
     /// Whether one of `listeners` is in the way of `intent` on a host that listens on `listen`.
     fn is_in_the_way(intent: Intent, listen: &[IpAddr], listeners: &[Listener]) -> bool {
         let forward = SliceForward { intent, ..forward().slice_forward(|_| IntentHash::default()) };
-        !in_the_way(&bindings(&forward, listen).collect::<Vec<_>>(), listeners).is_empty()
+        !in_the_way(&bindings(&forward, &Listen::on(listen)).collect::<Vec<_>>(), listeners).is_empty()
     }
 
     #[test]

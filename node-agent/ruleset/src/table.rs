@@ -8,6 +8,7 @@
 
 mod entries;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use crate::binding::{Binding, bindings};
 use crate::facts::{LocalAddress, NodeFacts};
 use crate::family::Family;
 use crate::gate::refuse;
+use crate::listen::{Listen, is_wanted};
 
 /// Why a forward is not programmed on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +43,7 @@ pub struct ForwardingTable {
     reserved: Vec<Reserved>,
     /// Every address of the node, in order.
     local: Vec<LocalAddress>,
-    /// The listen addresses that are really on the node, in order.
-    listen: Vec<IpAddr>,
+    listen: Listen,
     entries: Entries,
 }
 
@@ -95,13 +96,13 @@ impl ForwardingTable {
     ) -> TableChange {
         let mut local = facts.addresses.to_vec();
         local.sort_unstable();
-        let is_new = self.node.as_ref() != Some(node) || self.depends_on_change_to(&local);
+        let listen = Listen::of(node, facts.addresses, facts.found);
+        let is_new = self.node.as_ref() != Some(node) || self.listen != listen || self.depends_on_change_to(&local);
         if is_new {
             self.node = Some(node.clone());
             self.reserved = Reserved::of(&node.reserved_ports);
-            let retired = node.state == NodeState::Retired;
-            self.listen = if retired { Vec::new() } else { listen_addresses(node, &local) };
-            self.entries.rest(retired);
+            self.listen = listen;
+            self.entries.rest(node.state == NodeState::Retired);
         }
         self.local = local;
         let Self { reserved, local, listen, entries, .. } = self;
@@ -130,7 +131,21 @@ impl ForwardingTable {
     /// The listen addresses that are really on the node, in order.
     #[must_use]
     pub fn listen(&self) -> &[IpAddr] {
-        &self.listen
+        self.listen.here()
+    }
+
+    /// Whether this is an address of the node now.
+    #[must_use]
+    pub fn is_here(&self, listen: IpAddr) -> bool {
+        self.listen.is_here(listen)
+    }
+
+    /// The addresses on which something is forwarded, or would be, in order.
+    #[must_use]
+    pub fn known_addresses(&self) -> Vec<IpAddr> {
+        let bound = self.bindings().map(|binding| binding.listen);
+        let all: BTreeSet<IpAddr> = self.listen.known().iter().copied().chain(bound).collect();
+        all.into_iter().collect()
     }
 
     /// In order of the forwards' references; those of a forward by family, port and address.
@@ -153,7 +168,8 @@ impl ForwardingTable {
     }
 
     /// The bindings of one forward.
-    pub(crate) fn bindings_of<'a>(&self, forward: &'a SliceForward) -> Vec<Binding<'a>> {
+    #[must_use]
+    pub fn bindings_of<'a>(&self, forward: &'a SliceForward) -> Vec<Binding<'a>> {
         bindings(forward, &self.listen).collect()
     }
 
@@ -168,20 +184,6 @@ impl ForwardingTable {
     pub fn carries_nothing(&self) -> bool {
         self.entries.carried().next().is_none()
     }
-}
-
-/// The addresses of `local` on which the pool of `node` listens, in order.
-#[must_use]
-pub fn listen_addresses(node: &GatewayNodeSpec, local: &[LocalAddress]) -> Vec<IpAddr> {
-    let mut listen: Vec<IpAddr> = local.iter().filter(|own| is_wanted(node, own)).map(|own| own.ip).collect();
-    listen.sort_unstable();
-    listen.dedup();
-    listen
-}
-
-/// Whether the pool of `node` listens on this address of it.
-fn is_wanted(node: &GatewayNodeSpec, own: &LocalAddress) -> bool {
-    own.global && (node.addresses.contains(&own.ip) || node.listen_cidrs.iter().any(|net| net.contains(&own.ip)))
 }
 
 #[cfg(test)]

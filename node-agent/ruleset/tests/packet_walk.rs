@@ -162,13 +162,16 @@ fn walk(specs: &[PortForwardSpec], listen: &[&str], drops: bool, chosen: &[bool]
     let node = &scene.nodes[0];
     let compiled = Scene::compile(&decision, node).unwrap();
     let ops = render(&compiled.ruleset);
-    let declared: Vec<Declared<'_>> = scene
-        .forwards
-        .iter()
-        .filter(|forward| matches!(decision.forwards[&forward.key], Decided::Accepted(_)))
-        .filter(|forward| compiled.table.failures().all(|failure| failure.forward != forward.key))
-        .map(|forward| Declared { spec: asks(forward), listen: compiled.table.listen() })
-        .collect();
+    let carried = || {
+        let accepted = scene.forwards.iter();
+        let accepted = accepted.filter(|forward| matches!(decision.forwards[&forward.key], Decided::Accepted(_)));
+        accepted.filter(|forward| compiled.table.failures().all(|failure| failure.forward != forward.key))
+    };
+    let on = |listen| carried().map(move |forward| Declared { spec: asks(forward), listen }).collect::<Vec<_>>();
+    let declared = on(compiled.table.listen());
+    // An address that is away keeps its connections.
+    let known: Vec<IpAddr> = listen.iter().map(|ip| ip.parse().unwrap()).collect();
+    let kept = on(&known);
     let past = Translations::default();
     let allowed = Allowed::new(&compiled.table, &past);
     let local: Vec<IpAddr> = node.local_addresses().iter().map(|own| own.ip).collect();
@@ -208,7 +211,7 @@ fn walk(specs: &[PortForwardSpec], listen: &[&str], drops: bool, chosen: &[bool]
             seen.delivered += 1;
             delivered(with, &outcomes, &shares, &what);
         }
-        let admitted = oracle::admitted(&declared, protocol, src.ip(), dst);
+        let admitted = oracle::admitted(&kept, protocol, src.ip(), dst);
         // A UDP flow ends with its target too, so without one there is nothing to keep.
         for (_, connection) in outcomes.iter().filter(|_| protocol == "tcp" || !admitted || !shares.is_empty()) {
             // Where nothing was delivered nobody knows what would have become of the source: either is right.

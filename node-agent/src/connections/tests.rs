@@ -1,6 +1,7 @@
 //! Where rules led to is noted before they go, and is found again by the next agent.
 
 use sallyport_api::id::Moment;
+use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::flow::{Flow, Tuple};
 
 use super::*;
@@ -19,7 +20,8 @@ impl Scene {
     }
 
     fn follow(&mut self, text: &str, addresses: &[LocalAddress]) {
-        let wanted = intents(text);
+        let mut wanted = intents(text);
+        wanted.node.addresses = addresses.iter().map(|own| own.ip).collect();
         let nobody = std::collections::BTreeSet::new();
         let changes = wanted.changes_since(self.before.as_ref(), &nobody, &nobody);
         let facts = NodeFacts::of(addresses, Moment::default());
@@ -70,7 +72,7 @@ fn where_rules_lead_is_noted_once_they_are_to_go() {
     scene.connections.note(&state);
     assert_eq!(noted(&state), [8000]);
 
-    // All of them at once, as an address that goes takes them along.
+    // All of them at once, as an address that is not selected any more takes them along.
     let rest: Vec<LocalAddress> = local().into_iter().filter(|own| own.ip.is_ipv6()).collect();
     scene.follow(&all[2..].concat(), &rest);
     scene.connections.note(&state);
@@ -82,7 +84,7 @@ fn what_an_agent_before_carried_is_noted_once_its_rules_are_to_go() {
     let (_guard, state) = state();
     let carried = Rc::new(intents(&(forward("a", 8000) + &forward("b", 8001))));
     let mut scene = Scene::new();
-    scene.connections.take_up([&carried], &local(), &state);
+    scene.connections.take_up([&carried], &NodeFacts::of(&local(), Moment::default()), &state);
     scene.follow(&forward("b", 8001), &local());
     scene.connections.note(&state);
     assert_eq!(noted(&state), [8000]);
@@ -90,7 +92,7 @@ fn what_an_agent_before_carried_is_noted_once_its_rules_are_to_go() {
     // Another one, which has not come to ending them.
     let mut scene = Scene::new();
     let carried = Rc::new(intents(&forward("b", 8001)));
-    scene.connections.take_up([&carried], &local(), &state);
+    scene.connections.take_up([&carried], &NodeFacts::of(&local(), Moment::default()), &state);
     scene.follow("", &local());
     scene.connections.note(&state);
     assert_eq!(noted(&state), [8000, 8001]);
@@ -105,7 +107,7 @@ fn who_never_was_admitted_or_ended_long_ago_led_nowhere() {
     state.keep_not_admitted(&[("default/waits".into(), true)].into()).unwrap();
     state.keep_highest_time(sallyport_api::id::Moment(1_700_000_000)).unwrap();
     let mut scene = Scene::new();
-    scene.connections.take_up([&carried], &local(), &state);
+    scene.connections.take_up([&carried], &NodeFacts::of(&local(), Moment::default()), &state);
     scene.follow("", &local());
     scene.connections.note(&state);
     assert_eq!(noted(&state), [8000], "connections to the same places are somebody else's");

@@ -13,6 +13,7 @@ use sallyport_api::testing::Forward;
 use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::iptables::NftObject;
+use sallyport_engine::route::lookup::Lookups;
 use sallyport_engine::{Error, command};
 use sallyport_policy::digest::slice_hash;
 use sallyport_ruleset::facts::LocalAddress;
@@ -84,6 +85,10 @@ impl Network for FakeNetwork {
             return Err(netlink::Error::Interrupted { question: "fake" });
         }
         Ok(Some(self.listeners.borrow().clone()))
+    }
+
+    fn lookups(&self) -> Option<Lookups> {
+        None
     }
 }
 
@@ -211,15 +216,16 @@ pub(crate) fn local() -> Vec<LocalAddress> {
     vec![of("10.30.1.78", 24), of("fd00::78", 64)]
 }
 
-/// What is decided upon the manifests in `text`, which must all be acceptable.
+/// What is decided upon the manifests in `text`, which must all be acceptable, for a node with the addresses of that host.
 pub(crate) fn intents(text: &str) -> Intents {
     let objects: Vec<_> = manifest::read(&mut text.as_bytes()).into_iter().map(|object| object.expect(text)).collect();
     let named: Vec<_> = objects.iter().map(|object| ("x.yaml", object)).collect();
-    let addresses = local().iter().map(|own| own.ip).collect();
+    let addresses: Vec<_> = local().iter().map(|own| own.ip).collect();
     let (held, first_seen) = Default::default();
-    let Decided { intents, problems, .. } =
-        decide_here(&named, "gw1", addresses, &held, None, &first_seen, Moment::default());
+    let Decided { mut intents, problems, .. } =
+        decide_here(&named, "gw1", addresses.clone(), &held, None, &first_seen, Moment::default());
     assert_eq!(problems, []);
+    (intents.node.addresses, intents.node.listen_cidrs) = (addresses, Vec::new());
     intents
 }
 

@@ -46,7 +46,7 @@ impl Scene {
             }
             fs::write(root.join("ipv4/ip_forward"), "0\n").unwrap();
             fs::write(root.join("routes"), "").unwrap();
-            Some(Sysctl::new(root, root.join("routes")))
+            Some(Sysctl::new(root))
         })
     }
 
@@ -62,7 +62,7 @@ impl Scene {
 
     /// What somebody else has changed.
     async fn drift(&mut self) -> Option<String> {
-        self.converger.drift().await.unwrap().map(|found| told(&found))
+        self.converger.drift(&local()).await.unwrap().map(|found| told(&found))
     }
 
     fn kernel(&mut self) -> &mut Kernel {

@@ -15,7 +15,6 @@ use sallyport_api::id::{IntentHash, Uid};
 use sallyport_engine::Engine;
 use sallyport_policy::digest::intent_hash;
 use sallyport_policy::intersection::intersection;
-use sallyport_ruleset::binding::bindings;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
@@ -58,7 +57,7 @@ impl Reach {
         let carried: BTreeMap<&Uid, &IntentHash> = carried.collect();
         let concerned = |forward: &&&Arc<SliceForward>| {
             !failed.contains(&forward.r#ref)
-                && bindings(forward, table.listen()).any(|binding| self.carried.contains_key(&binding.family()))
+                && table.bindings_of(forward).iter().any(|binding| self.carried.contains_key(&binding.family()))
         };
         let failure = |forward: &&Arc<SliceForward>| {
             let state = match carried.get(&forward.uid) {
@@ -118,7 +117,7 @@ impl<E: Engine> Converger<E> {
     /// What may be programmed of what is desired for `intents`, now that the kernel was read; `None` if all of it.
     pub(super) fn reach(&self, intents: &Intents, facts: &NodeFacts<'_>) -> Option<Reach> {
         let installed = self.installed.as_ref()?;
-        let (node, listen) = (&intents.node, self.table.listen());
+        let (node, listen) = (&intents.node, self.table.known_addresses());
         let unreadable = |family: &Family| installed.family(*family).unreadable().next().is_some();
         let families: Vec<Family> = Family::BOTH.into_iter().filter(unreadable).collect();
         if families.is_empty() {

@@ -48,7 +48,7 @@ impl Scene {
         if let Ok(report) = self.converger.converge(&wanted, waiting, &facts, &self.state).await {
             self.gate.passed(&wanted);
             assert!(failures.iter().all(|failure| report.failures.contains(failure)));
-            let drift = self.converger.drift().await.unwrap();
+            let drift = self.converger.drift(&local()).await.unwrap();
             assert!(drift.is_none_or(|found| found.is_empty()), "who waits is no drift");
         }
         failures.iter().map(|failure| format!("{} {:?}", failure.forward.name, failure.reason)).collect()

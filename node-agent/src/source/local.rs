@@ -1,9 +1,10 @@
 //! Objects of manifests → intents of this one host: the operator's decision, made without a cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use sallyport_api::forward_slice::{ForwardRef, ForwardSliceSpec};
 use sallyport_api::gateway_node::{GatewayNodeSpec, NodeState};
@@ -129,15 +130,7 @@ pub fn decide_here(
             report(format!("PortForward {key}"), found);
         }
     }
-    let node = decision.nodes.remove(&node_name.into()).unwrap_or_else(|| GatewayNodeSpec {
-        pool: DEFAULT_POOL.to_owned(),
-        state: NodeState::Active,
-        addresses: Vec::new(),
-        listen_cidrs: Vec::new(),
-        ip_forward: IpForward::default(),
-        backend: FirewallBackend::default(),
-        reserved_ports: Vec::new(),
-    });
+    let node = node_of(decision.nodes.remove(&node_name.into()), &pools);
     let ours = decision.slices.into_iter().filter(|(_, slice)| slice.pool == node.pool);
     let shared = |(name, slice): (String, ForwardSliceSpec)| {
         let slice = sharing(slice, held.get(&name));
@@ -160,6 +153,28 @@ pub fn unapplied(objects: &[(&str, &Object)], intents: &Intents) -> Vec<String> 
         _ => None,
     };
     objects.iter().filter_map(note).collect()
+}
+
+/// What was decided of this host as a node. Each address that a lone host has is its own, and which these are changes without
+/// anybody's deciding.
+fn node_of(decided: Option<GatewayNodeSpec>, pools: &[PoolObject]) -> GatewayNodeSpec {
+    let Some(node) = decided else {
+        return GatewayNodeSpec {
+            pool: DEFAULT_POOL.to_owned(),
+            state: NodeState::Active,
+            addresses: Vec::new(),
+            listen_cidrs: Vec::new(),
+            ip_forward: IpForward::default(),
+            backend: FirewallBackend::default(),
+            reserved_ports: Vec::new(),
+        };
+    };
+    let chosen = pools.iter().find(|pool| pool.name == node.pool).map(|pool| &pool.spec.listen.addresses);
+    let all = chosen.into_iter().flatten().any(|chosen| chosen.r#type == ListenAddressType::NodeInternalIp);
+    let everything =
+        || [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()].map(|ip| IpNet::new_assert(ip, 0));
+    let listen_cidrs = if all { everything().to_vec() } else { node.listen_cidrs };
+    GatewayNodeSpec { addresses: Vec::new(), listen_cidrs, ..node }
 }
 
 /// The pool of a host whose admin wrote none: whoever may write manifests may forward anything that is not always

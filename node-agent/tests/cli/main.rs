@@ -179,7 +179,7 @@ fn every_problem_is_one_line_with_file_object_and_field_and_hides_no_good_neighb
     scene.put("c.yaml", &forward("c", 8000));
     scene.put("d.yaml", "kind: Pod\napiVersion: v1\n");
     scene.put("e.yaml", &forward("e", 8002).replace("10.30.1.79", "10.30.1.78"));
-    scene.put("f.yaml", &forward("f", 8003).replace("spec:", "spec:\n  addresses: [ 10.30.1.99 ]"));
+    scene.put("f.yaml", &forward("f", 8003).replace("spec:", "spec:\n  addresses: [ 127.0.0.1 ]"));
     scene.put("g.yaml", &format!("{}{}", forward("h", 8004), forward("g", 22)));
     fs::write(scene.path("manifests/i.yaml"), b"\xff\xfe").unwrap();
     let output = scene.render(&[]);
@@ -192,7 +192,7 @@ fn every_problem_is_one_line_with_file_object_and_field_and_hides_no_good_neighb
         "error: g.yaml: PortForward default/g: spec.ports[0].port: 22/TCP is kept for the gateway itself",
         "error: good.yaml: PortForward default/good: spec.ports: port 8000/TCP is held by PortForward c",
         "error: i.yaml: is not UTF-8 text",
-        "error: f.yaml: PortForward default/f: none of spec.addresses is a listen address",
+        "error: f.yaml: PortForward default/f: spec.addresses[0]: 127.0.0.1 is a loopback address",
     ];
     let found = errors(&output);
     for start in expected {

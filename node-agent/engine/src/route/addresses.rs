@@ -78,8 +78,8 @@ fn is_global(message: &AddressMessage, ip: IpAddr) -> bool {
     let reachable = match ip {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
         IpAddr::V6(ip) => {
-            let unusable =
-                AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed | AddressHeaderFlags::Deprecated;
+            // A deprecated one is only no longer chosen as a source (RFC 4862, 5.5.4): keepalived and kube-vip make theirs so.
+            let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
             !ip.is_loopback() && !ip.is_unicast_link_local() && !header.flags.intersects(unusable)
         }
     };
@@ -120,9 +120,10 @@ mod tests {
 
     #[test]
     fn an_ipv6_address_that_cannot_be_used_is_not_global() {
-        for flag in [AddressHeaderFlags::Tentative, AddressHeaderFlags::Dadfailed, AddressHeaderFlags::Deprecated] {
+        for flag in [AddressHeaderFlags::Tentative, AddressHeaderFlags::Dadfailed] {
             assert!(!on(2, AddressScope::Universe, flag, "2001:db8::1").global, "{flag:?}");
         }
+        assert!(on(2, AddressScope::Universe, AddressHeaderFlags::Deprecated, "2001:db8::1").global);
         // The same bit means "older than another of its network" for IPv6 and IPv4 alike.
         let secondary = AddressHeaderFlags::Secondary;
         assert!(on(2, AddressScope::Universe, secondary, "2001:db8::1").global);

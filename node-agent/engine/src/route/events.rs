@@ -1,4 +1,4 @@
-//! The kernel's own word that addresses or forwarding of this network namespace have changed, through rtnetlink(7).
+//! The kernel's own word that addresses, routing rules or forwarding of this network namespace have changed, through rtnetlink(7).
 //!
 //! What has changed is not taken from the messages: whoever is woken reads it anew, so one that got lost, or came twice,
 //! does no harm.
@@ -9,13 +9,14 @@ use futures::FutureExt as _;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 
-/// The groups to listen to (`enum rtnetlink_groups` in `include/uapi/linux/rtnetlink.h`): addresses and forwarding, of
-/// IPv4 and IPv6.
-const GROUPS: [u32; 4] = [5, 9, 24, 25];
+/// The groups to listen to (`enum rtnetlink_groups` in `include/uapi/linux/rtnetlink.h`): addresses, routing rules, and
+/// forwarding with what else is set for an interface, of IPv4 and IPv6. Not routes: a router may have a million of them, and
+/// change hundreds a second.
+const GROUPS: [u32; 6] = [5, 9, 8, 19, 24, 25];
 /// Messages are thrown away unread, so what does not fit in here does not matter.
 const BUFFER_BYTES: usize = 64;
 
-/// Says that addresses or forwarding may have changed.
+/// Says that addresses, routing rules or forwarding may have changed.
 pub struct RouteEvents {
     socket: TokioSocket,
 }

@@ -113,7 +113,7 @@ impl<'a> Interfaces<'a> {
     }
 }
 
-fn interface_names(socket: &Socket) -> Result<BTreeMap<u32, String>, Error> {
+pub(super) fn interface_names(socket: &Socket) -> Result<BTreeMap<u32, String>, Error> {
     let mut names = BTreeMap::new();
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
     socket.ask("list the interfaces", request, NLM_F_DUMP, |answer| {

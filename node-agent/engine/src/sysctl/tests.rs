@@ -10,11 +10,10 @@ struct Tree {
 }
 
 impl Tree {
-    /// Forwarding off, but for IPv4 of `eth1`; `eth0` lives on router advertisements.
+    /// Forwarding off, but for IPv4 of `eth1`; of router advertisements `eth1` wants none.
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let routes = directory.path().join("routes");
-        let tree = Self { sysctl: Sysctl::new(directory.path(), &routes), directory };
+        let tree = Self { sysctl: Sysctl::new(directory.path()), directory };
         for family in ["ipv4", "ipv6"] {
             for interface in ["all", "default", "lo", "eth0", "eth1"] {
                 tree.put(&format!("{family}/conf/{interface}/forwarding"), "0");
@@ -27,11 +26,7 @@ impl Tree {
         let switch = tree.directory.path().join("ipv4/ip_forward");
         std::os::unix::fs::symlink("conf/all/forwarding", switch).unwrap();
         tree.put("ipv4/conf/eth1/forwarding", "1");
-        let default = "00000000000000000000000000000000 00";
-        let none = "00000000000000000000000000000000 00 fe800000000000000000000000000001";
-        let advertised = format!("{default} {none} 00000400 00000001 00000000 00450003     eth0\n");
-        let by_hand = format!("{default} {none} 00000400 00000001 00000000 00000003     eth1\n");
-        fs::write(routes, advertised + &by_hand).unwrap();
+        tree.put("ipv6/conf/eth1/accept_ra", "0");
         tree
     }
 
@@ -96,7 +91,7 @@ fn planning_writes_nothing_and_is_empty_when_forwarding_is_on() {
 }
 
 #[test]
-fn only_the_switch_and_accept_ra_of_advertised_interfaces_are_written() {
+fn only_the_switch_and_accept_ra_where_it_would_be_ignored_are_written() {
     let tree = Tree::new();
     let mut expected = tree.all();
     for family in Family::BOTH {
@@ -107,7 +102,9 @@ fn only_the_switch_and_accept_ra_of_advertised_interfaces_are_written() {
     expected.insert(root.join("ipv4/ip_forward"), "1".to_owned());
     expected.insert(root.join("ipv4/conf/all/forwarding"), "1".to_owned());
     expected.insert(root.join("ipv6/conf/all/forwarding"), "1".to_owned());
-    expected.insert(root.join("ipv6/conf/eth0/accept_ra"), "2".to_owned());
+    for interface in ["default", "lo", "eth0"] {
+        expected.insert(root.join("ipv6/conf").join(interface).join("accept_ra"), "2".to_owned());
+    }
     assert_eq!(tree.all(), expected);
 }
 
@@ -149,6 +146,31 @@ fn a_gone_interface_is_skipped_and_a_new_one_gets_the_default() {
     tree.sysctl.restore(&record).unwrap();
     assert_eq!(tree.get("ipv6/conf/ppp0/forwarding"), "0");
     assert!(!tree.directory.path().join("ipv6/conf/eth0").exists());
+}
+
+#[test]
+fn whoever_has_an_interface_ignore_advertisements_again_is_followed_and_all_is_put_back() {
+    let tree = Tree::new();
+    let before = tree.all();
+    let record = tree.on(Family::V6);
+    assert_eq!(tree.sysctl.plan_advertisements(&record).unwrap(), None);
+    assert_eq!(tree.sysctl.plan_advertisements(&tree.on(Family::V4)).unwrap(), None);
+    // One begins with what `default` says, one is set by a program of the host, one is its admin's.
+    for (interface, value) in [("ppp0", "2"), ("eth0", "1"), ("tun0", "1"), ("tun1", "0")] {
+        tree.put(&format!("ipv6/conf/{interface}/accept_ra"), value);
+        tree.put(&format!("ipv6/conf/{interface}/forwarding"), "1");
+    }
+    let record = tree.sysctl.plan_advertisements(&record).unwrap().unwrap();
+    tree.sysctl.apply_advertisements(&record).unwrap();
+    let now = ["ppp0", "eth0", "tun0", "tun1"].map(|name| tree.get(&format!("ipv6/conf/{name}/accept_ra")));
+    assert_eq!(now, ["2", "2", "2", "0"]);
+    tree.sysctl.restore(&record).unwrap();
+    let after = ["ppp0", "eth0", "tun0", "tun1"].map(|name| tree.get(&format!("ipv6/conf/{name}/accept_ra")));
+    assert_eq!(after, ["1", "1", "1", "0"]);
+    for (path, value) in before {
+        let family = path.strip_prefix(tree.directory.path()).unwrap();
+        assert!(family.starts_with("ipv4") || fs::read_to_string(&path).unwrap().trim() == value, "{}", path.display());
+    }
 }
 
 #[test]

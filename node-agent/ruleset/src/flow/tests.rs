@@ -47,6 +47,20 @@ fn table(forwards: &[&SliceForward]) -> ForwardingTable {
     ForwardingTable::new(&serde_json::from_value(node).unwrap(), &forwards, &NodeFacts::of(&own, Moment::default()))
 }
 
+#[test]
+fn what_goes_to_an_address_that_is_away_stays_as_it_is() {
+    let (forward, node) = (forward(), json!({ "pool": "default", "state": "Active", "addresses": ["10.30.1.78"] }));
+    let signed = Arc::new(SliceForward { hash: intent_hash(&forward.intent), ..forward });
+    let (local, node) =
+        (LocalAddress { ip: ip("10.30.1.77"), prefix_len: 32, global: true }, serde_json::from_value(node));
+    let table = ForwardingTable::new(&node.unwrap(), [&signed], &NodeFacts::of(&[local], Moment::default()));
+    let allowed = Allowed::new(&table, &NOTHING);
+    let ours = flow(TCP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.79:3306");
+    assert!(!allowed.forbids(&ours), "the absence of an address ends nothing");
+    let routed = Flow { mark: 0, dnat: false, ..flow(UDP, "10.30.1.80", "10.30.1.78:3306", "10.30.1.78:3306") };
+    assert!(!allowed.bypasses(&routed));
+}
+
 /// A connection of ours from `client` to `listen`, answered by `server`.
 fn flow(protocol: Protocol, client: &str, listen: &str, server: &str) -> Flow {
     let client = SocketAddr::new(ip(client), 40000);

@@ -114,6 +114,11 @@ impl Translations {
         self.insert(way_of(flow), flow.original.dst.port(), flow.original.dst.port());
     }
 
+    /// The addresses that they lead from.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.0.keys().map(|(_, listen, ..)| *listen)
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

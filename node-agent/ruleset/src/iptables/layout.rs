@@ -58,7 +58,7 @@ impl Layout {
         }
         for family in Family::BOTH {
             let (layout, mut written) = self.family(family);
-            layout.write(&mut written);
+            layout.write(&mut written, &|listen| table.is_here(listen));
         }
         if change.is_new {
             self.changed.extend(before.changed);
@@ -178,7 +178,7 @@ impl FamilyLayout {
     }
 
     /// Cuts the rules into chains.
-    fn write(&mut self, written: &mut Written<'_>) {
+    fn write(&mut self, written: &mut Written<'_>, is_here: &dyn Fn(IpAddr) -> bool) {
         let (mut pre, mut post, mut forward) = (None, None, None);
         for nat in Nat::BOTH {
             let mut body = Vec::new();
@@ -200,8 +200,10 @@ impl FamilyLayout {
                 continue;
             }
             for address in self.addresses.get(&nat).into_iter().flatten().map(|(address, _)| *address) {
-                // -A SALLY-PRE -d 10.30.1.78/32 -j SALLY-M
-                let rule = Rule { destination: Some(address), action: Action::Jump(group.clone()), ..Rule::default() };
+                // -A SALLY-PRE -d 10.30.1.78/32 -j SALLY-M; what is merely routed, to one that is not here, is not captured:
+                // -A SALLY-PRE -d 10.30.1.100/32 -m addrtype --dst-type LOCAL -j SALLY-M
+                let (destination, while_local) = (Some(address), !is_here(address));
+                let rule = Rule { destination, while_local, action: Action::Jump(group.clone()), ..Rule::default() };
                 pre.get_or_insert_with(Vec::new).push(rule.line());
             }
             // -A SALLY-M -j CONNMARK --set-xmark 0x30000000/0x30000000

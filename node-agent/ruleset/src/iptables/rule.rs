@@ -27,6 +27,8 @@ const FORMAT: &str = "v2";
 pub struct Rule {
     pub(crate) source: Option<IpNet>,
     pub(crate) destination: Option<IpAddr>,
+    /// Match only while the destination is an address of this host.
+    pub(crate) while_local: bool,
     pub(crate) protocol: Option<Protocol>,
     /// First and last destination port.
     pub(crate) ports: Option<(u16, u16)>,
@@ -115,6 +117,9 @@ impl Display for Rule {
         }
         if let Some(ip) = self.destination {
             write!(f, "-d {ip}/{} ", Family::of(ip).bits())?;
+        }
+        if self.while_local {
+            write!(f, "-m addrtype --dst-type LOCAL ")?;
         }
         if let Some(protocol) = self.protocol {
             let name = protocol_name(protocol);

@@ -80,6 +80,8 @@ enum Match {
     State(Vec<String>),
     Mark(u32, u32),
     Chance(f64),
+    /// The destination is an address of the host.
+    Local,
 }
 
 enum Target {
@@ -98,6 +100,7 @@ struct Packet<'a> {
     protocol: &'a str,
     src: IpAddr,
     dst: SocketAddr,
+    local: &'a [IpAddr],
     states: &'a [&'a str],
     connection: &'a mut Connection,
     dice: &'a mut Dice,
@@ -256,7 +259,8 @@ impl Host {
         connection: &mut Connection,
         dice: &mut Dice,
     ) -> End {
-        let mut packet = Packet { protocol: connection.protocol, src, dst, states, connection, dice };
+        let local = &self.local;
+        let mut packet = Packet { protocol: connection.protocol, src, dst, local, states, connection, dice };
         match visit(&self.tables[table], chain, &mut packet) {
             Left::End(end) => end,
             Left::Returned => End::Policy,
@@ -305,6 +309,7 @@ impl Packet<'_> {
                 state => self.states.contains(&state),
             }),
             Match::Mark(value, mask) => self.connection.mark & mask == *value,
+            Match::Local => self.local.contains(&self.dst.ip()),
             Match::Chance(chance) => self.dice.throw(*chance),
         }
     }
@@ -336,10 +341,17 @@ impl Rule {
                     Match::Mark(wanted, mask)
                 }
                 "--probability" => Match::Chance(value().parse().unwrap()),
+                "--dst-type" => {
+                    assert_eq!(value(), "LOCAL", "{text}");
+                    Match::Local
+                }
                 "--mode" | "-m" => {
                     let module = value();
                     assert!(
-                        matches!(module, "tcp" | "udp" | "conntrack" | "connmark" | "statistic" | "random"),
+                        matches!(
+                            module,
+                            "tcp" | "udp" | "addrtype" | "conntrack" | "connmark" | "statistic" | "random"
+                        ),
                         "{module} is not understood: {text}"
                     );
                     continue;

@@ -47,7 +47,8 @@ fn without_a_pool_everything_is_granted_on_the_hosts_addresses() {
     assert_eq!(problems, Vec::<String>::new());
     assert_eq!(names(&intents), ["one/a", "two/b"]);
     assert_eq!(intents.node.pool, "default");
-    assert_eq!(intents.node.addresses.len(), 2);
+    let everything = ["0.0.0.0/0", "::/0"].map(|block| block.parse::<IpNet>().unwrap());
+    assert_eq!((intents.node.addresses, intents.node.listen_cidrs), (Vec::new(), everything.to_vec()));
 }
 
 #[test]
@@ -77,7 +78,8 @@ fn a_pool_decides_and_its_node_selector_always_matches_here() {
     assert!(problems[0].ends_with(&format!("({:?})", Reason::NotGranted)), "{problems:?}");
     assert_eq!(intents.node.ip_forward, IpForward::Require);
     assert_eq!(intents.node.backend, FirewallBackend::IptablesLegacy);
-    assert_eq!(intents.node.addresses, ["fd00::78".parse::<IpAddr>().unwrap()]);
+    let block = vec!["fd00::/8".parse::<IpNet>().unwrap()];
+    assert_eq!((intents.node.addresses, intents.node.listen_cidrs), (Vec::new(), block));
 }
 
 #[test]
