@@ -4,7 +4,7 @@
 //! those that never were admitted, so that all others count as admitted after a restart, and after a reboot, which empties the
 //! kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,26 +29,28 @@ use crate::waiting::Waiting;
 /// So long after the agent's start, for those that waited before it: after a boot, others may start later than the agent.
 const START: Duration = Duration::from_mins(1);
 
-/// The forwards of this host at the gate, by uid; one that is not here has not been seen yet.
+/// The forwards of this host at the gate, by uid; one that is nowhere here has not been seen yet.
 #[derive(Debug, Default)]
 pub(crate) struct PortGate {
-    gates: BTreeMap<Uid, Gate>,
+    /// Whoever listens on their ports from now on comes too late.
+    admitted: HashSet<Uid>,
+    /// Somebody was there first.
+    waiting: BTreeMap<Uid, Wait>,
     /// The slices of which every forward is admitted, so that they need not be looked at again.
-    admitted: BTreeMap<String, Arc<ForwardSliceSpec>>,
+    complete: BTreeMap<String, Arc<ForwardSliceSpec>>,
     /// The intents with which a pass last came to its end.
     carried: Option<Rc<Intents>>,
+    /// Those that were admitted since then.
+    fresh: BTreeSet<Uid>,
     /// Those that were not admitted, by uid, and whether they wait, as they are on disk.
     kept: BTreeMap<Uid, bool>,
     /// What cannot be seen or kept.
     failure: Once,
 }
 
-/// How a forward stands.
-#[derive(Debug)]
+/// How a forward stands that was not admitted before.
 enum Gate {
-    /// Whoever listens there from now on comes too late.
     Admitted,
-    /// Somebody was there first.
     Waiting(Wait),
 }
 
@@ -107,12 +109,11 @@ impl PortGate {
             BTreeMap::new()
         });
         for forward in intents.forwards() {
-            let gate = match self.kept.get(&forward.uid) {
-                Some(true) => Gate::Waiting(Wait::restored(forward, now)),
-                Some(false) => continue,
-                None => Gate::Admitted,
-            };
-            self.gates.insert(forward.uid.clone(), gate);
+            match self.kept.get(&forward.uid) {
+                Some(true) => drop(self.waiting.insert(forward.uid.clone(), Wait::restored(forward, now))),
+                Some(false) => {}
+                None => self.admitted.extend([forward.uid.clone()]),
+            }
         }
     }
 
@@ -131,15 +132,8 @@ impl PortGate {
         now: Instant,
     ) -> Waiting {
         let outside = self.outside(intents);
-        if !outside.is_empty() {
-            // Whoever is admitted now and goes before a pass is good comes anew.
-            self.carried = None;
-        }
         let current: BTreeMap<&Uid, &IntentHash> = outside.iter().map(|f| (&f.uid, &f.hash)).collect();
-        self.gates.retain(|uid, gate| match gate {
-            Gate::Admitted => true,
-            Gate::Waiting(wait) => current.get(uid) == Some(&&wait.hash),
-        });
+        self.waiting.retain(|uid, wait| current.get(uid) == Some(&&wait.hash));
         let listeners = if outside.is_empty() { Ok(None) } else { converger.network.listeners() };
         match listeners {
             Ok(None) => {}
@@ -147,29 +141,34 @@ impl PortGate {
                 let facts = NodeFacts { listeners: &listeners, ..*facts };
                 let sockets = SocketView::of(intents, &facts);
                 for forward in outside {
-                    if let Some(gate) = self.gate_of(forward, &sockets, converger, intents, &facts, now).await {
-                        self.gates.insert(forward.uid.clone(), gate);
+                    match self.gate_of(forward, &sockets, converger, intents, &facts, now).await {
+                        Some(Gate::Admitted) => self.admit_one(&forward.uid),
+                        Some(Gate::Waiting(wait)) => drop(self.waiting.insert(forward.uid.clone(), wait)),
+                        None => {}
                     }
                 }
-                for gate in self.gates.values_mut() {
-                    if matches!(gate, Gate::Waiting(wait) if wait.free <= now) {
-                        *gate = Gate::Admitted;
-                    }
+                let freed = self.waiting.iter().filter(|(_, wait)| wait.free <= now);
+                for uid in freed.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
+                    self.admit_one(&uid);
                 }
             }
             Err(error) => {
                 self.log("cannot see who listens on this host, so no new forward waits for anybody", &error);
                 for forward in outside {
-                    self.gates.entry(forward.uid.clone()).or_insert(Gate::Admitted);
+                    if !self.waiting.contains_key(&forward.uid) {
+                        self.admit_one(&forward.uid);
+                    }
                 }
             }
         }
-        let waiting = self.gates.iter().filter_map(|(uid, gate)| match gate {
-            Gate::Admitted => None,
-            Gate::Waiting(wait) => Some((uid.clone(), wait.failure.clone())),
-        });
-        let (uids, failures) = waiting.unzip();
+        let (uids, failures) = self.waiting.iter().map(|(uid, wait)| (uid.clone(), wait.failure.clone())).unzip();
         Waiting { failures, uids }
+    }
+
+    fn admit_one(&mut self, uid: &Uid) {
+        self.waiting.remove(uid);
+        self.admitted.insert(uid.clone());
+        self.fresh.insert(uid.clone());
     }
 
     /// How a forward that was not admitted stands from now on; `None` if that is as before.
@@ -182,7 +181,7 @@ impl PortGate {
         facts: &NodeFacts<'_>,
         now: Instant,
     ) -> Option<Gate> {
-        if let Some(Gate::Waiting(wait)) = self.gates.get_mut(&forward.uid) {
+        if let Some(wait) = self.waiting.get_mut(&forward.uid) {
             wait.refresh(forward, sockets, now);
             if now >= wait.open {
                 return None;
@@ -208,22 +207,18 @@ impl PortGate {
         Some(Gate::Admitted)
     }
 
-    fn is_admitted(&self, uid: &Uid) -> bool {
-        matches!(self.gates.get(uid), Some(Gate::Admitted))
-    }
-
     /// The forwards that are not admitted.
     fn outside<'a>(&mut self, intents: &'a Intents) -> Vec<&'a Arc<SliceForward>> {
         let mut outside = Vec::new();
-        self.admitted.retain(|name, slice| intents.slices.get(name).is_some_and(|is| Arc::ptr_eq(is, slice)));
+        self.complete.retain(|name, slice| intents.slices.get(name).is_some_and(|is| Arc::ptr_eq(is, slice)));
         for (name, slice) in &intents.slices {
-            if self.admitted.contains_key(name) {
+            if self.complete.contains_key(name) {
                 continue;
             }
             let here = outside.len();
-            outside.extend(slice.forwards.iter().filter(|forward| !self.is_admitted(&forward.uid)));
+            outside.extend(slice.forwards.iter().filter(|forward| !self.admitted.contains(&forward.uid)));
             if outside.len() == here {
-                self.admitted.insert(name.clone(), Arc::clone(slice));
+                self.complete.insert(name.clone(), Arc::clone(slice));
             }
         }
         outside
@@ -233,7 +228,7 @@ impl PortGate {
     pub(crate) fn keep(&mut self, intents: &Intents, state: &StateDir) {
         let outside = self.outside(intents).into_iter();
         let outside: BTreeMap<Uid, bool> =
-            outside.map(|forward| (forward.uid.clone(), self.gates.contains_key(&forward.uid))).collect();
+            outside.map(|forward| (forward.uid.clone(), self.waiting.contains_key(&forward.uid))).collect();
         if self.kept == outside {
             return;
         }
@@ -248,12 +243,29 @@ impl PortGate {
 
     /// A pass came to its end: what was not wanted in it is no longer in the kernel, and comes anew.
     pub(crate) fn passed(&mut self, intents: &Rc<Intents>) {
-        if self.carried.as_ref() == Some(intents) {
+        let fresh = std::mem::take(&mut self.fresh);
+        let before = self.carried.replace(Rc::clone(intents));
+        if fresh.is_empty() && before.as_ref() == Some(intents) {
             return;
         }
-        let wanted: BTreeSet<&Uid> = intents.forwards().map(|forward| &forward.uid).collect();
-        self.gates.retain(|uid, gate| matches!(gate, Gate::Waiting(_)) || wanted.contains(uid));
-        self.carried = Some(Rc::clone(intents));
+        let Some(before) = before else {
+            let wanted: HashSet<&Uid> = intents.forwards().map(|forward| &forward.uid).collect();
+            self.admitted.retain(|uid| wanted.contains(uid));
+            return;
+        };
+        let nobody = BTreeSet::new();
+        let changes = intents.changes_since(Some(&before), &nobody, &nobody);
+        let come: HashSet<&Uid> = changes.come.iter().map(|forward| &forward.uid).collect();
+        let gone = changes.gone.iter().map(|forward| &forward.uid).filter(|uid| !come.contains(uid));
+        // Who was admitted and went before a pass was good is in none of the two.
+        let mut never_carried = fresh;
+        if !never_carried.is_empty() {
+            let wanted: HashSet<&Uid> = intents.forwards().map(|forward| &forward.uid).collect();
+            never_carried.retain(|uid| !wanted.contains(uid));
+        }
+        for uid in gone.chain(&never_carried) {
+            self.admitted.remove(uid);
+        }
     }
 
     /// Whether one that waits may be admitted.
@@ -264,17 +276,17 @@ impl PortGate {
         facts: &NodeFacts<'_>,
         now: Instant,
     ) -> bool {
-        if self.gates.values().all(|gate| matches!(gate, Gate::Admitted)) {
+        if self.waiting.is_empty() {
             return false;
         }
         let Ok(Some(listeners)) = network.listeners() else { return false };
         let sockets = SocketView::of(intents, &NodeFacts { listeners: &listeners, ..*facts });
         for forward in intents.forwards() {
-            if let Some(Gate::Waiting(wait)) = self.gates.get_mut(&forward.uid) {
+            if let Some(wait) = self.waiting.get_mut(&forward.uid) {
                 wait.refresh(forward, &sockets, now);
             }
         }
-        self.gates.values().any(|gate| matches!(gate, Gate::Waiting(wait) if wait.free <= now))
+        self.waiting.values().any(|wait| wait.free <= now)
     }
 
     fn log(&mut self, what: &str, error: &dyn std::error::Error) {

@@ -277,6 +277,11 @@ impl Iptables {
                 break;
             }
             let mut read = Installed::parse(&save).take(table);
+            if before.is_some() && apart::is_dormant(family, table)? {
+                let mut found = apart::read(self.variant, family, table, &why).await?;
+                found.unreadable = Some(apart::dormant(self.variant, family, table));
+                return Ok((found, HostFirewall { tables: Vec::new(), unread: vec![named] }));
+            }
             if before.is_some() && apart::tables_with_sets(family)?.iter().any(|name| name == table.name()) {
                 apart::mark_native(&mut read, family, table)?;
                 if before != Some(generation()?) {

@@ -27,7 +27,9 @@ mod uapi {
     pub(super) const GETSETELEM: u16 = 13;
 
     pub(super) const TABLE_NAME: u16 = 1;
+    pub(super) const TABLE_FLAGS: u16 = 2;
     pub(super) const TABLE_HANDLE: u16 = 4;
+    pub(super) const TABLE_DORMANT: u32 = 0x1;
 
     pub(super) const CHAIN_TABLE: u16 = 1;
     pub(super) const CHAIN_NAME: u16 = 3;
@@ -110,6 +112,17 @@ impl NftFamily {
 /// A hash of everything that a rule says. Not in it are its place, its handle, and what its counter has counted.
 pub(crate) type Print = [u8; 32];
 
+/// A table, without what is in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    pub(crate) name: String,
+    /// No other table ever has it, while the handles of its chains, rules and sets are those of a table of that name that is gone.
+    /// `None` on kernels that tell no handle.
+    pub(crate) handle: Option<u64>,
+    /// Whether its chains are there, but the kernel does not call them.
+    pub(crate) is_dormant: bool,
+}
+
 /// A chain, without its rules.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
@@ -172,15 +185,17 @@ impl Reader {
         self.generation.current()
     }
 
-    /// Gives `each` table's name and handle, which no other table ever has, while those of its chains, rules and sets are those of
-    /// a table of that name that is gone. `None` on kernels that tell no handle.
-    pub(crate) fn tables(&self, family: NftFamily, mut each: impl FnMut(&str, Option<u64>)) -> Result<(), Error> {
+    /// All tables.
+    pub(crate) fn tables(&self, family: NftFamily) -> Result<Vec<Table>, Error> {
+        let mut tables = Vec::new();
         self.list("list nftables tables", Message::new(uapi::GETTABLE, family), |bytes| {
-            let name = find(bytes, uapi::TABLE_NAME)?.map(text).unwrap_or_default();
-            let handle = find(bytes, uapi::TABLE_HANDLE)?.map(exactly).transpose()?;
-            each(&name, handle.map(u64::from_be_bytes));
+            let name = find(bytes, uapi::TABLE_NAME)?.map(text).unwrap_or_default().into_owned();
+            let handle = find(bytes, uapi::TABLE_HANDLE)?.map(exactly).transpose()?.map(u64::from_be_bytes);
+            let flags = find(bytes, uapi::TABLE_FLAGS)?.map(number).transpose()?.unwrap_or_default();
+            tables.push(Table { name, handle, is_dormant: flags & uapi::TABLE_DORMANT != 0 });
             Ok(())
-        })
+        })?;
+        Ok(tables)
     }
 
     /// Gives `each` chain, with the name of its table.

@@ -238,6 +238,50 @@ fn who_leads_to_a_chain_of_ours_is_seen_wherever_it_is() {
 }
 
 #[test]
+fn a_table_that_sleeps_asks_nobody_and_is_seen_to_sleep_and_wake() {
+    in_namespace("a_table_that_sleeps_asks_nobody_and_is_seen_to_sleep_and_wake", || {
+        block_on(async {
+            let mut engine = Iptables::new(Variant::Nft);
+            let wanted = forwards(8, "10.31.200.1");
+            converge(&mut engine, &wanted).await;
+            run("nft add table ip site { flags dormant ; }");
+            run("nft add chain ip site forward { type filter hook forward priority 0 ; policy drop ; }");
+            let named = |seen: &InstalledRuleset| seen.firewall.tables.iter().any(|table| table.name == "site");
+            assert!(!named(&engine.observe().await.unwrap()));
+            run("nft add table ip site");
+            assert!(engine.changed().unwrap() && named(&engine.observe().await.unwrap()));
+            run("nft delete table ip site");
+            for table in Table::BOTH {
+                run(&format!("nft add table ip {} {{ flags dormant ; }}", table.name()));
+                assert!(engine.changed().unwrap());
+                let seen = engine.observe().await.unwrap();
+                let why = seen.v4.table(table).unreadable.clone().unwrap();
+                assert!(why.contains("is dormant"), "{why}");
+                assert_eq!(seen.v4.table(table).ours, *wanted.0.v4.table(table), "what is there is read all the same");
+                // The message says what helps.
+                let (_, command) = why.split_once("run `").unwrap();
+                run(command.split_once('`').unwrap().0);
+                let seen = engine.observe().await.unwrap();
+                assert_eq!(seen.v4.table(table).unreadable, None);
+                assert_true(&seen, &wanted, "it woke up");
+            }
+        });
+    });
+}
+
+#[test]
+fn a_chain_of_a_usual_name_that_is_called_elsewhere_is_no_usual_one() {
+    in_namespace("a_chain_of_a_usual_name_that_is_called_elsewhere_is_no_usual_one", || {
+        block_on(async {
+            run("nft add table ip filter");
+            run("nft add chain ip filter FORWARD { type filter hook input priority 0 ; policy accept ; }");
+            let seen = Iptables::new(Variant::Nft).observe().await.unwrap();
+            assert!(seen.firewall.unread.iter().any(|what| what.contains("incompatible base-chains")), "{seen:?}");
+        });
+    });
+}
+
+#[test]
 fn a_table_that_was_made_again_with_other_elements_is_decoded_again() {
     in_namespace("a_table_that_was_made_again_with_other_elements_is_decoded_again", || {
         block_on(async {

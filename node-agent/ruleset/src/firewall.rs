@@ -15,6 +15,7 @@ mod leg;
 pub mod nft;
 pub(crate) mod packet;
 mod path;
+mod ranges;
 mod remedy;
 mod rules;
 mod screen;
@@ -111,6 +112,8 @@ pub struct BaseChain {
 /// Where on a forwarded packet's way a chain is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
+    /// As it comes off one interface, before anything else has seen it.
+    Ingress,
     /// As it comes in.
     Prerouting,
     /// Once it is known that it goes on to another host.
@@ -124,6 +127,7 @@ impl Hook {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Ingress => "ingress",
             Self::Prerouting => "prerouting",
             Self::Forward => "forward",
             Self::Postrouting => "postrouting",
@@ -133,9 +137,14 @@ impl Hook {
     /// The one of that name, in nftables or iptables.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Prerouting, Self::Forward, Self::Postrouting]
+        [Self::Ingress, Self::Prerouting, Self::Forward, Self::Postrouting]
             .into_iter()
             .find(|hook| hook.name().eq_ignore_ascii_case(name))
+    }
+
+    /// Whether it is not known yet where a packet goes.
+    fn is_incoming(self) -> bool {
+        matches!(self, Self::Ingress | Self::Prerouting)
     }
 }
 

@@ -20,7 +20,7 @@ use super::shape::Shape;
 use super::{Variant, apart};
 use crate::command;
 use crate::netlink::Error as NetlinkError;
-use crate::nftables::{Chain, NftFamily, Print, Reader, Rule};
+use crate::nftables::{Base, Chain, NftFamily, Print, Reader, Rule};
 use crate::{Error, netlink};
 
 /// To start a program costs as much as to decode so many rules.
@@ -121,6 +121,24 @@ fn builtin(table: Table) -> &'static [&'static str] {
     }
 }
 
+/// Whether iptables would take `base` for its own chain `name`.
+fn is_builtin(table: Table, name: &str, base: &Base) -> bool {
+    let (kind, priority) = match (table, name) {
+        (Table::Filter, _) => ("filter", 0),
+        (Table::Nat, "PREROUTING" | "OUTPUT") => ("nat", -100),
+        (Table::Nat, _) => ("nat", 100),
+    };
+    let hook = match name {
+        "PREROUTING" => 0,
+        "INPUT" => 1,
+        "FORWARD" => 2,
+        "OUTPUT" => 3,
+        _ => 4,
+    };
+    let is_named = builtin(table).contains(&name);
+    is_named && base.kind == kind && base.hook == hook && base.priority.cast_signed() == priority
+}
+
 /// The way through a table.
 struct Walk<'a> {
     known: &'a mut Known,
@@ -136,8 +154,10 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Reads all that matters.
     async fn whole(&mut self) -> Result<(), Stop> {
-        let odd = |chain: &Chain| chain.base.is_some() && !builtin(self.table).contains(&chain.name.as_str());
-        if self.shape.has_sets(nft_family(self.family), self.table.name()) || self.chains.iter().any(odd) {
+        let odd = |chain: &Chain| chain.base.as_ref().is_some_and(|base| !is_builtin(self.table, &chain.name, base));
+        let (family, table) = (nft_family(self.family), self.table.name());
+        let is_usual = !self.shape.has_sets(family, table) && !self.shape.is_dormant(family, table);
+        if !is_usual || self.chains.iter().any(odd) {
             return Err(Stop::Apart);
         }
         // Where all may matter it may also be what cannot be read, even if nothing leads there.
@@ -234,9 +254,10 @@ impl Walk<'_> {
 
     /// Whether the table is still the one of the shape, and not another of its name.
     fn is_same_table(&self) -> Result<bool, netlink::Error> {
-        let (family, name, mut now) = (nft_family(self.family), self.table.name(), None);
-        self.reader.tables(family, |table, handle| now = if table == name { handle } else { now })?;
-        Ok(now.is_some() && now == self.shape.handle(family, name))
+        let (family, name) = (nft_family(self.family), self.table.name());
+        let now = self.reader.tables(family)?.into_iter().find(|table| table.name == name);
+        let handle = now.filter(|table| !table.is_dormant).and_then(|table| table.handle);
+        Ok(handle.is_some() && handle == self.shape.handle(family, name))
     }
 
     /// Takes over the rules of `chains` from a save, of those that nobody changed since they were read. Whether

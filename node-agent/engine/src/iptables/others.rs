@@ -22,8 +22,9 @@ const OTHER_TABLES: [&str; 3] = ["raw", "mangle", "security"];
 
 /// Times that the chains of nftables are asked for that change while they are read.
 const LISTS: usize = 32;
-/// Where forwarded packets pass (`NF_INET_PRE_ROUTING`, `_FORWARD`, `_POST_ROUTING`, `include/uapi/linux/netfilter.h`).
-const HOOKS: [u32; 3] = [0, 2, 4];
+/// Where forwarded packets pass (`NF_INET_PRE_ROUTING`, `_FORWARD`, `_POST_ROUTING`, `_INGRESS`,
+/// `include/uapi/linux/netfilter.h`).
+const HOOKS: [u32; 4] = [0, 2, 4, 5];
 
 /// A table of nftables with a base chain that forwarded packets pass.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -17,6 +17,7 @@ pub(super) struct Shape {
 #[derive(Debug, Default)]
 struct Objects {
     handle: Option<u64>,
+    is_dormant: bool,
     chains: Vec<Chain>,
     sets: Vec<Set>,
 }
@@ -27,7 +28,10 @@ impl Shape {
         let mut shape = Self { generation: reader.generation()?, tables: BTreeMap::new() };
         for family in NftFamily::ALL {
             let tables = shape.tables.entry(family).or_default();
-            reader.tables(family, |table, handle| objects(tables, table).handle = handle)?;
+            for table in reader.tables(family)? {
+                let objects = objects(tables, &table.name);
+                (objects.handle, objects.is_dormant) = (table.handle, table.is_dormant);
+            }
             reader.chains(family, |table, chain| objects(tables, table).chains.push(chain))?;
             reader.sets(family, |table, set| objects(tables, table).sets.push(set))?;
         }
@@ -43,6 +47,11 @@ impl Shape {
         self.objects(family, table)?.handle
     }
 
+    /// Whether a table is there, but none of its chains is called.
+    pub(super) fn is_dormant(&self, family: NftFamily, table: &str) -> bool {
+        self.objects(family, table).is_some_and(|objects| objects.is_dormant)
+    }
+
     /// The chains of a table, in the order of the kernel.
     pub(super) fn chains(&self, family: NftFamily, table: &str) -> &[Chain] {
         self.objects(family, table).map(|objects| objects.chains.as_slice()).unwrap_or_default()
@@ -54,10 +63,11 @@ impl Shape {
         self.objects(family, table).is_some_and(|objects| !objects.sets.is_empty())
     }
 
-    /// Every table, with its chains.
+    /// Every table whose chains are called, with these.
     pub(super) fn tables(&self) -> impl Iterator<Item = (NftFamily, &str, &[Chain])> {
         self.tables.iter().flat_map(|(family, tables)| {
-            tables.iter().map(|(table, objects)| (*family, table.as_str(), objects.chains.as_slice()))
+            let awake = tables.iter().filter(|(_, objects)| !objects.is_dormant);
+            awake.map(|(table, objects)| (*family, table.as_str(), objects.chains.as_slice()))
         })
     }
 

@@ -210,12 +210,21 @@ impl Follower<'_> {
             |net: IpNet| self.asked.borrow_mut().entry(net).or_insert_with(|| (self.interface)(net)).clone();
         let mut found: Vec<Found> = Vec::new();
         for (net, path) in client_paths(bindings, &self.own, &interface) {
-            for finding in path.follow(self.screen) {
-                let whose = match path.pre_dnat(true) {
-                    Some(to) => format!("packets of its clients {net} to {}", to.ip),
-                    None => format!("packets of its clients {net}"),
-                };
-                found.extend(self.found(finding, Some(&path), whose));
+            let whole = path.listen_port.clone();
+            for path in path.by_port(self.screen) {
+                for finding in path.follow(self.screen) {
+                    let mut whose = format!("packets of its clients {net}");
+                    if let Some(to) = path.pre_dnat(true) {
+                        whose += &format!(" to {}", to.ip);
+                    }
+                    if let Some(ports) = path.listen_port.as_ref().filter(|ports| Some(*ports) != whole.as_ref()) {
+                        whose += &match (ports.start(), ports.end()) {
+                            (first, last) if first == last => format!(" port {first}"),
+                            (first, last) => format!(" ports {first} to {last}"),
+                        };
+                    }
+                    found.extend(self.found(finding, Some(&path), whose));
+                }
             }
         }
         if let Some(stranger) = stranger(self.screen, &self.own, bindings, &interface) {

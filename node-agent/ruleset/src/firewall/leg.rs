@@ -13,7 +13,7 @@ const SNAT: i32 = 100;
 
 /// Whether the destination is still the gateway in `base`, and our mark not yet there to be seen.
 pub(super) fn is_pre_dnat(base: &BaseChain) -> bool {
-    base.hook == Hook::Prerouting && (base.priority <= DNAT || base.translates)
+    base.hook == Hook::Ingress || base.hook == Hook::Prerouting && (base.priority <= DNAT || base.translates)
 }
 
 /// Whether addresses have been translated already in `base`, where packets leave.
@@ -40,7 +40,11 @@ pub(super) fn reaches(base: &BaseChain) -> impl Iterator<Item = Leg> {
 
 /// What is known of every packet of every forward, but for its marks.
 pub(super) fn any_packet(family: Family, base: &BaseChain, leg: Leg) -> Packet<'static> {
-    let tracked = base.hook != Hook::Prerouting || base.priority > CONNTRACK || base.translates;
+    let tracked = match base.hook {
+        Hook::Ingress => false,
+        Hook::Prerouting => base.priority > CONNTRACK || base.translates,
+        Hook::Forward | Hook::Postrouting => true,
+    };
     let states: &'static [State] = match leg {
         _ if !tracked => &[State::Invalid],
         Leg::First if is_pre_dnat(base) => &[State::New],
@@ -72,7 +76,7 @@ pub(super) const MASQUERADED: &[State] = &[State::Established, State::Dnat, Stat
 pub(super) fn is_translated(base: &BaseChain, destination: bool, source: bool) -> bool {
     match base.hook {
         Hook::Prerouting => destination,
-        Hook::Forward => false,
+        Hook::Ingress | Hook::Forward => false,
         Hook::Postrouting => source,
     }
 }

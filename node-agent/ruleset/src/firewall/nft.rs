@@ -59,7 +59,8 @@ pub fn parse(json: &str, family: &str, name: &str) -> Result<FirewallTable, Erro
         let (chain, rule) = (&object["chain"], &object["rule"]);
         if here(chain, "table") {
             table.base.extend(base_chain(chain));
-            table.chains.entry(text(&chain["name"])).or_default();
+            let rules = table.chains.entry(text(&chain["name"])).or_default();
+            rules.extend(elsewhere(chain));
         }
         if here(rule, "table") {
             let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -81,6 +82,20 @@ fn base_chain(chain: &Value) -> Option<BaseChain> {
     let priority = chain["prio"].as_i64().and_then(|priority| i32::try_from(priority).ok()).unwrap_or_default();
     let (drops, translates) = (chain["policy"] == "drop", chain["type"] == "nat");
     Some(BaseChain { name: text(&chain["name"]), hook, priority, drops, translates })
+}
+
+/// A chain of one interface, or of a few, lets everything pass that comes by others, which stands before its rules.
+fn elsewhere(chain: &Value) -> Option<FirewallRule> {
+    let hook = Hook::named(chain["hook"].as_str()?).filter(|hook| *hook == Hook::Ingress)?;
+    let devices = match &chain["dev"] {
+        Value::String(device) => vec![device.clone()],
+        Value::Array(devices) => devices.iter().map(text).collect(),
+        _ => Vec::new(),
+    };
+    // nft 1.0 does not say which they are.
+    let what = if devices.is_empty() { What::Unknown } else { What::In(devices) };
+    let tests = vec![Test { what, negated: true }];
+    Some(FirewallRule { tests, verdict: Verdict::Accept, text: format!("hook {}", hook.name()), ..Default::default() })
 }
 
 /// Reads one rule of nftables, which does one thing after the other and may ask between them.

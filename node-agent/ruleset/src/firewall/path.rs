@@ -15,9 +15,13 @@ use crate::binding::Binding;
 use crate::family::Family;
 use crate::firewall::leg::{Leg, MASQUERADED, any_packet, is_post_snat, is_pre_dnat, is_translated};
 use crate::firewall::packet::{Fit, Packet, Side, number, protocol_name};
+use crate::firewall::ranges::cells;
 use crate::firewall::screen::{Screen, Stage};
 use crate::firewall::walk::{At, End, Listing, MARKS, Outcome, walk};
 use crate::firewall::{AddressType, BaseChain, Hook, State, range_of};
+
+/// So many ranges of a forward's ports are looked at one by one.
+const PORTS: usize = 256;
 
 /// The packets of a path as a chain sees them that is asked before any translation, in the direction in which it drops them.
 pub(super) struct PreDnat {
@@ -95,6 +99,37 @@ pub(super) fn target_paths<'a>(
     })
 }
 
+impl<'a> ClientPath<'a> {
+    /// The same packets by port: those on each range of ports in which all rules treat them alike. Where these are too many,
+    /// the last ones are together.
+    pub(super) fn by_port(self, screen: &Screen) -> Vec<Self> {
+        let (Some(listen), Some(target)) = (&self.listen_port, &self.target_port) else { return vec![self] };
+        if listen.start() == listen.end() {
+            return vec![self];
+        }
+        // Some rules see the port that clients connect to, others that of the target.
+        let there = screen.ports.iter().filter_map(|ports| {
+            let back = |port: u16| i32::from(port) - i32::from(*target.start()) + i32::from(*listen.start());
+            let clamp = |port: i32| u16::try_from(port.clamp(0, 65535)).ok();
+            let (first, last) = (back(*ports.start()), back(*ports.end()));
+            (last >= 0 && first <= 65535).then(|| Some(clamp(first)?..=clamp(last)?))?
+        });
+        let mut cells = cells(std::slice::from_ref(listen), screen.ports.iter().cloned().chain(there));
+        if cells.len() > PORTS {
+            let rest = *cells[PORTS - 1].start()..=*listen.end();
+            cells.truncate(PORTS - 1);
+            cells.push(rest);
+        }
+        let there = |port: u16| target.start() + (port - listen.start());
+        let one = |ports: RangeInclusive<u16>| Self {
+            target_port: Some(there(*ports.start())..=there(*ports.end())),
+            listen_port: Some(ports),
+            ..self.clone()
+        };
+        cells.into_iter().map(one).collect()
+    }
+}
+
 /// What is wrong with packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Wrong {
@@ -110,6 +145,8 @@ pub(super) enum Wrong {
     Marked,
     /// Their source address is not kept although the forward asks for that.
     Renamed,
+    /// Their source address is kept although the forward hides it.
+    Unhidden,
     /// Nobody can tell what becomes of them.
     Untold,
 }
@@ -195,9 +232,11 @@ impl ClientPath<'_> {
 
     /// What the outcome in one base chain means for packets that ours are to translate.
     fn judge(&self, stage: &Stage, outcome: &Outcome) -> impl Iterator<Item = (Wrong, bool, Option<At>)> {
-        let incoming = stage.base.hook == Hook::Prerouting;
+        let incoming = stage.base.hook.is_incoming();
         let lost = incoming && stage.base.translates && stage.ours;
         let keeps = self.source_nat == Some(SourceNatMode::Preserve);
+        let hides = self.source_nat == Some(SourceNatMode::Masquerade) && stage.base.hook == Hook::Postrouting;
+        let unhidden = hides && stage.base.translates && stage.ours;
         let meaning = move |end: End| match end {
             End::Dropped(at) => Some((Wrong::Dropped, at)),
             End::Sent(at) if incoming => Some((Wrong::Diverted, Some(at))),
@@ -205,6 +244,8 @@ impl ClientPath<'_> {
             End::Accepted(at) if lost => Some((Wrong::Diverted, Some(at))),
             End::Back(at) if lost => Some((Wrong::Diverted, at)),
             End::Renamed(at) if keeps => Some((Wrong::Renamed, Some(at))),
+            End::Accepted(at) if unhidden => Some((Wrong::Unhidden, Some(at))),
+            End::Back(at) if unhidden => Some((Wrong::Unhidden, at)),
             End::HandedOver(at) | End::Untold(at) => Some((Wrong::Untold, Some(at))),
             End::Untracked(at) => Some((Wrong::Untracked, Some(at))),
             End::Sent(_) | End::Accepted(_) | End::Back(_) | End::Renamed(_) | End::Ours => None,
@@ -237,7 +278,7 @@ impl ClientPath<'_> {
         let hidden = masquerades && if any.reply { before } else { after && !base.translates };
         let clients = self.clients.clone().filter(|_| !hidden);
         let client_type = if hidden { AddressType::Local } else { AddressType::Unicast };
-        let outward = |side| if base.hook == Hook::Prerouting { Side::Unknown } else { side };
+        let outward = |side| if base.hook.is_incoming() { Side::Unknown } else { side };
         let known = Packet {
             protocol: self.protocol.map(number),
             own: self.own.clone().filter(|_| hidden),

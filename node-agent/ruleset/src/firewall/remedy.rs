@@ -39,7 +39,7 @@ fn reason(wrong: Wrong) -> Reason {
         Wrong::LetIn => Reason::HostFirewallBypass,
         Wrong::Diverted => Reason::Diverted,
         Wrong::Marked => Reason::MarkOverwritten,
-        Wrong::Dropped | Wrong::Untracked | Wrong::Renamed => Reason::HostFirewallConflict,
+        Wrong::Dropped | Wrong::Untracked | Wrong::Renamed | Wrong::Unhidden => Reason::HostFirewallConflict,
         Wrong::Untold => Reason::HostFirewallUnclear,
     }
 }
@@ -59,6 +59,8 @@ fn does(wrong: Wrong, certain: bool) -> &'static str {
         (Wrong::Marked, false) => "may lose our bits 0x30000000 of the connection mark to",
         (Wrong::Renamed, true) => "lose the source address, which sourceNAT Preserve is to keep, to",
         (Wrong::Renamed, false) => "may lose the source address, which sourceNAT Preserve is to keep, to",
+        (Wrong::Unhidden, true) => "keep the client's source address, which sourceNAT Masquerade is to hide, by",
+        (Wrong::Unhidden, false) => "may keep the client's source address, which sourceNAT Masquerade is to hide, by",
         (Wrong::Untold, _) => "may or may not pass",
     }
 }
@@ -150,6 +152,9 @@ impl Place<'_> {
                  well as those that accept its packets in FORWARD",
                 self.removal(rule)
             ),
+            (Wrong::Unhidden, Some(rule)) => {
+                format!("run `{}` and take the rule out of what loads it", self.removal(rule))
+            }
             (Wrong::Diverted, Some(rule)) => {
                 format!("choose another port, or run `{}` and take the rule out of what loads it", self.removal(rule))
             }

@@ -114,6 +114,8 @@ pub(super) struct Screen {
     pub(super) stages: Vec<Stage>,
     /// Where others send packets that come in.
     pub(super) doors: Vec<To>,
+    /// The ports that any rule asks for, but for those that are all.
+    pub(super) ports: Vec<RangeInclusive<u16>>,
 }
 
 /// A base chain, and the chains that it leads to.
@@ -172,7 +174,14 @@ impl Screen {
             _ => None,
         });
         let doors = doors.collect();
-        Self { hull, stages, doors }
+        let mut screen = Self { hull, stages, doors, ports: Vec::new() };
+        let ports = screen.tests().filter_map(|what| match what {
+            What::SourcePorts(listed) | What::DestinationPorts(listed) => Some(listed),
+            _ => None,
+        });
+        let ports: BTreeSet<(u16, u16)> = ports.flatten().map(|ports| (*ports.start(), *ports.end())).collect();
+        screen.ports = ports.into_iter().map(|(first, last)| first..=last).collect();
+        screen
     }
 
     /// Whether it holds all that forwards within `hull` may meet.
@@ -191,7 +200,7 @@ impl Screen {
 fn ours(base: &BaseChain, mut tests: Vec<Test>) -> Rule {
     let marked = |bits: u32| [What::States(vec![State::Dnat]), What::ConnectionMark { mask: bits, value: bits }];
     let (asks, act) = match base.hook {
-        Hook::Prerouting => (None, Act::Ours),
+        Hook::Ingress | Hook::Prerouting => (None, Act::Ours),
         Hook::Forward => (Some(marked(MARK_OURS)), Act::Accept),
         Hook::Postrouting => (Some(marked(MARK_OURS | MARK_MASQUERADE)), Act::Ours),
     };
@@ -225,7 +234,7 @@ impl<'a> Reader<'a> {
         let holds_ours = self.table.holds_ours()
             && match self.base.hook {
                 Hook::Forward => self.table.name == "filter",
-                Hook::Prerouting | Hook::Postrouting => self.base.translates,
+                Hook::Ingress | Hook::Prerouting | Hook::Postrouting => self.base.translates,
             };
         // Ours come into being with the first forward, and stand first then.
         if holds_ours && !self.ours {

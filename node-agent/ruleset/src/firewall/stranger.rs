@@ -2,7 +2,7 @@
 //!
 //! Our rules let them go on untouched, so what may happen to them is for the others to say. Only where one of those sends
 //! packets to the very target is anybody followed: one client for each range of addresses in which all rules treat everybody
-//! alike, on one port for each such range of ports.
+//! alike, on each such range of ports.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -15,6 +15,7 @@ use crate::family::Family;
 use crate::firewall::leg::{Leg, is_translated};
 use crate::firewall::packet::{Fit, Packet, Side};
 use crate::firewall::path::{ClientPath, Finding, Wrong, target_paths};
+use crate::firewall::ranges::cells;
 use crate::firewall::rules::Act;
 use crate::firewall::screen::{Screen, Stage};
 use crate::firewall::walk::{At, End, Listing, Outcome, walk};
@@ -64,14 +65,10 @@ pub(super) fn stranger(
         if clients.len() > CLIENTS { everybody().into_iter().collect() } else { one_by_one.collect() };
     let mut perhaps = None;
     for path in target_paths(bindings, own, interface) {
-        let Some(ports) = &path.listen_port else { continue };
-        for port in cells(std::slice::from_ref(ports), screen.tests().filter_map(listed_ports).flatten()) {
+        for path in path.by_port(screen) {
             for (range, addresses, client_side) in &clients {
-                let one = ClientPath {
-                    clients: Some(Rc::clone(addresses)),
-                    client_side: *client_side,
-                    ..at_port(&path, *port.start())
-                };
+                let clients = Some(Rc::clone(addresses));
+                let one = ClientPath { clients, client_side: *client_side, ..path.clone() };
                 match one.gets_in(screen) {
                     Some(finding) if finding.certain => return Some(Stranger { finding, clients: range.clone() }),
                     Some(finding) => drop(perhaps.get_or_insert_with(|| Stranger { finding, clients: range.clone() })),
@@ -114,13 +111,6 @@ fn goes(to: &To, target: IpAddr, ports: &RangeInclusive<u16>, offset: u16) -> bo
     }
 }
 
-/// The same packets on one of the ports.
-fn at_port<'a>(path: &ClientPath<'a>, port: u16) -> ClientPath<'a> {
-    let target = path.listen_port.as_ref().zip(path.target_port.as_ref());
-    let target = target.map(|(listen, target)| target.start() + (port - listen.start()));
-    ClientPath { listen_port: Some(port..=port), target_port: target.map(|port| port..=port), ..path.clone() }
-}
-
 impl ClientPath<'_> {
     /// The rule by which these clients, who are not listed, get to the target, if they do.
     fn gets_in(&self, screen: &Screen) -> Option<Finding> {
@@ -132,7 +122,7 @@ impl ClientPath<'_> {
             if base.translates && is_translated(base, door.is_some(), false) {
                 continue;
             }
-            if base.hook != Hook::Prerouting && door.is_none() {
+            if !base.hook.is_incoming() && door.is_none() {
                 return None;
             }
             let mut packet = Packet { mark: marks.0, own_mark: marks.1, ..self.packet(base, Leg::First) };
@@ -210,66 +200,6 @@ fn hosts(family: Family) -> Vec<RangeInclusive<IpAddr>> {
     }
 }
 
-fn listed_ports(what: &What) -> Option<impl Iterator<Item = RangeInclusive<u16>> + use<'_>> {
-    match what {
-        What::DestinationPorts(listed) => Some(listed.iter().cloned()),
-        _ => None,
-    }
-}
-
-/// `whole` cut at the borders of `ranges`.
-fn cells<T: Step>(
-    whole: &[RangeInclusive<T>],
-    ranges: impl Iterator<Item = RangeInclusive<T>>,
-) -> Vec<RangeInclusive<T>> {
-    // Where a cell begins.
-    let mut begins: Vec<T> = ranges.flat_map(|range| [Some(*range.start()), range.end().next()]).flatten().collect();
-    begins.sort_unstable();
-    begins.dedup();
-    let mut cells = Vec::new();
-    for range in whole {
-        let mut first = *range.start();
-        for begin in begins.iter().filter(|begin| range.contains(begin) && **begin > *range.start()) {
-            cells.extend(begin.previous().map(|last| first..=last));
-            first = *begin;
-        }
-        cells.push(first..=*range.end());
-    }
-    cells
-}
-
-/// What has one before it and one behind it.
-trait Step: Ord + Copy {
-    fn next(self) -> Option<Self>;
-    fn previous(self) -> Option<Self>;
-}
-
-impl Step for u16 {
-    fn next(self) -> Option<Self> {
-        self.checked_add(1)
-    }
-
-    fn previous(self) -> Option<Self> {
-        self.checked_sub(1)
-    }
-}
-
-impl Step for IpAddr {
-    fn next(self) -> Option<Self> {
-        match self {
-            Self::V4(ip) => Some(Self::V4(Ipv4Addr::from_bits(ip.to_bits().checked_add(1)?))),
-            Self::V6(ip) => Some(Self::V6(Ipv6Addr::from_bits(ip.to_bits().checked_add(1)?))),
-        }
-    }
-
-    fn previous(self) -> Option<Self> {
-        match self {
-            Self::V4(ip) => Some(Self::V4(Ipv4Addr::from_bits(ip.to_bits().checked_sub(1)?))),
-            Self::V6(ip) => Some(Self::V6(Ipv6Addr::from_bits(ip.to_bits().checked_sub(1)?))),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,13 +214,5 @@ mod tests {
         ] {
             assert_eq!(around(&(first.parse().unwrap()..=last.parse().unwrap())).to_string(), net);
         }
-    }
-
-    #[test]
-    fn a_range_is_cut_where_others_begin_and_end() {
-        let cut = |ranges: &[RangeInclusive<u16>]| cells(&[10..=20], ranges.iter().cloned());
-        assert_eq!(cut(&[]), [10..=20]);
-        assert_eq!(cut(&[0..=65535, 10..=20]), [10..=20]);
-        assert_eq!(cut(&[12..=12, 15..=40]), [10..=11, 12..=12, 13..=14, 15..=20]);
     }
 }

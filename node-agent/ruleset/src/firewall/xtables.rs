@@ -67,7 +67,7 @@ fn priority(table: &str, hook: Hook) -> Option<i32> {
 
 /// A chain without a policy is called by nobody but rules.
 fn base_chain(table: &str, name: &str, policy: &str) -> Option<BaseChain> {
-    let hook = Hook::named(name).filter(|_| policy != "-")?;
+    let hook = Hook::named(name).filter(|hook| *hook != Hook::Ingress && policy != "-")?;
     let (priority, translates) = (priority(table, hook)?, table == "nat");
     Some(BaseChain { name: name.to_owned(), hook, priority, drops: policy == "DROP", translates })
 }

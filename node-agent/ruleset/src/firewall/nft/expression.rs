@@ -62,6 +62,11 @@ impl<'a> Sets<'a> {
         if ["numgen", "jhash", "symhash"].iter().any(|chance| left.get(chance).is_some()) {
             return vec![unknown(true)];
         }
+        // Fragments, which are put together before connection tracking sees them.
+        let field = &left["&"][0]["payload"]["field"];
+        if negated && *field == "frag-off" && *right == 0 {
+            return vec![plain(What::Family(Family::V4)), unknown(false)];
+        }
         let understood = if let Some(payload) = left.get("payload") {
             self.of_payload(payload, right)
         } else if let Some(key) = left["meta"]["key"].as_str().filter(|key| *key != "mark") {
