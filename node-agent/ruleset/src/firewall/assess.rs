@@ -210,14 +210,14 @@ impl Follower<'_> {
             |net: IpNet| self.asked.borrow_mut().entry(net).or_insert_with(|| (self.interface)(net)).clone();
         let mut found: Vec<Found> = Vec::new();
         for (net, path) in client_paths(bindings, &self.own, &interface) {
-            let whole = path.listen_port.clone();
+            let all_ports = path.listen_port.clone();
             for path in path.by_port(self.screen) {
                 for finding in path.follow(self.screen) {
                     let mut whose = format!("packets of its clients {net}");
                     if let Some(to) = path.pre_dnat(true) {
                         whose += &format!(" to {}", to.ip);
                     }
-                    if let Some(ports) = path.listen_port.as_ref().filter(|ports| Some(*ports) != whole.as_ref()) {
+                    if let Some(ports) = path.listen_port.as_ref().filter(|ports| Some(*ports) != all_ports.as_ref()) {
                         whose += &match (ports.start(), ports.end()) {
                             (first, last) if first == last => format!(" port {first}"),
                             (first, last) => format!(" ports {first} to {last}"),

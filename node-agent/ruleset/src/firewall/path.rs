@@ -99,7 +99,7 @@ pub(super) fn target_paths<'a>(
     })
 }
 
-impl<'a> ClientPath<'a> {
+impl ClientPath<'_> {
     /// The same packets by port: those on each range of ports in which all rules treat them alike. Where these are too many,
     /// the last ones are together.
     pub(super) fn by_port(self, screen: &Screen) -> Vec<Self> {
@@ -236,7 +236,7 @@ impl ClientPath<'_> {
         let lost = incoming && stage.base.translates && stage.ours;
         let keeps = self.source_nat == Some(SourceNatMode::Preserve);
         let hides = self.source_nat == Some(SourceNatMode::Masquerade) && stage.base.hook == Hook::Postrouting;
-        let unhidden = hides && stage.base.translates && stage.ours;
+        let exposes = hides && stage.base.translates && stage.ours;
         let meaning = move |end: End| match end {
             End::Dropped(at) => Some((Wrong::Dropped, at)),
             End::Sent(at) if incoming => Some((Wrong::Diverted, Some(at))),
@@ -244,8 +244,8 @@ impl ClientPath<'_> {
             End::Accepted(at) if lost => Some((Wrong::Diverted, Some(at))),
             End::Back(at) if lost => Some((Wrong::Diverted, at)),
             End::Renamed(at) if keeps => Some((Wrong::Renamed, Some(at))),
-            End::Accepted(at) if unhidden => Some((Wrong::Unhidden, Some(at))),
-            End::Back(at) if unhidden => Some((Wrong::Unhidden, at)),
+            End::Accepted(at) if exposes => Some((Wrong::Unhidden, Some(at))),
+            End::Back(at) if exposes => Some((Wrong::Unhidden, at)),
             End::HandedOver(at) | End::Untold(at) => Some((Wrong::Untold, Some(at))),
             End::Untracked(at) => Some((Wrong::Untracked, Some(at))),
             End::Sent(_) | End::Accepted(_) | End::Back(_) | End::Renamed(_) | End::Ours => None,

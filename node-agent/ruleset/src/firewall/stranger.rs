@@ -19,7 +19,7 @@ use crate::firewall::ranges::cells;
 use crate::firewall::rules::Act;
 use crate::firewall::screen::{Screen, Stage};
 use crate::firewall::walk::{At, End, Listing, Outcome, walk};
-use crate::firewall::{Hook, To, What, range_of};
+use crate::firewall::{To, What, range_of};
 
 /// So many clients of one forward are followed one by one; more of them all at once, of which nothing is certain.
 const CLIENTS: usize = 512;
