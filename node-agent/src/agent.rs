@@ -413,6 +413,8 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, now) };
         let waiting = self.host.port_gate.admit(&mut self.converger, intents, &facts, Instant::now()).await;
         self.host.port_gate.keep(intents, &state);
+        // Before what they were is forgotten.
+        self.converger.prepare(intents, waiting.clone(), &facts, &state);
         // Before the kernel changes, so that who holds a claim is known whatever happens next.
         self.host.keep(intents);
         self.host.clock.expect(intents.forwards().filter_map(|forward| forward.intent.expires_at), now);

@@ -191,6 +191,13 @@ impl<E: Engine> Converger<E> {
         self.held
     }
 
+    /// Notes in `state` where rules lead to that [`Self::converge`] with the same arguments may take away: after a crash in
+    /// between nobody else would know whose connections those are.
+    pub fn prepare(&mut self, intents: &Rc<Intents>, waiting: Waiting, facts: &NodeFacts<'_>, state: &StateDir) {
+        self.follow(intents, waiting, facts);
+        self.connections.note(state);
+    }
+
     /// Makes the kernel of the host of `facts` equal to `intents` but for those that wait, and reads it back.
     pub async fn converge(
         &mut self,
@@ -199,8 +206,7 @@ impl<E: Engine> Converger<E> {
         facts: &NodeFacts<'_>,
         state: &StateDir,
     ) -> Result<Report, Error> {
-        self.follow(intents, waiting, facts);
-        self.connections.note(state);
+        self.prepare(intents, waiting, facts, state);
         let failures = self.waiting.failures.iter().chain(self.table.failures()).cloned().collect();
         let mut report = Report { failures, listen: self.table.listen().to_vec(), ..Report::default() };
 

@@ -4,7 +4,7 @@
 use ipnet::IpNet;
 use sallyport_api::Reason;
 use sallyport_ruleset::family::Family;
-use sallyport_ruleset::firewall::{Assessment, FirewallTable, Holder, HostFirewall, assess, nft, xtables};
+use sallyport_ruleset::firewall::{Assessment, FirewallTable, Holder, HostFirewall, Paths, assess, nft, xtables};
 
 #[path = "support/compiled.rs"]
 mod compiled;
@@ -429,6 +429,23 @@ fn chains_at_ingress_are_about_packets_of_their_own_interfaces() {
     let other = drop.replace("3306", "22");
     assert_eq!(story(at_ingress("", "accept", &other)), Assessment::default());
     is_unclear(&story(at_ingress("", "drop", &other)), &["may be dropped", "policy drop"]);
+}
+
+#[test]
+fn other_routes_matter_where_a_rule_asks_for_an_interface() {
+    let elsewhere = |_: IpNet| Some("wg0".to_owned());
+    for (rule, matters) in [("-A FORWARD -i wg0 -j DROP", true), ("-A FORWARD -s 192.0.2.1/32 -j DROP", false)] {
+        let scene = Scene::parse(&format!("---{}\n---{POOL}", forward("10.30.1.80/32", "")), NODE);
+        let table = Scene::compile(&scene.decide(), &scene.nodes[0]).unwrap().table;
+        let firewall =
+            HostFirewall { tables: own("filter", &format!("{rule}\n-A FORWARD -j SALLY-FWD")), unread: Vec::new() };
+        let mut paths = Paths::default();
+        assert_eq!(paths.assess(&firewall, &table, &|_| true, &interface), Assessment::default());
+        assert!(!paths.lead_elsewhere(&interface));
+        assert_eq!(paths.lead_elsewhere(&elsewhere), matters, "{rule}");
+        let found = paths.assess(&firewall, &table, &|_| true, &elsewhere);
+        assert_eq!(found.blocked.len(), usize::from(matters));
+    }
 }
 
 #[test]

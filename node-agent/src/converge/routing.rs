@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use sallyport_engine::Engine;
 use sallyport_engine::route::lookup::Lookups;
+use sallyport_engine::route::routes::Interfaces;
 use sallyport_ruleset::address::LocalAddress;
 use sallyport_ruleset::routing::failures;
 use sallyport_ruleset::table::Failure;
@@ -54,11 +55,13 @@ impl<E: Engine> Converger<E> {
         found
     }
 
-    /// Whether other packets pass than at the end of the last pass; looked at when answers are no longer fresh.
+    /// Whether other packets pass, or by other interfaces, than at the end of the last pass; looked at when answers are no longer fresh.
     pub(super) fn is_routed_otherwise(&mut self, addresses: &[LocalAddress]) -> bool {
         if !self.held || self.routing.due.is_some_and(|due| Instant::now() < due) {
             return false;
         }
+        let interfaces = Interfaces::of(addresses);
         self.judge_routing(addresses) != self.routing.failures
+            || self.paths.lead_elsewhere(&|net| interfaces.towards(net))
     }
 }

@@ -92,6 +92,18 @@ async fn what_is_wanted_is_applied_once_and_read_back() {
 }
 
 #[tokio::test]
+async fn where_rules_led_is_on_disk_before_the_kernel_is_touched() {
+    let mut scene = Scene::new();
+    scene.pass(&intents(&forward("a", 8000))).await.unwrap();
+    let (addresses, past) = (local(), scene.guard.path().join("state/past.json"));
+    assert!(!past.exists());
+    let facts = NodeFacts::of(&addresses, scene.now);
+    scene.converger.prepare(&Rc::new(intents("")), Waiting::default(), &facts, &scene.state);
+    assert!(past.exists(), "or a crash now would let go on whoever is connected, once the intents are kept");
+    assert_eq!(scene.kernel().applied.len(), 1);
+}
+
+#[tokio::test]
 async fn a_new_agent_finds_the_rules_of_the_last_one_and_changes_nothing() {
     let mut scene = Scene::new();
     let wanted = intents(&forward("a", 8000));

@@ -81,13 +81,15 @@ pub struct Interfaces<'a> {
     local: &'a [LocalAddress],
     known: RefCell<BTreeMap<IpNet, Option<String>>>,
     names: RefCell<Option<BTreeMap<u32, String>>>,
+    /// Unless the last question failed.
+    socket: RefCell<Option<Socket>>,
 }
 
 impl<'a> Interfaces<'a> {
     /// Of the host with the addresses `local`.
     #[must_use]
     pub fn of(local: &'a [LocalAddress]) -> Self {
-        Self { local, known: RefCell::default(), names: RefCell::default() }
+        Self { local, known: RefCell::default(), names: RefCell::default(), socket: RefCell::default() }
     }
 
     /// The interface through which all hosts of `net` are reached, if that can be told: of a network that is not right
@@ -102,14 +104,15 @@ impl<'a> Interfaces<'a> {
             return Ok(None);
         }
         let Some(host) = net.hosts().next() else { return Ok(None) };
-        let socket = Socket::open(NETLINK_ROUTE)?;
-        let Some(route) = look_up(&socket, host)? else { return Ok(None) };
+        let socket = self.socket.take().map_or_else(|| Socket::open(NETLINK_ROUTE), Ok)?;
+        let route = look_up(&socket, host)?;
         let mut names = self.names.borrow_mut();
         let names = match names.as_mut() {
             Some(names) => names,
             None => names.insert(interface_names(&socket)?),
         };
-        Ok(names.get(&route.interface).cloned())
+        self.socket.replace(Some(socket));
+        Ok(route.and_then(|route| names.get(&route.interface).cloned()))
     }
 }
 

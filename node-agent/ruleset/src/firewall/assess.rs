@@ -20,7 +20,7 @@ use sallyport_api::id::IntentHash;
 use crate::binding::Binding;
 use crate::family::Family;
 use crate::firewall::HostFirewall;
-use crate::firewall::path::{ClientPath, Finding, client_paths};
+use crate::firewall::path::{ClientPath, Finding, PATHS, client_paths};
 use crate::firewall::remedy::{Conflict, conflict, passes_soon};
 use crate::firewall::screen::{Hull, Screen};
 use crate::firewall::stranger::stranger;
@@ -191,6 +191,13 @@ impl Paths {
         }
         summary.told(firewall)
     }
+
+    /// Whether `interface` says something else than when the paths were followed, so that they may be other ones.
+    #[must_use]
+    pub fn lead_elsewhere(&self, interface: &dyn Fn(IpNet) -> Option<String>) -> bool {
+        let mut asked = self.known.iter().flatten().flat_map(|known| &known.asked);
+        asked.any(|(net, answer)| interface(*net) != *answer)
+    }
 }
 
 /// Follows packets of one family.
@@ -209,9 +216,11 @@ impl Follower<'_> {
         let interface =
             |net: IpNet| self.asked.borrow_mut().entry(net).or_insert_with(|| (self.interface)(net)).clone();
         let mut found: Vec<Found> = Vec::new();
-        for (net, path) in client_paths(bindings, &self.own, &interface) {
+        let paths: Vec<(IpNet, ClientPath<'_>)> = client_paths(bindings, &self.own, &interface).collect();
+        let most = PATHS / paths.len().max(1);
+        for (net, path) in paths {
             let all_ports = path.listen_port.clone();
-            for path in path.by_port(self.screen) {
+            for path in path.by_port(self.screen, most) {
                 for finding in path.follow(self.screen) {
                     let mut whose = format!("packets of its clients {net}");
                     if let Some(to) = path.pre_dnat(true) {

@@ -20,8 +20,8 @@ use crate::firewall::screen::{Screen, Stage};
 use crate::firewall::walk::{At, End, Listing, MARKS, Outcome, walk};
 use crate::firewall::{AddressType, BaseChain, Hook, State, range_of};
 
-/// So many ranges of a forward's ports are looked at one by one.
-const PORTS: usize = 256;
+/// So many packets of one forward are followed for each kind of what may be wrong with them.
+pub(super) const PATHS: usize = 1_024;
 
 /// The packets of a path as a chain sees them that is asked before any translation, in the direction in which it drops them.
 pub(super) struct PreDnat {
@@ -100,9 +100,9 @@ pub(super) fn target_paths<'a>(
 }
 
 impl ClientPath<'_> {
-    /// The same packets by port: those on each range of ports in which all rules treat them alike. Where these are too many,
-    /// the last ones are together.
-    pub(super) fn by_port(self, screen: &Screen) -> Vec<Self> {
+    /// The same packets by port: those on each range of ports in which all rules treat them alike. Where these are more than
+    /// `most`, the last ones are together.
+    pub(super) fn by_port(self, screen: &Screen, most: usize) -> Vec<Self> {
         let (Some(listen), Some(target)) = (&self.listen_port, &self.target_port) else { return vec![self] };
         if listen.start() == listen.end() {
             return vec![self];
@@ -115,9 +115,10 @@ impl ClientPath<'_> {
             (last >= 0 && first <= 65535).then(|| Some(clamp(first)?..=clamp(last)?))?
         });
         let mut cells = cells(std::slice::from_ref(listen), screen.ports.iter().cloned().chain(there));
-        if cells.len() > PORTS {
-            let rest = *cells[PORTS - 1].start()..=*listen.end();
-            cells.truncate(PORTS - 1);
+        let most = most.max(1);
+        if cells.len() > most {
+            let rest = *cells[most - 1].start()..=*listen.end();
+            cells.truncate(most - 1);
             cells.push(rest);
         }
         let there = |port: u16| target.start() + (port - listen.start());

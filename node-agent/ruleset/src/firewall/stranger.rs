@@ -14,15 +14,12 @@ use crate::binding::Binding;
 use crate::family::Family;
 use crate::firewall::leg::{Leg, is_translated};
 use crate::firewall::packet::{Fit, Packet, Side};
-use crate::firewall::path::{ClientPath, Finding, Wrong, target_paths};
+use crate::firewall::path::{ClientPath, Finding, PATHS, Wrong, target_paths};
 use crate::firewall::ranges::cells;
 use crate::firewall::rules::Act;
 use crate::firewall::screen::{Screen, Stage};
 use crate::firewall::walk::{At, End, Listing, Outcome, walk};
 use crate::firewall::{To, What, range_of};
-
-/// So many clients of one forward are followed one by one; more of them all at once, of which nothing is certain.
-const CLIENTS: usize = 512;
 
 /// Somebody who is let in.
 pub(super) struct Stranger {
@@ -61,19 +58,22 @@ pub(super) fn stranger(
         let whole = Some(*clients.first()?.start()..=*clients.last()?.end());
         whole.map(|range| (range, clients.iter().cloned().collect(), Side::Unknown))
     };
+    let targets: Vec<ClientPath<'_>> = target_paths(bindings, own, interface).collect();
+    let most = PATHS / targets.len().max(1);
+    let paths: Vec<ClientPath<'_>> = targets.into_iter().flat_map(|path| path.by_port(screen, most)).collect();
+    // More clients than can be followed one by one are followed all at once, and nothing is certain of them.
+    let are_many = clients.len().saturating_mul(paths.len()) > PATHS;
     let clients: Vec<(RangeInclusive<IpAddr>, Rc<[_]>, Side<'_>)> =
-        if clients.len() > CLIENTS { everybody().into_iter().collect() } else { one_by_one.collect() };
+        if are_many { everybody().into_iter().collect() } else { one_by_one.collect() };
     let mut perhaps = None;
-    for path in target_paths(bindings, own, interface) {
-        for path in path.by_port(screen) {
-            for (range, addresses, client_side) in &clients {
-                let clients = Some(Rc::clone(addresses));
-                let one = ClientPath { clients, client_side: *client_side, ..path.clone() };
-                match one.gets_in(screen) {
-                    Some(finding) if finding.certain => return Some(Stranger { finding, clients: range.clone() }),
-                    Some(finding) => drop(perhaps.get_or_insert_with(|| Stranger { finding, clients: range.clone() })),
-                    None => {}
-                }
+    for path in paths {
+        for (range, addresses, client_side) in &clients {
+            let clients = Some(Rc::clone(addresses));
+            let one = ClientPath { clients, client_side: *client_side, ..path.clone() };
+            match one.gets_in(screen) {
+                Some(finding) if finding.certain => return Some(Stranger { finding, clients: range.clone() }),
+                Some(finding) => drop(perhaps.get_or_insert_with(|| Stranger { finding, clients: range.clone() })),
+                None => {}
             }
         }
     }
