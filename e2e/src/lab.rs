@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 pub use host::{Family, Host, Outcome, Variant};
-pub use process::Process;
+pub use process::{Dialogue, Process};
 
 /// Every namespace of ours is named `sp-<pid of its maker>-<lab>-<host>`, and every temporary file and folder
 /// `sp-<pid>-<random>`.

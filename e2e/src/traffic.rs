@@ -7,6 +7,6 @@ mod probe;
 mod serve;
 
 pub use ask::{Answer, Ask, Held, Protocol, Stopwatch, ask, ask_from, hold, wait_for_first_answer};
-pub use load::{Latency, LatencyReport, Load, LoadReport, RunningLoad, percentile};
+pub use load::{Connector, Latency, Load, LoadReport, RunningLoad, percentile};
 pub use probe::{Probe, Question, probe};
 pub use serve::{Serve, serve};

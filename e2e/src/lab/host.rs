@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Process, ip};
+use super::{Dialogue, Process, ip};
 
 /// Seconds that a program run inside a host may take before it is ended.
 const RUN_LIMIT: &str = "120";
@@ -164,6 +164,11 @@ impl Host {
         let folder = super::folder()?;
         let log = folder.path().join("output");
         Process::start(&self.enter, command, log, Some(folder))
+    }
+
+    /// Starts a program that answers lines with lines.
+    pub fn converse<S: AsRef<OsStr>>(&self, command: &[S]) -> Result<Dialogue> {
+        Dialogue::start(&self.enter, command)
     }
 
     /// Like [`Host::spawn`], with the output appended to `log`, which outlives the program.

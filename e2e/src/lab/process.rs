@@ -2,9 +2,9 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -113,6 +113,47 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended already: then there is nothing to kill and the wait returns at once.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A running program that answers each line with a line. Dropping it ends the program at once and waits for its end.
+#[derive(Debug)]
+pub struct Dialogue {
+    child: Child,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Dialogue {
+    pub(super) fn start<S: AsRef<OsStr>>(enter: &[String], command: &[S]) -> Result<Self> {
+        let name = display(command);
+        let (first, rest) = enter.split_first().context("find the command that enters the host")?;
+        let mut child = Command::new(first)
+            .args(rest)
+            .args(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start `{name}`"))?;
+        let (questions, answers) = child.stdin.take().zip(child.stdout.take()).context("take the program's pipes")?;
+        Ok(Self { child, questions, answers: BufReader::new(answers) })
+    }
+
+    /// The answer to `question`.
+    pub fn ask(&mut self, question: &str) -> Result<String> {
+        writeln!(self.questions, "{question}").context("ask a program")?;
+        let mut answer = String::new();
+        match self.answers.read_line(&mut answer).context("read a program's answer")? {
+            0 => bail!("a program has ended instead of answering"),
+            _ => Ok(answer),
+        }
+    }
+}
+
+impl Drop for Dialogue {
+    fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

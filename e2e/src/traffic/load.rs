@@ -16,7 +16,7 @@ use tokio::time::{interval, timeout};
 
 use super::Protocol;
 use super::ask::any_address;
-use crate::lab::{Host, Process};
+use crate::lab::{Dialogue, Host, Process};
 use crate::program;
 
 /// Written to its standard input, this ends a load before its time, once it has shown enough.
@@ -302,44 +302,39 @@ async fn exchange(stream: &mut TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// Open connections one after another and print connect-to-first-byte times as JSON.
+/// Open a connection for each line of standard input and print the microseconds until its first byte.
 #[derive(Args, Clone, Debug)]
 pub struct Latency {
     /// The server's address and port.
     #[arg(long)]
     to: SocketAddr,
-    /// How many connections.
-    #[arg(long, default_value_t = 1000)]
-    count: usize,
-}
-
-/// Connect-to-first-byte times of connections made one after another.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-pub struct LatencyReport {
-    /// Median, in microseconds.
-    pub p50_us: f64,
-    /// 99th percentile, in microseconds.
-    pub p99_us: f64,
 }
 
 impl Latency {
-    /// Measures and prints.
-    #[expect(clippy::print_stdout, reason = "the report is this command's output")]
+    /// Measures and prints, until the input ends.
+    #[expect(clippy::print_stdout, reason = "the times are this command's output")]
     pub async fn run(self) -> Result<()> {
-        let mut latencies = Vec::with_capacity(self.count);
-        for _ in 0..self.count {
-            latencies.push(connect_and_ask((Protocol::Tcp, self.to)).await?.as_secs_f64() * 1e6);
+        for line in std::io::stdin().lines() {
+            line.context("read the next line")?;
+            println!("{}", connect_and_ask((Protocol::Tcp, self.to)).await?.as_secs_f64() * 1e6);
         }
-        let report = LatencyReport { p50_us: percentile(latencies.clone(), 50), p99_us: percentile(latencies, 99) };
-        println!("{}", serde_json::to_string(&report).context("write the report")?);
         Ok(())
     }
+}
 
-    /// Measures from `host`.
-    pub fn measure(host: &Host, to: SocketAddr, count: usize) -> Result<LatencyReport> {
-        let program = program::own()?.display().to_string();
-        let output = host.check(&[&program, "latency", &format!("--to={to}"), &format!("--count={count}")])?;
-        serde_json::from_str(&output).context("read the latency report")
+/// Who opens connections from one host to one server, one whenever it is asked to.
+#[derive(Debug)]
+pub struct Connector(Dialogue);
+
+impl Connector {
+    /// Starts it on `host`.
+    pub fn start(host: &Host, to: SocketAddr) -> Result<Self> {
+        host.converse(&[&program::own()?.display().to_string(), "latency", &format!("--to={to}")]).map(Self)
+    }
+
+    /// Opens a connection: microseconds until its first byte.
+    pub fn connect(&mut self) -> Result<f64> {
+        self.0.ask("")?.trim().parse().context("read how long a connection took")
     }
 }
 

@@ -20,7 +20,9 @@ pub fn intersection(was: &Intent, is: &Intent) -> Option<Intent> {
     deny.sort_unstable();
     deny.dedup();
     let expires_at = was.expires_at.into_iter().chain(is.expires_at).min();
-    Some(Intent { addresses, ports, allow, deny, targets, expires_at, ..is.clone() })
+    // Each field by its name: what comes to an intent has to be thought of here.
+    let (source_nat, on_target_removed) = (is.source_nat, is.on_target_removed);
+    Some(Intent { addresses, ports, allow, deny, targets, source_nat, on_target_removed, expires_at })
 }
 
 /// What `both` makes of each of `a` with each of `b`, sorted.
@@ -48,7 +50,7 @@ fn both_ports(was: IntentPort, is: IntentPort) -> Option<IntentPort> {
         port,
         end_port,
         target_port: is.target_port + (port - is.port),
-        ..is
+        protocol: is.protocol,
     })
 }
 

@@ -121,7 +121,9 @@ pub fn revalidate(pool: &str, held: &Intent) -> Result<Intent, Vec<Problem>> {
     let targets = targets(&mut problems, &held.targets, |problems, at, target| {
         Some((target.ip, weight(problems, at, target.weight.into())))
     });
-    as_a_whole(problems, Intent { addresses, ports, allow, deny, targets, ..held.clone() })
+    // Each field by its name: what comes to an intent has to be held to something here.
+    let Intent { source_nat, on_target_removed, expires_at, .. } = *held;
+    as_a_whole(problems, Intent { addresses, ports, allow, deny, targets, source_nat, on_target_removed, expires_at })
 }
 
 /// The intent, unless something is wrong with a part of it, or with how its parts go together.
