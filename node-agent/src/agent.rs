@@ -261,7 +261,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             // Who may be admitted depends on no time.
             let (addresses, found) = (self.host.addresses.clone(), self.host.found().to_vec());
             let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, Moment::default()) };
-            if self.host.port_gate.is_freed(&*self.converger.network, intents, &facts, begun) {
+            if self.host.port_gate.is_freed(&self.converger, intents, &facts, begun) {
                 return self.pass(intents, "port freed").await;
             }
         }
@@ -420,6 +420,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if addresses.is_empty() {
             return Err(Error::Addresses);
         }
+        let waiting = waiting?;
         let report = {
             let mut pass = Box::pin(self.converger.converge(intents, waiting, &facts, &state));
             if let Ok(outcome) = tokio::time::timeout(SLOW_REPAIR, &mut pass).await {
