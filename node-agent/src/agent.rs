@@ -261,7 +261,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
             // Who may be admitted depends on no time.
             let (addresses, found) = (self.host.addresses.clone(), self.host.found().to_vec());
             let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, Moment::default()) };
-            if self.host.port_gate.is_freed(&*self.converger.network, intents, &facts, begun) {
+            if self.host.port_gate.is_freed(&self.converger, intents, &facts, begun) {
                 return self.pass(intents, "port freed").await;
             }
         }
@@ -413,8 +413,10 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, now) };
         let waiting = self.host.port_gate.admit(&mut self.converger, intents, &facts, Instant::now()).await;
         self.host.port_gate.keep(intents, &state);
-        // Before what they were is forgotten.
-        self.converger.prepare(intents, waiting.clone(), &facts, &state);
+        if let Ok(waiting) = &waiting {
+            // Before what they were is forgotten.
+            self.converger.prepare(intents, waiting.clone(), &facts, &state);
+        }
         // Before the kernel changes, so that who holds a claim is known whatever happens next.
         self.host.keep(intents);
         self.host.clock.expect(intents.forwards().filter_map(|forward| forward.intent.expires_at), now);
@@ -422,6 +424,7 @@ impl<'a, S: Source, E: Engine> Agent<'a, S, E> {
         if addresses.is_empty() {
             return Err(Error::Addresses);
         }
+        let waiting = waiting?;
         let report = {
             let mut pass = Box::pin(self.converger.converge(intents, waiting, &facts, &state));
             if let Ok(outcome) = tokio::time::timeout(SLOW_REPAIR, &mut pass).await {

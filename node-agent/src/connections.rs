@@ -7,9 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sallyport_api::Protocol;
+use sallyport_api::forward_slice::SliceForward;
 use sallyport_api::id::Uid;
 use sallyport_api::names::MARK_OURS;
 use sallyport_engine::conntrack::Conntrack;
@@ -20,6 +22,7 @@ use sallyport_ruleset::flow::{Allowed, Flow, Review, Stage, Translations};
 use sallyport_ruleset::table::{Entry, Failure, ForwardingTable, TableChange};
 
 use crate::error_chain::chain_of;
+use crate::holders::cut;
 use crate::intents::Intents;
 use crate::state::StateDir;
 
@@ -66,8 +69,12 @@ pub fn led_to(intents: &Intents, facts: &NodeFacts<'_>, state: &StateDir) -> Tra
     // What has expired since may have some.
     let facts = NodeFacts { now: state.highest_time().unwrap_or_default(), ..*facts };
     let outside = state.not_admitted().unwrap_or_default();
-    let forwards = intents.forwards().filter(|forward| !outside.contains_key(&forward.uid));
-    Translations::of(ForwardingTable::new(&intents.node, forwards, &facts).bindings())
+    let admitted = |forward: &Arc<SliceForward>| match outside.get(&forward.uid) {
+        Some(newcomer) => cut(forward, &newcomer.had),
+        None => Some(Arc::clone(forward)),
+    };
+    let forwards: Vec<Arc<SliceForward>> = intents.forwards().filter_map(admitted).collect();
+    Translations::of(ForwardingTable::new(&intents.node, &forwards, &facts).bindings())
 }
 
 impl Connections {

@@ -3,6 +3,7 @@
 //! The only place where the kernel is changed. Nothing here knows where the intents came from or when to look again.
 
 mod advertisements;
+mod created;
 mod precedence;
 pub mod preview;
 mod routing;
@@ -16,7 +17,6 @@ use std::time::Instant;
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::gateway_pool::IpForward;
 use sallyport_api::id::RulesDigest;
-use sallyport_engine::iptables::remove_unused;
 use sallyport_engine::network::Network;
 use sallyport_engine::{Engine, netlink};
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
@@ -28,6 +28,7 @@ use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::op::{Op, Step};
 use sallyport_ruleset::iptables::plan::plan;
 use sallyport_ruleset::iptables::rule::Ruleset;
+use sallyport_ruleset::iptables::shadow::Packets;
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 
 use self::precedence::Precedence;
@@ -130,7 +131,11 @@ pub struct Converger<E> {
     /// What this node forwards, and what the kernel shall hold of it.
     table: ForwardingTable,
     desired: Desired,
-    /// The intents that both follow.
+    /// What is not carried and may come to be.
+    newcomers: ForwardingTable,
+    /// The packets of both, of which the engine is to see what others do with them.
+    attended: Packets,
+    /// The intents that the table and its rules follow.
     followed: Option<Rc<Intents>>,
     reading: Reading,
     connections: Connections,
@@ -165,6 +170,8 @@ impl<E: Engine> Converger<E> {
             installed: None,
             table: ForwardingTable::default(),
             desired: Desired::default(),
+            newcomers: ForwardingTable::default(),
+            attended: Packets::default(),
             followed: None,
             reading: Reading::Outdated,
             connections: Connections::default(),
@@ -256,7 +263,7 @@ impl<E: Engine> Converger<E> {
             self.connections.note(state);
         }
         if let Some(reach) = &reach {
-            report.failures.extend(reach.failures(&self.table, &self.waiting.others(intents)));
+            report.failures.extend(reach.failures(&self.table, &self.waiting.carried(intents)));
             report.unreadable.clone_from(&reach.why);
         }
         // Of those that cannot be seen whole it cannot be told either what others do to their packets.
@@ -280,13 +287,31 @@ impl<E: Engine> Converger<E> {
 
     /// Has the table and its rules follow `intents` on a host with these `facts`, but for those that wait.
     fn follow(&mut self, intents: &Rc<Intents>, waiting: Waiting, facts: &NodeFacts<'_>) {
-        let changes = intents.changes_since(self.followed.as_deref(), &self.waiting.uids, &waiting.uids);
+        let changes = intents.changes_since(self.followed.as_deref(), &self.waiting.instead, &waiting.instead);
         let change = self.table.update(&intents.node, &changes.gone, &changes.come, facts);
         self.desired.follow(&self.table, &change);
-        self.engine.attend_to(self.desired.packets());
+        self.attended.follow(&self.table, &change);
+        if change.is_new {
+            self.attended.add(&self.newcomers);
+        }
+        self.engine.attend_to(&self.attended);
         self.connections.follow(&self.table, &change);
         self.followed = Some(Rc::clone(intents));
         self.waiting = waiting;
+    }
+
+    /// From now on, what others do with packets of these forwards is read as well: they may come to be carried.
+    pub fn expect(&mut self, newcomers: ForwardingTable) {
+        // What is among both is known already.
+        self.attended.add(&newcomers);
+        self.attended.remove(&self.newcomers);
+        self.newcomers = newcomers;
+        self.engine.attend_to(&self.attended);
+    }
+
+    /// What the kernel was last read with.
+    pub fn installed(&self) -> Option<&InstalledRuleset> {
+        self.installed.as_ref()
     }
 
     /// Whether a host with these addresses would be forwarded for in another way.
@@ -352,7 +377,8 @@ impl<E: Engine> Converger<E> {
         let found = match self.installed.take() {
             Some(installed) if is_current => installed,
             _ => {
-                let found = self.engine.observe().await?;
+                // What cannot be seen is not known to be right.
+                let found = self.engine.observe().await.inspect_err(|_| self.held = false)?;
                 self.reading = Reading::Current;
                 found
             }
@@ -434,30 +460,6 @@ impl<E: Engine> Converger<E> {
         }
         self.heed_advertisements(state)?;
         Ok(families)
-    }
-
-    /// Takes away the chains and tables that came into being with our rules, now that those are gone.
-    pub fn leave_nothing(&mut self, state: &StateDir) -> Result<(), Error> {
-        let host = state.host_or_nothing();
-        if let Some(created_by_us) = &host.created_by_us {
-            remove_unused(created_by_us).map_err(sallyport_engine::Error::from)?;
-            keep(state, &Host { created_by_us: None, ..host });
-        }
-        self.remembered = false;
-        Ok(())
-    }
-
-    /// Notes, once, what did not exist before us, so that cleanup can take it away again.
-    fn note_what_we_create(&mut self, state: &StateDir) -> Result<(), Error> {
-        if self.remembered {
-            return Ok(());
-        }
-        let host = state.host_or_nothing();
-        if host.created_by_us.is_none() {
-            keep(state, &Host { created_by_us: Some(self.engine.would_create()?), ..host });
-        }
-        self.remembered = true;
-        Ok(())
     }
 }
 

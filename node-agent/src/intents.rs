@@ -19,6 +19,9 @@ pub struct Intents {
     pub slices: BTreeMap<String, Arc<ForwardSliceSpec>>,
 }
 
+/// What is carried instead of forwards, by uid: nothing, or one without what an edit adds to it.
+pub type Instead = BTreeMap<Uid, Option<Arc<SliceForward>>>;
+
 /// The forwards that are in only one of two intents.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Changes {
@@ -39,15 +42,10 @@ impl Intents {
         self.slices.values().flat_map(|slice| &slice.planned)
     }
 
-    /// What has changed since `before`, each time without the forwards of the uids beside it. Slices that both share are not
-    /// looked at, as long as these uids are the same.
+    /// What has changed since `before`, each time with what is carried instead of some forwards. Slices that both share are not
+    /// looked at, as long as that is the same.
     #[must_use]
-    pub fn changes_since(
-        &self,
-        before: Option<&Self>,
-        without_before: &BTreeSet<Uid>,
-        without: &BTreeSet<Uid>,
-    ) -> Changes {
+    pub fn changes_since(&self, before: Option<&Self>, instead_before: &Instead, instead: &Instead) -> Changes {
         let mut changes = Changes::default();
         let nothing = BTreeMap::new();
         let former = before.map_or(&nothing, |before| &before.slices);
@@ -55,15 +53,18 @@ impl Intents {
         for name in names {
             let (was, is) = (former.get(name), self.slices.get(name));
             let same = was.zip(is).is_some_and(|(was, is)| Arc::ptr_eq(was, is));
-            if same && without_before == without {
+            if same && instead_before == instead {
                 continue;
             }
-            let forwards =
-                |slice: Option<&'_ Arc<ForwardSliceSpec>>, without: &BTreeSet<Uid>| -> Vec<Arc<SliceForward>> {
-                    let forwards = slice.into_iter().flat_map(|slice| &slice.forwards);
-                    forwards.filter(|forward| !without.contains(&forward.uid)).cloned().collect()
+            let forwards = |slice: Option<&'_ Arc<ForwardSliceSpec>>, instead: &Instead| -> Vec<Arc<SliceForward>> {
+                let forwards = slice.into_iter().flat_map(|slice| &slice.forwards);
+                let carried = |forward: &Arc<SliceForward>| match instead.get(&forward.uid) {
+                    Some(instead) => instead.clone(),
+                    None => Some(Arc::clone(forward)),
                 };
-            changes.add(forwards(was, without_before), forwards(is, without));
+                forwards.filter_map(carried).collect()
+            };
+            changes.add(forwards(was, instead_before), forwards(is, instead));
         }
         changes
     }

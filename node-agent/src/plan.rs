@@ -60,7 +60,7 @@ async fn preview<E: Engine>(
     let now = host.clock.now();
     let (addresses, found) = (host.addresses.clone(), host.found().to_vec());
     let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, now) };
-    let waiting = host.port_gate.admit(&mut converger, intents, &facts, Instant::now()).await;
+    let waiting = host.port_gate.admit(&mut converger, intents, &facts, Instant::now()).await?;
     converger.carry(host.state.intents()?.map(Rc::new).as_ref());
     converger.carry_noted(host.state.carried()?);
     converger.take_up_connections(&facts, &host.state);

@@ -1,103 +1,80 @@
-//! The gate before the ports of a host: a forward that this host never carried waits while somebody else listens on them.
+//! The gate before the ports of a host: a forward that this host never carried waits while somebody else holds them, a program
+//! that listens or a rule that translates; of one that is carried, what an edit adds waits in the same way.
 //!
-//! Whoever starts to listen later revokes nothing: a forward is admitted once, whatever becomes of it afterwards. Remembered are
+//! Whoever comes later revokes nothing: a forward is admitted once, whatever becomes of it afterwards. Remembered are
 //! those that never were admitted, so that all others count as admitted after a restart, and after a reboot, which empties the
 //! kernel.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sallyport_api::forward_slice::{ForwardSliceSpec, SliceForward};
 use sallyport_api::id::{IntentHash, Uid};
 use sallyport_engine::Engine;
-use sallyport_engine::network::Network;
+use sallyport_policy::places::Places;
 use sallyport_ruleset::facts::NodeFacts;
+use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::layout::lower;
-use sallyport_ruleset::listener::{Endpoint, Listener};
-use sallyport_ruleset::table::{Failure, ForwardingTable};
+use sallyport_ruleset::table::ForwardingTable;
 use sallyport_runtime::once::Once;
 
-use crate::converge::Converger;
+use crate::converge::{Converger, Error};
 use crate::error_chain::chain_of;
+use crate::holders::{Holders, cut};
 use crate::intents::Intents;
-use crate::sockets::{FREE, SocketView, in_use, refused};
-use crate::state::StateDir;
+use crate::port_gate::wait::Wait;
+use crate::state::{NotAdmitted, StateDir};
 use crate::waiting::Waiting;
 
-/// So long after the agent's start, for those that waited before it: after a boot, others may start later than the agent.
-const START: Duration = Duration::from_mins(1);
-
-/// The forwards of this host at the gate, by uid; one that is nowhere here has not been seen yet.
+/// The forwards of this host at the gate, by uid; one that is not here has not been seen yet.
 #[derive(Debug, Default)]
 pub(crate) struct PortGate {
-    /// Whoever listens on their ports from now on comes too late.
-    admitted: HashSet<Uid>,
-    /// Somebody was there first.
-    waiting: BTreeMap<Uid, Wait>,
+    gates: BTreeMap<Uid, Gate>,
+    /// Those of them that wait,
+    waiting: BTreeSet<Uid>,
+    /// and those that were looked at since a pass last came to its end.
+    looked_at: BTreeSet<Uid>,
     /// The slices of which every forward is admitted, so that they need not be looked at again.
-    complete: BTreeMap<String, Arc<ForwardSliceSpec>>,
+    admitted: BTreeMap<String, Arc<ForwardSliceSpec>>,
     /// The intents with which a pass last came to its end.
     carried: Option<Rc<Intents>>,
-    /// Those that were admitted since then.
-    fresh: BTreeSet<Uid>,
-    /// Those that were not admitted, by uid, and whether they wait, as they are on disk.
-    kept: BTreeMap<Uid, bool>,
+    /// Those that were not admitted, by uid, as they are on disk.
+    kept: BTreeMap<Uid, NotAdmitted>,
     /// What cannot be seen or kept.
     failure: Once,
 }
 
-/// How a forward stands that was not admitted before.
-enum Gate {
-    Admitted,
-    Waiting(Wait),
+/// How a forward stands.
+#[derive(Debug, Default)]
+struct Gate {
+    /// Where it was admitted: whoever comes there from now on comes too late.
+    had: Places,
+    /// The intent of which these are the places, neither more nor fewer.
+    of: Option<IntentHash>,
+    /// Somebody was first where else it would be.
+    wait: Option<Wait>,
 }
 
-/// Why and for how long a forward waits.
-#[derive(Debug)]
-struct Wait {
-    /// Hash of its intent: one that asks for something else is new again.
-    hash: IntentHash,
-    /// Where somebody listened when it came. Who listens elsewhere later is not waited for.
-    endpoints: BTreeSet<Endpoint>,
-    /// Until when more of them are found.
-    open: Instant,
-    /// When it is admitted if nobody listens there until then.
-    free: Instant,
-    /// Who was named as being in the way.
-    listener: Option<Listener>,
-    failure: Failure,
-}
-
-impl Wait {
-    fn new(forward: &SliceForward, listener: &Listener, endpoints: BTreeSet<Endpoint>, now: Instant) -> Self {
-        let failure = in_use(forward, listener);
-        Self { hash: forward.hash.clone(), endpoints, open: now, free: now + FREE, listener: Some(*listener), failure }
+impl Gate {
+    fn admits(&self, forward: &SliceForward) -> bool {
+        self.of.as_ref() == Some(&forward.hash) || self.had.hold(&forward.intent)
     }
 
-    /// One that waited when the agent ended.
-    fn restored(forward: &SliceForward, now: Instant) -> Self {
-        let message = "a program of this host listened on its ports before the agent started; a minute after the start \
-                       the forward is programmed if none does any more";
-        let failure = refused(forward, message.to_owned());
-        let (open, free) = (now + START, now + START);
-        Self { hash: forward.hash.clone(), endpoints: BTreeSet::new(), open, free, listener: None, failure }
+    fn admit(&mut self, forward: &SliceForward) {
+        self.of = Some(forward.hash.clone()).filter(|_| self.had.is_empty());
+        self.had.add(&forward.intent);
+        self.wait = None;
     }
 
-    /// Finds out who is in the way now.
-    fn refresh(&mut self, forward: &SliceForward, sockets: &SocketView<'_>, now: Instant) {
-        let there = sockets.in_the_way(forward);
-        if now < self.open {
-            self.endpoints.extend(there.iter().map(|listener| listener.endpoint()));
+    /// What is not wanted any more has left the kernel.
+    fn leave(&mut self, forward: &SliceForward) {
+        if self.wait.is_none() && self.of.as_ref() == Some(&forward.hash) {
+            return;
         }
-        if let Some(first) = there.into_iter().find(|listener| self.endpoints.contains(&listener.endpoint())) {
-            self.free = self.free.max(now + FREE);
-            if self.listener != Some(*first) {
-                self.listener = Some(*first);
-                self.failure = in_use(forward, first);
-            }
-        }
+        self.had = self.had.cut(&forward.intent).as_ref().map(Places::of).unwrap_or_default();
+        self.of = Some(forward.hash.clone()).filter(|_| self.wait.is_none());
     }
 }
 
@@ -109,116 +86,145 @@ impl PortGate {
             BTreeMap::new()
         });
         for forward in intents.forwards() {
+            let mut gate = Gate::default();
             match self.kept.get(&forward.uid) {
-                Some(true) => drop(self.waiting.insert(forward.uid.clone(), Wait::restored(forward, now))),
-                Some(false) => {}
-                None => self.admitted.extend([forward.uid.clone()]),
+                None => gate.admit(forward),
+                Some(NotAdmitted { had, waits: true }) => {
+                    gate.had = had.clone();
+                    gate.wait = Some(Wait::restored(forward, had, now));
+                    self.waiting.insert(forward.uid.clone());
+                }
+                Some(NotAdmitted { had, waits: false }) => gate.had = had.clone(),
+            }
+            if gate.wait.is_some() || !gate.had.is_empty() {
+                self.gates.insert(forward.uid.clone(), gate);
             }
         }
     }
 
-    /// Admits the forwards that come where nobody listens; who has to wait is for the pass to leave out. What the kernel holds
-    /// already is admitted as well: state that was lost must not take away what runs.
+    /// Admits the forwards that come where nobody is; who has to wait is for the pass to leave out, as a whole or without what an
+    /// edit adds. What the kernel holds already is admitted as well: state that was lost must not take away what runs.
     ///
     /// # Guarantees
-    /// - One that was admitted stays so until a pass without it came to its end.
-    /// - Sockets are read only while there is one that was not admitted.
-    /// - Where they cannot be read, nobody new waits, and whoever waits goes on waiting.
+    /// - Where one was admitted it stays so until a pass without that came to its end.
+    /// - Sockets are read, and rules for this alone, only while there is something that was not admitted.
+    /// - Where sockets cannot be read, nobody new waits, and whoever waits goes on waiting. Where rules cannot, nothing is decided.
     pub(crate) async fn admit<E: Engine>(
         &mut self,
         converger: &mut Converger<E>,
         intents: &Intents,
         facts: &NodeFacts<'_>,
         now: Instant,
-    ) -> Waiting {
+    ) -> Result<Waiting, Error> {
         let outside = self.outside(intents);
-        let current: BTreeMap<&Uid, &IntentHash> = outside.iter().map(|f| (&f.uid, &f.hash)).collect();
-        self.waiting.retain(|uid, wait| current.get(uid) == Some(&&wait.hash));
-        let listeners = if outside.is_empty() { Ok(None) } else { converger.network.listeners() };
-        match listeners {
+        self.forget_waits_but_of(&outside);
+        let newcomers = outside.iter().copied().chain(intents.planned());
+        converger.expect(ForwardingTable::new(&intents.node, newcomers, facts));
+        if outside.is_empty() {
+            return Ok(Waiting::default());
+        }
+        // Whoever is admitted now and goes before a pass is good comes anew.
+        self.looked_at.extend(outside.iter().map(|forward| forward.uid.clone()));
+        match converger.network.listeners() {
             Ok(None) => {}
             Ok(Some(listeners)) => {
+                let installed = converger.observe().await?;
                 let facts = NodeFacts { listeners: &listeners, ..*facts };
-                let sockets = SocketView::of(intents, &facts);
-                for forward in outside {
-                    match self.gate_of(forward, &sockets, converger, intents, &facts, now).await {
-                        Some(Gate::Admitted) => self.admit_one(&forward.uid),
-                        Some(Gate::Waiting(wait)) => drop(self.waiting.insert(forward.uid.clone(), wait)),
-                        None => {}
-                    }
-                }
-                let freed = self.waiting.iter().filter(|(_, wait)| wait.free <= now);
-                for uid in freed.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
-                    self.admit_one(&uid);
+                let holders = Holders::of(intents, &facts, &installed.firewall, outside.iter().copied());
+                for forward in &outside {
+                    self.judge(forward, &holders, installed, intents, &facts, now);
                 }
             }
             Err(error) => {
                 self.log("cannot see who listens on this host, so no new forward waits for anybody", &error);
-                for forward in outside {
-                    if !self.waiting.contains_key(&forward.uid) {
-                        self.admit_one(&forward.uid);
+                for forward in &outside {
+                    let gate = self.gates.entry(forward.uid.clone()).or_default();
+                    if gate.wait.is_none() {
+                        gate.admit(forward);
                     }
                 }
             }
         }
-        let (uids, failures) = self.waiting.iter().map(|(uid, wait)| (uid.clone(), wait.failure.clone())).unzip();
-        Waiting { failures, uids }
+        let mut waiting = Waiting::default();
+        for forward in outside {
+            let is_waiting = self.gates.get(&forward.uid).is_some_and(|gate| gate.wait.is_some());
+            if is_waiting {
+                self.waiting.insert(forward.uid.clone());
+            } else {
+                self.waiting.remove(&forward.uid);
+            }
+            let Some(Gate { had, wait: Some(wait), .. }) = self.gates.get(&forward.uid) else { continue };
+            waiting.failures.push(wait.failure.clone());
+            waiting.instead.insert(forward.uid.clone(), cut(forward, had));
+        }
+        Ok(waiting)
     }
 
-    fn admit_one(&mut self, uid: &Uid) {
-        self.waiting.remove(uid);
-        self.admitted.insert(uid.clone());
-        self.fresh.insert(uid.clone());
-    }
-
-    /// How a forward that was not admitted stands from now on; `None` if that is as before.
-    async fn gate_of<E: Engine>(
+    /// Finds out how a forward stands that was not admitted, or not everywhere.
+    fn judge(
         &mut self,
         forward: &Arc<SliceForward>,
-        sockets: &SocketView<'_>,
-        converger: &mut Converger<E>,
+        holders: &Holders<'_>,
+        installed: &InstalledRuleset,
         intents: &Intents,
         facts: &NodeFacts<'_>,
         now: Instant,
-    ) -> Option<Gate> {
-        if let Some(wait) = self.waiting.get_mut(&forward.uid) {
-            wait.refresh(forward, sockets, now);
-            if now >= wait.open {
-                return None;
-            }
+    ) {
+        let gate = self.gates.entry(forward.uid.clone()).or_default();
+        let alone = || ForwardingTable::new(&intents.node, [forward], facts);
+        if let Some(wait) = &mut gate.wait {
+            wait.refresh(forward, &gate.had, holders, now);
             // What was noted before the start may be older than what the kernel holds.
-            let alone = lower(&ForwardingTable::new(&intents.node, [forward], facts));
-            let held = converger.observe().await.map_or(true, |installed| installed.delivers(&alone));
-            return held.then_some(Gate::Admitted);
-        }
-        let there = sockets.in_the_way(forward);
-        if let Some(first) = there.first() {
-            let alone = ForwardingTable::new(&intents.node, [forward], facts);
-            if alone.failures().next().is_some() {
-                // Nobody shall stop a program for the sake of a forward that cannot be carried anyway.
-                return None;
+            if wait.is_over(now) || wait.is_open(now) && installed.delivers(&lower(&alone())) {
+                gate.admit(forward);
             }
-            // What could not be read may be there.
-            if converger.observe().await.is_ok_and(|installed| !installed.delivers(&lower(&alone))) {
-                let endpoints = there.iter().map(|listener| listener.endpoint()).collect();
-                return Some(Gate::Waiting(Wait::new(forward, first, endpoints, now)));
-            }
+            return;
         }
-        Some(Gate::Admitted)
+        let there = holders.in_the_way(forward, &gate.had);
+        let alone = if there.is_empty() { None } else { Some(alone()) };
+        match alone {
+            // Nobody shall stop a program for the sake of a forward that cannot be carried anyway.
+            Some(alone) if alone.failures().next().is_some() => {
+                if gate.had.is_empty() {
+                    self.gates.remove(&forward.uid);
+                }
+            }
+            Some(alone) if !installed.delivers(&lower(&alone)) => {
+                gate.wait = Some(Wait::new(forward, &gate.had, &there, now));
+            }
+            _ => gate.admit(forward),
+        }
     }
 
-    /// The forwards that are not admitted.
+    /// Whoever asks for something else while it waits, or goes, does not wait any more.
+    fn forget_waits_but_of(&mut self, outside: &[&Arc<SliceForward>]) {
+        let current: BTreeMap<&Uid, &IntentHash> = outside.iter().map(|f| (&f.uid, &f.hash)).collect();
+        let Self { gates, waiting, .. } = self;
+        waiting.retain(|uid| {
+            let Some(gate) = gates.get_mut(uid) else { return false };
+            gate.wait.take_if(|wait| current.get(uid) != Some(&&wait.hash));
+            let (waits, has_places) = (gate.wait.is_some(), !gate.had.is_empty());
+            if !waits && !has_places {
+                gates.remove(uid);
+            }
+            waits
+        });
+    }
+
+    /// The forwards that are not admitted, or not everywhere.
     fn outside<'a>(&mut self, intents: &'a Intents) -> Vec<&'a Arc<SliceForward>> {
         let mut outside = Vec::new();
-        self.complete.retain(|name, slice| intents.slices.get(name).is_some_and(|is| Arc::ptr_eq(is, slice)));
+        self.admitted.retain(|name, slice| intents.slices.get(name).is_some_and(|is| Arc::ptr_eq(is, slice)));
         for (name, slice) in &intents.slices {
-            if self.complete.contains_key(name) {
+            if self.admitted.contains_key(name) {
                 continue;
             }
             let here = outside.len();
-            outside.extend(slice.forwards.iter().filter(|forward| !self.admitted.contains(&forward.uid)));
+            let is_admitted =
+                |forward: &SliceForward| self.gates.get(&forward.uid).is_some_and(|gate| gate.admits(forward));
+            outside.extend(slice.forwards.iter().filter(|forward| !is_admitted(forward)));
             if outside.len() == here {
-                self.complete.insert(name.clone(), Arc::clone(slice));
+                self.admitted.insert(name.clone(), Arc::clone(slice));
             }
         }
         outside
@@ -227,8 +233,12 @@ impl PortGate {
     /// Keeps who was not admitted. That is on disk before the intents are, so that a crash makes nobody look admitted.
     pub(crate) fn keep(&mut self, intents: &Intents, state: &StateDir) {
         let outside = self.outside(intents).into_iter();
-        let outside: BTreeMap<Uid, bool> =
-            outside.map(|forward| (forward.uid.clone(), self.waiting.contains_key(&forward.uid))).collect();
+        let newcomer = |forward: &Arc<SliceForward>| match self.gates.get(&forward.uid) {
+            Some(gate) => NotAdmitted { had: gate.had.clone(), waits: gate.wait.is_some() },
+            None => NotAdmitted::default(),
+        };
+        let outside: BTreeMap<Uid, NotAdmitted> =
+            outside.map(|forward| (forward.uid.clone(), newcomer(forward))).collect();
         if self.kept == outside {
             return;
         }
@@ -243,35 +253,38 @@ impl PortGate {
 
     /// A pass came to its end: what was not wanted in it is no longer in the kernel, and comes anew.
     pub(crate) fn passed(&mut self, intents: &Rc<Intents>) {
-        let fresh = std::mem::take(&mut self.fresh);
         let before = self.carried.replace(Rc::clone(intents));
-        if fresh.is_empty() && before.as_ref() == Some(intents) {
+        let looked_at = std::mem::take(&mut self.looked_at);
+        if looked_at.is_empty() && before.as_ref() == Some(intents) {
             return;
         }
-        let Some(before) = before else {
-            let wanted: HashSet<&Uid> = intents.forwards().map(|forward| &forward.uid).collect();
-            self.admitted.retain(|uid| wanted.contains(uid));
-            return;
-        };
-        let nobody = BTreeSet::new();
-        let changes = intents.changes_since(Some(&before), &nobody, &nobody);
-        let come: HashSet<&Uid> = changes.come.iter().map(|forward| &forward.uid).collect();
-        let gone = changes.gone.iter().map(|forward| &forward.uid).filter(|uid| !come.contains(uid));
-        // Who was admitted and went before a pass was good is in none of the two.
-        let mut never_carried = fresh;
-        if !never_carried.is_empty() {
-            let wanted: HashSet<&Uid> = intents.forwards().map(|forward| &forward.uid).collect();
-            never_carried.retain(|uid| !wanted.contains(uid));
+        let nobody = BTreeMap::new();
+        let changes = intents.changes_since(before.as_deref(), &nobody, &nobody);
+        // Whoever was looked at and went before a pass was good is in none of the two.
+        let mut gone: BTreeSet<&Uid> = changes.gone.iter().map(|forward| &forward.uid).chain(&looked_at).collect();
+        let unchanged = (!looked_at.is_empty()).then(|| intents.forwards()).into_iter().flatten();
+        let looked_at_again = unchanged.filter(|forward| looked_at.contains(&forward.uid));
+        for forward in changes.come.iter().chain(looked_at_again) {
+            gone.remove(&forward.uid);
+            if let Some(gate) = self.gates.get_mut(&forward.uid) {
+                gate.leave(forward);
+            }
         }
-        for uid in gone.chain(&never_carried) {
-            self.admitted.remove(uid);
+        if before.is_none() {
+            let wanted: BTreeSet<&Uid> = intents.forwards().map(|forward| &forward.uid).collect();
+            self.gates.retain(|uid, _| wanted.contains(uid));
         }
+        for uid in gone {
+            self.gates.remove(uid);
+        }
+        let gates = &self.gates;
+        self.waiting.retain(|uid| gates.contains_key(uid));
     }
 
     /// Whether one that waits may be admitted.
-    pub(crate) fn is_freed(
+    pub(crate) fn is_freed<E: Engine>(
         &mut self,
-        network: &dyn Network,
+        converger: &Converger<E>,
         intents: &Intents,
         facts: &NodeFacts<'_>,
         now: Instant,
@@ -279,14 +292,20 @@ impl PortGate {
         if self.waiting.is_empty() {
             return false;
         }
-        let Ok(Some(listeners)) = network.listeners() else { return false };
-        let sockets = SocketView::of(intents, &NodeFacts { listeners: &listeners, ..*facts });
-        for forward in intents.forwards() {
-            if let Some(wait) = self.waiting.get_mut(&forward.uid) {
-                wait.refresh(forward, &sockets, now);
+        let Ok(Some(listeners)) = converger.network.listeners() else { return false };
+        let Some(installed) = converger.installed() else { return false };
+        let facts = NodeFacts { listeners: &listeners, ..*facts };
+        let waits = |forward: &&Arc<SliceForward>| self.waiting.contains(&forward.uid);
+        let waiting: Vec<&Arc<SliceForward>> = intents.forwards().filter(waits).collect();
+        let holders = Holders::of(intents, &facts, &installed.firewall, waiting.iter().copied());
+        let mut freed = false;
+        for forward in waiting {
+            if let Some(Gate { had, wait: Some(wait), .. }) = self.gates.get_mut(&forward.uid) {
+                wait.refresh(forward, had, &holders, now);
+                freed |= wait.is_over(now);
             }
         }
-        self.waiting.values().any(|wait| wait.free <= now)
+        freed
     }
 
     fn log(&mut self, what: &str, error: &dyn std::error::Error) {
@@ -296,6 +315,8 @@ impl PortGate {
         }
     }
 }
+
+mod wait;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 //! lock            held while an agent runs: two never run on one directory
 //! intents.json    the last good intents, enforced at start before anybody else has spoken; they record the claims
 //! carried.json    what the kernel holds rules of, where a table that cannot be read keeps it from following the intents
-//! newcomers.json  those of them that never were admitted, if any: somebody else listens on their ports
+//! newcomers.json  those of them that were not admitted, or not everywhere, if any: somebody else holds their ports
 //! past.json       where rules that have gone led to, until the last connection by them has ended
 //! manifests/      the last good objects of each manifest file, for when the file cannot be read
 //! found.json      the listen addresses that the pool has found on this host: what is away for a moment stays wanted
@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use sallyport_api::id::{Moment, Uid};
 use sallyport_engine::iptables::NftObject;
+use sallyport_policy::places::Places;
 use sallyport_ruleset::flow::Translations;
 use sallyport_runtime::file;
 use serde::de::DeserializeOwned;
@@ -46,6 +47,39 @@ pub struct Host {
     /// Chains and tables that did not exist before us; `None` until the agent first looked.
     #[serde(rename = "absent")]
     pub created_by_us: Option<Vec<NftObject>>,
+}
+
+/// A forward that was not admitted, or not everywhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Noted", into = "Noted")]
+pub struct NotAdmitted {
+    /// Where it was admitted.
+    pub had: Places,
+    /// Whether it waits for somebody to give up a port.
+    pub waits: bool,
+}
+
+/// It on disk: one that was admitted nowhere as older agents wrote it, and read it.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Noted {
+    Nowhere(bool),
+    Somewhere { had: Places, waits: bool },
+}
+
+impl From<Noted> for NotAdmitted {
+    fn from(noted: Noted) -> Self {
+        match noted {
+            Noted::Nowhere(waits) => Self { had: Places::default(), waits },
+            Noted::Somewhere { had, waits } => Self { had, waits },
+        }
+    }
+}
+
+impl From<NotAdmitted> for Noted {
+    fn from(NotAdmitted { had, waits }: NotAdmitted) -> Self {
+        if had.is_empty() { Self::Nowhere(waits) } else { Self::Somewhere { had, waits } }
+    }
 }
 
 /// What can go wrong with the state directory.
@@ -142,13 +176,13 @@ impl StateDir {
         self.store("intents.json", intents, true)
     }
 
-    /// Forwards among the intents that never were admitted, by uid, and whether they wait for a listener to go.
-    pub fn not_admitted(&self) -> Result<BTreeMap<Uid, bool>, Error> {
+    /// Forwards among the intents that were not admitted, or not everywhere, by uid.
+    pub fn not_admitted(&self) -> Result<BTreeMap<Uid, NotAdmitted>, Error> {
         Ok(self.load("newcomers.json")?.unwrap_or_default())
     }
 
     /// Keeps them, or forgets all: forwards that count as admitted by mistake take nothing from anybody.
-    pub fn keep_not_admitted(&self, forwards: &BTreeMap<Uid, bool>) -> Result<(), Error> {
+    pub fn keep_not_admitted(&self, forwards: &BTreeMap<Uid, NotAdmitted>) -> Result<(), Error> {
         let path = self.path.join("newcomers.json");
         if forwards.is_empty() {
             return remove(&path);

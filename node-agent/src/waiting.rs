@@ -1,27 +1,29 @@
-//! The forwards that a pass leaves out, because somebody else listens on their ports.
+//! The forwards that a pass carries otherwise than the intents say, because somebody else holds ports of theirs.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sallyport_api::forward_slice::SliceForward;
-use sallyport_api::id::Uid;
 use sallyport_ruleset::table::Failure;
 
-use crate::intents::Intents;
+use crate::intents::{Instead, Intents};
 
 /// What a pass leaves out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Waiting {
     /// Why, for each.
     pub failures: Vec<Failure>,
-    /// Uids of the forwards that wait.
-    pub uids: BTreeSet<Uid>,
+    /// What is carried of the forwards that wait.
+    pub instead: Instead,
 }
 
 impl Waiting {
-    /// The forwards that do not wait.
+    /// What is carried of `intents`.
     #[must_use]
-    pub fn others<'a>(&self, intents: &'a Intents) -> Vec<&'a Arc<SliceForward>> {
-        intents.forwards().filter(|forward| !self.uids.contains(&forward.uid)).collect()
+    pub fn carried<'a>(&'a self, intents: &'a Intents) -> Vec<&'a Arc<SliceForward>> {
+        let carried = intents.forwards().filter_map(|forward| match self.instead.get(&forward.uid) {
+            Some(instead) => instead.as_ref(),
+            None => Some(forward),
+        });
+        carried.collect()
     }
 }

@@ -19,6 +19,7 @@ mod one_agent_per_state_dir;
 mod origin_story;
 mod other_firewalls;
 mod port_ranges;
+mod published_port;
 mod read_only_state_directory;
 mod reboot;
 mod removed_target_drains_or_is_severed;

@@ -21,6 +21,7 @@ mod judge;
 pub mod limits;
 pub mod observed;
 mod outgoing;
+pub mod places;
 pub mod pool;
 pub mod recheck;
 pub mod slice;

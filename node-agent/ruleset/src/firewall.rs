@@ -5,11 +5,13 @@
 //! iptables-save, nft --json ─► xtables, nft (known: what each word does) ─► HostFirewall
 //!     ─► screen: of it, in the kernel's order, what could meet any packet of a forward ─┐
 //! ForwardingTable ─► path: a client's packets, leg by leg; stranger: of who is not listed ┴► walk ─► assess ─► remedy
+//!                   holds: of anybody, while the forward is not there yet ─► walk ─► remedy
 //! ```
 //! A kernel asks every base chain of a hook, so an accept of ours in one does not undo a drop in another. Reading them from
 //! the host is the engine's. Our own chains are not read here: what they do is known from the forwarding table.
 
 mod assess;
+mod holds;
 mod known;
 mod leg;
 pub mod nft;
@@ -31,6 +33,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 
 pub use self::assess::{Assessment, Paths, assess};
+pub use self::holds::Holds;
 pub use self::remedy::Conflict;
 use crate::family::Family;
 

@@ -1,11 +1,15 @@
 //! Where rules led to is noted before they go, and is found again by the next agent.
 
 use sallyport_api::id::Moment;
+use sallyport_api::testing::Forward;
+use sallyport_policy::places::Places;
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::flow::{Flow, Tuple};
 
 use super::*;
 use crate::converge::fake::{forward, intents, local};
+use crate::intents::Instead;
+use crate::state::NotAdmitted;
 
 /// A table that followed intents, and what the connections of its node are known to be.
 struct Scene {
@@ -22,8 +26,8 @@ impl Scene {
     fn follow(&mut self, text: &str, addresses: &[LocalAddress]) {
         let mut wanted = intents(text);
         wanted.node.addresses = addresses.iter().map(|own| own.ip).collect();
-        let nobody = std::collections::BTreeSet::new();
-        let changes = wanted.changes_since(self.before.as_ref(), &nobody, &nobody);
+        let nothing = Instead::new();
+        let changes = wanted.changes_since(self.before.as_ref(), &nothing, &nothing);
         let facts = NodeFacts::of(addresses, Moment::default());
         let change = self.table.update(&wanted.node, &changes.gone, &changes.come, &facts);
         self.connections.follow(&self.table, &change);
@@ -50,7 +54,7 @@ fn to_port(port: u16) -> Flow {
 /// Which of the ports 8000 to 8002 somebody's connections were led by that are noted.
 fn noted(state: &StateDir) -> Vec<u16> {
     let past = state.past().unwrap();
-    (8000..8003).filter(|port| past.lead(&to_port(*port))).collect()
+    (8000..8006).filter(|port| past.lead(&to_port(*port))).collect()
 }
 
 fn state() -> (tempfile::TempDir, StateDir) {
@@ -102,15 +106,19 @@ fn what_an_agent_before_carried_is_noted_once_its_rules_are_to_go() {
 fn who_never_was_admitted_or_ended_long_ago_led_nowhere() {
     let (_guard, state) = state();
     let ended = forward("old", 8002) + "  expiresAt: 2020-01-01T00:00:00Z\n";
-    let carried = Rc::new(intents(&(forward("a", 8000) + &forward("waits", 8001) + &ended)));
-    assert_eq!(carried.forwards().count(), 3);
-    state.keep_not_admitted(&[("default/waits".into(), true)].into()).unwrap();
+    let edited = forward("b", 8004).replace("port: 8004", "port: 8004, endPort: 8005");
+    let carried = Rc::new(intents(&(forward("a", 8000) + &forward("waits", 8001) + &ended + &edited)));
+    assert_eq!(carried.forwards().count(), 4);
+    let had = Places::of(&Forward::tcp("default/b", 8004).intent());
+    let waits = |had| NotAdmitted { had, waits: true };
+    let outside = [("default/waits".into(), waits(Places::default())), ("default/b".into(), waits(had))];
+    state.keep_not_admitted(&outside.into()).unwrap();
     state.keep_highest_time(sallyport_api::id::Moment(1_700_000_000)).unwrap();
     let mut scene = Scene::new();
     scene.connections.take_up([&carried], &NodeFacts::of(&local(), Moment::default()), &state);
     scene.follow("", &local());
     scene.connections.note(&state);
-    assert_eq!(noted(&state), [8000], "connections to the same places are somebody else's");
+    assert_eq!(noted(&state), [8000, 8004], "connections to the same places are somebody else's");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sallyport_api::forward_slice::{ForwardRef, SliceForward};
 use sallyport_api::id::IntentHash;
 use sallyport_engine::Engine;
+use sallyport_policy::places::Places;
 use sallyport_ruleset::facts::NodeFacts;
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::desired::Desired;
@@ -16,8 +17,8 @@ use sallyport_ruleset::table::{Failure, ForwardingTable};
 
 use crate::converge::{Converger, Error, Reading, families_of, not_forwarded};
 use crate::error_chain::chain_of;
+use crate::holders::{Holders, cut, in_use};
 use crate::intents::Intents;
-use crate::sockets::refusal;
 use crate::waiting::Waiting;
 
 /// What a pass would do.
@@ -67,7 +68,7 @@ impl<E: Engine> Converger<E> {
         let mut failures: Vec<Failure> = self.waiting.failures.iter().chain(self.table.failures()).cloned().collect();
         let mut unreadable = Vec::new();
         if let Some(reach) = reach {
-            failures.extend(reach.failures(&self.table, &self.waiting.others(intents)));
+            failures.extend(reach.failures(&self.table, &self.waiting.carried(intents)));
             unreadable = reach.why;
         }
         Ok(Preview { ops: ops.unwrap_or_default(), families, ended, failures, unreadable })
@@ -81,22 +82,27 @@ impl<E: Engine> Converger<E> {
         }
         let is_current = self.reading != Reading::Outdated && !self.engine.changed()?;
         let Some(installed) = self.installed.as_ref().filter(|_| is_current) else { return Ok(None) };
-        let forwards = self.waiting.others(intents);
+        let forwards = self.waiting.carried(intents);
+        let listeners = self.network.listeners().ok().flatten();
+        let seen = listeners.as_ref().map(|listeners| NodeFacts { listeners, ..*facts });
+        let holders = seen.map(|facts| Holders::of(intents, &facts, &installed.firewall, intents.planned()));
         let mut plans = Vec::new();
         for planned in intents.planned() {
             let others = forwards.iter().copied().filter(|forward| forward.uid != planned.uid);
             let mut with_it: Vec<&Arc<SliceForward>> = others.chain([planned]).collect();
             let mut table = ForwardingTable::new(&intents.node, with_it.iter().copied(), facts);
             let mut failure = table.failures().find(|failure| failure.forward == planned.r#ref).cloned();
-            // One that is carried is no newcomer, whatever becomes of it.
-            let is_new = forwards.iter().all(|forward| forward.uid != planned.uid);
+            let carried = forwards.iter().find(|forward| forward.uid == planned.uid);
+            let had = carried.map(|carried| Places::of(&carried.intent)).unwrap_or_default();
+            let there = holders.as_ref().map(|holders| holders.in_the_way(planned, &had)).unwrap_or_default();
             if failure.is_none()
-                && is_new
-                && let Some(refusal) = refusal(&*self.network, planned, intents, facts)
+                && let Some(first) = there.first()
             {
+                let kept = cut(planned, &had);
                 with_it.pop();
+                with_it.extend(&kept);
                 table = ForwardingTable::new(&intents.node, with_it, facts);
-                failure = Some(refusal);
+                failure = Some(in_use(planned, &had, first));
             }
             let desired = Desired::of(&table);
             let mut ops = desired.plan(installed);

@@ -123,7 +123,7 @@ impl<E: Engine> Converger<E> {
         if families.is_empty() {
             return None;
         }
-        let forwards = self.waiting.others(intents);
+        let forwards = self.waiting.carried(intents);
         let delivered = installed.delivered();
         let ruleset = self.desired.ruleset().clone();
         let mut reach = Reach { ruleset, carried: BTreeMap::new(), hooked: true, why: Vec::new() };

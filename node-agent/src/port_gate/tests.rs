@@ -1,10 +1,14 @@
 //! Who waits, for how long, and what is remembered of them.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use sallyport_api::id::Moment;
 use sallyport_engine::dry_run::DryRun;
 use sallyport_engine::network::NoKernel;
+use sallyport_ruleset::family::Family;
+use sallyport_ruleset::firewall::{Holder, xtables};
+use sallyport_ruleset::listener::Listener;
 
 use super::*;
 use crate::converge::fake::{Kernel, forward, intents, listener, local, over, planned};
@@ -35,14 +39,27 @@ impl Scene {
         self.converger.engine.network.listeners.replace(ports.iter().map(|port| listener(*port)).collect());
     }
 
+    /// Docker publishes these ports.
+    fn publish(&mut self, ports: &[u16]) {
+        let rule =
+            |port: &u16| format!("-A DOCKER -p tcp -m tcp --dport {port} -j DNAT --to-destination 172.17.0.2:80\n");
+        let rules: String = ports.iter().map(rule).collect();
+        let save = format!(
+            "*nat\n:PREROUTING ACCEPT\n:DOCKER -\n-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n{rules}COMMIT\n"
+        );
+        let holder = Holder::Iptables { program: "iptables-nft", own: true };
+        self.converger.engine.rules.installed.firewall.tables = xtables::parse(&save, Family::V4, holder);
+        self.converger.engine.changed = true;
+    }
+
     /// A pass as the agent makes it; the names of those who have to wait.
     async fn pass(&mut self, wanted: &Intents) -> Vec<String> {
         let addresses = local();
         let facts = NodeFacts::of(&addresses, Moment::default());
-        let waiting = self.gate.admit(&mut self.converger, wanted, &facts, self.now).await;
+        let waiting = self.gate.admit(&mut self.converger, wanted, &facts, self.now).await.unwrap();
         self.gate.keep(wanted, &self.state);
         self.state.keep_intents(wanted).unwrap();
-        self.waiting = waiting.uids.len();
+        self.waiting = waiting.instead.len();
         let failures = waiting.failures.clone();
         let wanted = Rc::new(wanted.clone());
         if let Ok(report) = self.converger.converge(&wanted, waiting, &facts, &self.state).await {
@@ -57,7 +74,7 @@ impl Scene {
     /// Looks again after so many seconds; whether somebody may be let in.
     fn freed_after(&mut self, seconds: u64, wanted: &Intents) -> bool {
         self.now += Duration::from_secs(seconds);
-        self.gate.is_freed(&*self.converger.network, wanted, &NodeFacts::of(&local(), Moment::default()), self.now)
+        self.gate.is_freed(&self.converger, wanted, &NodeFacts::of(&local(), Moment::default()), self.now)
     }
 
     /// The agent starts anew.
@@ -81,6 +98,14 @@ impl Scene {
     async fn ports(&mut self) -> usize {
         let rules = self.converger.engine.rules().await;
         rules.v4.nat.ours.get("SALLY-MT").map_or(0, |chain| chain.len())
+    }
+
+    /// The ports that the kernel forwards, as iptables writes them.
+    async fn forwarded(&mut self) -> Vec<String> {
+        let rules = self.converger.engine.rules().await;
+        let rules = rules.v4.nat.ours.get("SALLY-MT").into_iter().flatten().map(|rule| rule.as_str().to_owned());
+        let port = |rule: String| rule.split_once("--dport ").unwrap().1.split(' ').next().unwrap().to_owned();
+        rules.map(port).collect()
     }
 }
 
@@ -190,6 +215,7 @@ async fn who_waits_does_so_after_a_restart_and_a_reboot() {
     assert_eq!(scene.pass(&two()).await, ["a PortInUse"]);
     assert_eq!(scene.ports().await, 1);
     scene.reboot();
+    assert_eq!(scene.pass(&two()).await, ["a PortInUse"]);
     assert!(scene.freed_after(60, &two()), "nobody came");
     assert_eq!(scene.pass(&two()).await, NOBODY);
 }
@@ -243,10 +269,11 @@ async fn where_listeners_cannot_be_seen_newcomers_do_not_wait_and_who_waits_goes
 async fn a_dry_run_lets_nobody_in_for_good() {
     let mut scene = Scene::with_listeners(&[8000]);
     let mut dry = Converger::new(DryRun::default(), Rc::new(NoKernel), None);
-    let waiting = scene.gate.admit(&mut dry, &two(), &NodeFacts::of(&local(), Moment::default()), scene.now).await;
+    let waiting =
+        scene.gate.admit(&mut dry, &two(), &NodeFacts::of(&local(), Moment::default()), scene.now).await.unwrap();
     scene.gate.keep(&two(), &scene.state);
     scene.state.keep_intents(&two()).unwrap();
-    assert_eq!(waiting.uids.len(), 0);
+    assert_eq!(waiting.instead.len(), 0);
     scene.restart();
     assert_eq!(scene.pass(&two()).await, ["a PortInUse"], "both come for the first time");
     assert_eq!(scene.ports().await, 1);
@@ -299,4 +326,92 @@ async fn a_plan_says_who_would_be_in_the_way() {
             "{plans:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_rule_that_publishes_a_port_keeps_a_newcomer_out_as_a_listener_does() {
+    let mut scene = Scene::with_listeners(&[]);
+    scene.publish(&[8000]);
+    assert_eq!(scene.pass(&two()).await, ["a PortInUse"]);
+    assert_eq!((scene.forwarded().await, scene.kept()), (vec!["8001".to_owned()], vec!["default/a".to_owned()]));
+    assert!(!scene.freed_after(60, &two()));
+    scene.publish(&[]);
+    // As the agent's loop does whenever rules have moved.
+    scene.converger.drift(&local()).await.unwrap();
+    assert!(!scene.freed_after(5, &two()), "the container may only be starting anew");
+    assert!(scene.freed_after(11, &two()));
+    assert_eq!(scene.pass(&two()).await, NOBODY);
+    assert_eq!(scene.forwarded().await, ["8000", "8001"]);
+    // Whoever publishes it later revokes nothing, and takes nothing from it after a restart, a reboot or an upgrade.
+    scene.publish(&[8000, 8001]);
+    assert_eq!(scene.pass(&two()).await, NOBODY);
+    scene.restart();
+    assert_eq!(scene.pass(&two()).await, NOBODY);
+    scene.reboot();
+    scene.publish(&[8000, 8001]);
+    assert_eq!(scene.pass(&two()).await, NOBODY);
+    scene.gate = PortGate::default();
+    assert_eq!(scene.pass(&two()).await, NOBODY, "it is in the kernel, whatever became of the state");
+    assert_eq!(scene.forwarded().await, ["8000", "8001"]);
+}
+
+#[tokio::test]
+async fn what_an_edit_adds_waits_while_the_rest_of_it_is_in_force() {
+    let wide = |to: &str| {
+        intents(&forward("a", 8000).replace("port: 8000", "port: 8000, endPort: 8002").replace("10.30.1.79", to))
+    };
+    for published in [true, false] {
+        let mut scene = Scene::with_listeners(&[]);
+        scene.pass(&intents(&forward("a", 8000))).await;
+        if published {
+            scene.publish(&[8000, 8002]);
+        } else {
+            scene.listen(&[8000, 8002]);
+        }
+        // It goes to another target as well.
+        assert_eq!(scene.pass(&wide("10.30.1.90")).await, ["a PortInUse"]);
+        assert_eq!(scene.forwarded().await, ["8000"]);
+        let rules = scene.converger.engine.rules().await;
+        assert!(format!("{:?}", rules.v4.nat.ours).contains("10.30.1.90"), "the new target is in force");
+        // Not even a restart lets it in, and its own port is not asked for.
+        scene.restart();
+        assert_eq!(scene.pass(&wide("10.30.1.90")).await, ["a PortInUse"]);
+        assert_eq!(scene.forwarded().await, ["8000"]);
+        scene.reboot();
+        if published {
+            scene.publish(&[8000, 8002]);
+        } else {
+            scene.listen(&[8000, 8002]);
+        }
+        assert_eq!(scene.pass(&wide("10.30.1.90")).await, ["a PortInUse"]);
+        assert_eq!(scene.forwarded().await, ["8000"], "after a boot as well");
+        // The edit is taken back, and made again without the port that is held.
+        assert_eq!(scene.pass(&intents(&forward("a", 8000))).await, NOBODY);
+        assert_eq!(scene.kept().len(), 0);
+        let free = intents(&forward("a", 8000).replace("port: 8000", "port: 8000, endPort: 8001"));
+        assert_eq!(scene.pass(&free).await, NOBODY);
+        assert_eq!(scene.forwarded().await, ["8000:8001"]);
+        // What an edit gave up it does not have any more.
+        assert_eq!(scene.pass(&intents(&forward("a", 8001))).await, NOBODY);
+        assert_eq!(scene.pass(&free).await, ["a PortInUse"]);
+        assert_eq!(scene.forwarded().await, ["8001"]);
+        scene.publish(&[]);
+        scene.listen(&[]);
+        scene.converger.drift(&local()).await.unwrap();
+        assert!(scene.freed_after(11, &free));
+        assert_eq!(scene.pass(&free).await, NOBODY);
+        assert_eq!(scene.forwarded().await, ["8000:8001"]);
+    }
+}
+
+#[tokio::test]
+async fn an_edit_that_moves_a_forward_to_a_port_that_is_held_leaves_nothing_open() {
+    let mut scene = Scene::with_listeners(&[]);
+    scene.pass(&two()).await;
+    scene.publish(&[8005]);
+    let moved = intents(&(forward("a", 8005) + &forward("b", 8001)));
+    assert_eq!(scene.pass(&moved).await, ["a PortInUse"]);
+    assert_eq!(scene.forwarded().await, ["8001"], "the old port is wanted by nobody any more");
+    scene.restart();
+    assert_eq!(scene.pass(&moved).await, ["a PortInUse"]);
 }

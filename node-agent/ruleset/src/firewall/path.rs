@@ -142,6 +142,8 @@ pub(super) enum Wrong {
     Untracked,
     /// They go to another destination, or never get to our rules.
     Diverted,
+    /// Those of somebody else's clients would no longer get where they go today.
+    Held,
     /// Our bits of the connection mark are overwritten.
     Marked,
     /// Their source address is not kept although the forward asks for that.

@@ -38,6 +38,7 @@ fn reason(wrong: Wrong) -> Reason {
     match wrong {
         Wrong::LetIn => Reason::HostFirewallBypass,
         Wrong::Diverted => Reason::Diverted,
+        Wrong::Held => Reason::PortInUse,
         Wrong::Marked => Reason::MarkOverwritten,
         Wrong::Dropped | Wrong::Untracked | Wrong::Renamed | Wrong::Unhidden => Reason::HostFirewallConflict,
         Wrong::Untold => Reason::HostFirewallUnclear,
@@ -55,6 +56,7 @@ fn does(wrong: Wrong, certain: bool) -> &'static str {
         (Wrong::Untracked, false) => "may be kept from connection tracking, and so from being translated, by",
         (Wrong::Diverted, true) => "are taken before our jump to SALLY-PRE by",
         (Wrong::Diverted, false) => "may be taken before our jump to SALLY-PRE by",
+        (Wrong::Held, _) => "are given to somebody else by",
         (Wrong::Marked, true) => "lose our bits 0x30000000 of the connection mark to",
         (Wrong::Marked, false) => "may lose our bits 0x30000000 of the connection mark to",
         (Wrong::Renamed, true) => "lose the source address, which sourceNAT Preserve is to keep, to",
@@ -158,6 +160,11 @@ impl Place<'_> {
             (Wrong::Diverted, Some(rule)) => {
                 format!("choose another port, or run `{}` and take the rule out of what loads it", self.removal(rule))
             }
+            (Wrong::Held, Some(rule)) => format!(
+                "have whoever made that rule (docker, a hostPort, a Service) give the port up, or choose another port, or \
+                 run `{}` and take the rule out of what loads it",
+                self.removal(rule)
+            ),
             (Wrong::Marked, Some(rule)) => match self.masked(rule) {
                 Some(masked) => format!("make that rule leave those bits alone: `{masked}`"),
                 None => "make that rule leave those bits alone".to_owned(),

@@ -94,7 +94,7 @@ fn around(range: &RangeInclusive<IpAddr>) -> IpNet {
 }
 
 /// Whether `to` may be port `ports` + `offset` of `target`.
-fn goes(to: &To, target: IpAddr, ports: &RangeInclusive<u16>, offset: u16) -> bool {
+pub(super) fn goes(to: &To, target: IpAddr, ports: &RangeInclusive<u16>, offset: u16) -> bool {
     match to {
         To::Host => false,
         To::Unknown => true,

@@ -113,6 +113,16 @@ impl Packets {
         }
     }
 
+    /// Those of the forwards in `table` as well.
+    pub fn add(&mut self, table: &ForwardingTable) {
+        table.bindings().for_each(|binding| self.count(&[binding], 1));
+    }
+
+    /// Without those of the forwards in `table`, which were [added](Self::add).
+    pub fn remove(&mut self, table: &ForwardingTable) {
+        table.bindings().for_each(|binding| self.count(&[binding], -1));
+    }
+
     /// A number that changes whenever there are packets such as there were not, and not when there are only fewer.
     #[must_use]
     pub fn grown(&self) -> u64 {

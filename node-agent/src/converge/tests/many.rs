@@ -54,7 +54,7 @@ async fn one_change_among_thousands_costs_what_one_forward_costs() {
         let (addresses, now) = (local(), Moment::default());
         let facts = NodeFacts::of(&addresses, now);
         let wanted = Rc::new(knowledge.intents().unwrap());
-        let waiting = gate.admit(&mut scene.converger, &wanted, &facts, Instant::now()).await;
+        let waiting = gate.admit(&mut scene.converger, &wanted, &facts, Instant::now()).await.unwrap();
         let begun = Instant::now();
         scene.converger.converge(&wanted, waiting, &facts, &scene.state).await.unwrap();
         let all = begun.elapsed();
@@ -71,7 +71,7 @@ async fn one_change_among_thousands_costs_what_one_forward_costs() {
             let begun = Instant::now();
             knowledge.slice_is(&slice(of), Ok(new));
             let wanted = Rc::new(knowledge.intents().unwrap());
-            let waiting = gate.admit(&mut scene.converger, &wanted, &facts, Instant::now()).await;
+            let waiting = gate.admit(&mut scene.converger, &wanted, &facts, Instant::now()).await.unwrap();
             scene.converger.follow(&wanted, waiting, &facts);
             scene.converger.observe().await.unwrap();
             let ops = scene.converger.without_fighting(None);
