@@ -15,6 +15,7 @@ mod leg;
 pub mod nft;
 pub(crate) mod packet;
 mod path;
+pub(crate) mod place;
 mod remedy;
 mod rules;
 mod screen;
