@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sallyport_e2e::article::{APP1, APP2, DB1, SOON, Scene, scene};
+use sallyport_e2e::article::{APP1, APP1_V6, APP2, DB1, DB1_V6, GW1, GW1_V6, SOON, Scene, scene, socket};
 use sallyport_e2e::faults::figure;
 use sallyport_e2e::gateway::Backend;
 use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::manifest::Forward;
 use sallyport_e2e::traffic::Protocol::{self, Tcp};
+use sallyport_e2e::traffic::{ask, serve};
 use sallyport_e2e::wait;
 
 /// The longest that a load may go on.
@@ -228,10 +229,7 @@ fn a_chain_that_denies_some_and_drops_the_rest_is_named_with_the_line_that_helps
         let line = "-t filter -I MYFW 3 -m conntrack --ctstate DNAT -m connmark --mark 0x10000000/0x10000000 -j ACCEPT";
         says(scene, 0, &["are dropped by", "rule `-A MYFW -j DROP`", line])?;
         obey(scene)?;
-        let _db1 = sallyport_e2e::traffic::serve(
-            &scene.article.db1,
-            &[Tcp, Protocol::Udp].map(|protocol| (protocol, sallyport_e2e::article::socket(DB1, 3306))),
-        )?;
+        let _db1 = serve(&scene.article.db1, &[Tcp, Protocol::Udp].map(|protocol| (protocol, socket(DB1, 3306))))?;
         works(scene)?;
         ensure!(jump_of(&forward_rules(scene, variant)?) == Some(1), "before its denies");
         Ok(())
@@ -282,5 +280,35 @@ fn a_default_that_comes_before_our_jump_is_outranked_and_denies_above_it_are_not
         iptables(scene, variant, "-D FORWARD -j SALLY-FWD")?;
         wait::until_true("our jump between both", SOON, || Ok(jump_of(&forward_rules(scene, variant)?) == Some(1)))?;
         works(scene)
+    })
+}
+
+#[test]
+fn what_is_denied_and_stopped_in_one_family_is_told_of_that_family() -> Result<()> {
+    in_both(|scene, variant| {
+        scene.article.guard_ipv6(3306, 3306)?;
+        let gw1 = scene.article.gw1.clone();
+        let servers = [(Tcp, socket(DB1, 3306)), (Tcp, socket(DB1_V6, 3306))];
+        let _db1 = serve(&scene.article.db1, &servers)?;
+        scene.gateway.manifests().save(&Forward::tcp("four", 3306, &format!("{APP1}/32"), DB1))?;
+        scene.gateway.manifests().save(&Forward::tcp("six", 3306, &format!("{APP1_V6}/128"), DB1_V6))?;
+        scene.start_agent()?;
+        let answers = |scene: &Scene, gw1: &str| Ok(ask(&scene.article.app1, Tcp, socket(gw1, 3306))?.is_from("db1"));
+        for gw1 in [GW1, GW1_V6] {
+            wait::until_true("both families", SOON, || answers(scene, gw1))?;
+        }
+        for (rule, words) in [
+            (format!("-s {APP1_V6}/128 -j DROP"), ["HostFirewallConflict", "ip6tables", "that wins"]),
+            ("-j DROP".to_owned(), ["ForwardingStopped", "ip6tables", "-D FORWARD 1"]),
+        ] {
+            let before = scene.gateway.log().len();
+            gw1.iptables(variant, Family::V6, &format!("-I FORWARD 1 {rule}"))?;
+            says(scene, before, &words)?;
+            wait::until_true("IPv6 silent", SOON, || Ok(!answers(scene, GW1_V6)?))?;
+            ensure!(answers(scene, GW1)?, "IPv4 was hit, too");
+            obey(scene)?;
+            wait::until_true("IPv6 again", SOON, || answers(scene, GW1_V6))?;
+        }
+        Ok(())
     })
 }

@@ -36,8 +36,17 @@ pub(crate) enum Class {
     Mixed,
 }
 
-/// Chains and their rules.
-pub(crate) type Chains = BTreeMap<String, Vec<FirewallRule>>;
+/// Chains of others and their rules, of which only those are asked for that decide something.
+pub(crate) trait Chains {
+    /// The rules of `chain` and its name; `None` if there is no such chain of others.
+    fn rules(&self, chain: &str) -> Option<(&str, &[FirewallRule])>;
+}
+
+impl Chains for BTreeMap<String, Vec<FirewallRule>> {
+    fn rules(&self, chain: &str) -> Option<(&str, &[FirewallRule])> {
+        self.get_key_value(chain).map(|(name, rules)| (name.as_str(), rules.as_slice()))
+    }
+}
 
 /// A rule by the name of its chain and its place there, from 0.
 pub(crate) type Spot<'a> = (&'a str, usize);
@@ -47,12 +56,12 @@ const NOWHERE: Spot<'static> = ("", 0);
 
 /// The rules of others in `FORWARD` of one family, ours among them as jumps to a chain that is not in there.
 pub(crate) struct Forward<'a> {
-    chains: &'a Chains,
+    chains: &'a dyn Chains,
     packets: Vec<Packet<'static>>,
 }
 
 impl<'a> Forward<'a> {
-    pub(crate) fn new(family: Family, chains: &'a Chains) -> Self {
+    pub(crate) fn new(family: Family, chains: &'a dyn Chains) -> Self {
         let packets = forwarded(family, CARRIED).collect();
         Self { chains, packets }
     }
@@ -61,7 +70,7 @@ impl<'a> Forward<'a> {
     pub(crate) fn class(&self, rule: &'a FirewallRule) -> Class {
         let (mut by_default, mut by_name) = (false, false);
         for packet in &self.packets {
-            let found = self.way(packet, |way| way.rule(rule, Walked::BASE, NOWHERE));
+            let found = self.way(packet, Looks::ForAll, |way| way.rule(rule, Walked::BASE, NOWHERE));
             by_default |= found.default.is_some();
             by_name |= found.explicit;
         }
@@ -75,7 +84,15 @@ impl<'a> Forward<'a> {
 
     /// Before which of `rules`, those of `FORWARD` without ours, our jump belongs; `None`: behind all of them.
     pub(crate) fn place(&self, rules: impl IntoIterator<Item = &'a FirewallRule>) -> Option<usize> {
-        rules.into_iter().position(|rule| self.class(rule) == Class::Default)
+        rules.into_iter().position(|rule| self.may_be_default(rule) && self.class(rule) == Class::Default)
+    }
+
+    /// Whether `rule` drops some without naming anything, for which the chains of single workloads need not be read.
+    fn may_be_default(&self, rule: &'a FirewallRule) -> bool {
+        let drops = |packet: &Packet<'static>| {
+            self.way(packet, Looks::ForDefaults, |way| way.rule(rule, Walked::BASE, NOWHERE)).default.is_some()
+        };
+        self.packets.iter().any(drops)
     }
 
     /// The rules that drop packets without naming anything on the way to them, as a packet that nothing lets pass before
@@ -83,7 +100,7 @@ impl<'a> Forward<'a> {
     pub(crate) fn defaults(&self, base: &'a str) -> Vec<Spot<'a>> {
         let mut found: Vec<Spot<'a>> = Vec::new();
         for packet in &self.packets {
-            let of_kind = self.way(packet, |way| way.chain(base, Walked::BASE));
+            let of_kind = self.way(packet, Looks::ForDefaults, |way| way.chain(base, Walked::BASE));
             found.extend(of_kind.default);
         }
         found.sort_unstable();
@@ -91,8 +108,8 @@ impl<'a> Forward<'a> {
         found
     }
 
-    fn way(&self, packet: &Packet<'static>, walk: impl FnOnce(&mut Way<'a, '_>) -> Flow) -> Found<'a> {
-        let mut way = Way { chains: self.chains, packet, found: Found::default(), done: BTreeMap::new() };
+    fn way(&self, packet: &Packet<'static>, looks: Looks, walk: impl FnOnce(&mut Way<'a, '_>) -> Flow) -> Found<'a> {
+        let mut way = Way { chains: self.chains, packet, looks, found: Found::default(), done: BTreeMap::new() };
         walk(&mut way);
         way.found
     }
@@ -165,6 +182,13 @@ fn narrows(test: &Test) -> bool {
     }
 }
 
+/// What is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Looks {
+    ForAll,
+    ForDefaults,
+}
+
 /// How a packet has come to a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Walked {
@@ -200,8 +224,9 @@ struct Found<'a> {
 
 /// The ways of one kind of packet.
 struct Way<'a, 'p> {
-    chains: &'a Chains,
+    chains: &'a dyn Chains,
     packet: &'p Packet<'static>,
+    looks: Looks,
     found: Found<'a>,
     /// Chains that were followed, or are being followed.
     done: BTreeMap<(&'a str, bool, bool), Flow>,
@@ -214,9 +239,9 @@ impl<'a> Way<'a, '_> {
             return *known;
         }
         self.done.insert(key, Flow::On);
-        let chains = self.chains;
         let mut flow = Flow::On;
-        for (number, rule) in chains.get(name).into_iter().flatten().enumerate() {
+        let rules = self.chains.rules(name).map(|(_, rules)| rules).unwrap_or_default();
+        for (number, rule) in rules.iter().enumerate() {
             flow = self.rule(rule, walked, (name, number));
             if flow != Flow::On {
                 break;
@@ -233,6 +258,10 @@ impl<'a> Way<'a, '_> {
             return Flow::On;
         }
         let narrowed = walked.narrowed || rule.tests.iter().any(narrows);
+        // Behind what names a part of them there is only what is denied by name, and all others go on.
+        if narrowed && fit != Fit::All && (self.looks == Looks::ForDefaults || self.found.explicit) {
+            return Flow::On;
+        }
         let flow = match &rule.verdict {
             Verdict::Continue => Flow::On,
             Verdict::Accept | Verdict::Destination(_) | Verdict::Source => Flow::Ended,
@@ -242,7 +271,7 @@ impl<'a> Way<'a, '_> {
             // To the policy, which may be to drop, today or tomorrow.
             Verdict::Return if walked.base => self.dropped(narrowed, at),
             Verdict::Return => Flow::Back,
-            Verdict::Jump(to) | Verdict::Goto(to) => match self.chains.get_key_value(to) {
+            Verdict::Jump(to) | Verdict::Goto(to) => match self.chains.rules(to) {
                 Some((to, _)) if walked.depth < DEPTH => {
                     let goes = matches!(rule.verdict, Verdict::Goto(_));
                     let base = walked.base && goes;

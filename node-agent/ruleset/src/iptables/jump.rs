@@ -3,14 +3,14 @@
 //! In `nat` whoever is asked first decides, so ours stand first. In `FORWARD` it depends on the [order](FirewallOrder). A first
 //! rule of `FORWARD` that drops everything while our jump stands below it is somebody's emergency stop, and stays above it.
 
-use std::collections::BTreeSet;
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
 
 use sallyport_api::gateway_pool::FirewallOrder;
 
-use crate::chain::is_ours;
 use crate::family::Family;
 use crate::firewall::place::{Chains, Class, Forward, drops_all};
-use crate::firewall::{Verdict, xtables};
+use crate::firewall::{FirewallRule, xtables};
 use crate::iptables::drift::shortened;
 use crate::iptables::installed::InstalledTable;
 use crate::iptables::rule::Table;
@@ -47,8 +47,8 @@ impl Places<'_> {
 
     /// The same where others may deny what is forwarded, with our jumps `at` these places.
     fn in_forward(&self, builtin: &str, at: &[usize]) -> Option<Correction> {
-        let chains = self.chains(builtin);
-        let rules = chains.get(builtin).map(Vec::as_slice).unwrap_or_default();
+        let chains = Understood::of(self.there);
+        let rules = chains.rules(builtin).map(|(_, rules)| rules).unwrap_or_default();
         let others: Vec<_> = rules.iter().enumerate().filter(|(place, _)| !at.contains(place)).collect();
         // Below an emergency stop everything is as it would be without it.
         let stopped = at.first().is_some_and(|first| *first > 0) && rules.first().is_some_and(drops_all);
@@ -82,21 +82,23 @@ impl Places<'_> {
         let [one] = at else { return None };
         shadowing_rule(self.packets, self.family, self.table, self.there, builtin, from..*one).map(taken_by)
     }
+}
 
-    /// The rules of `builtin` and of the chains of others that they lead to.
-    fn chains(&self, builtin: &str) -> Chains {
-        let (mut chains, mut next) = (Chains::new(), BTreeSet::from([builtin.to_owned()]));
-        while let Some(name) = next.pop_first() {
-            let Some(rules) = self.there.foreign.get(&name) else { continue };
-            let rules: Vec<_> = rules.iter().map(|rule| xtables::rule(rule)).collect();
-            let leads_to = rules.iter().filter_map(|rule| match &rule.verdict {
-                Verdict::Jump(to) | Verdict::Goto(to) => Some(to.clone()),
-                _ => None,
-            });
-            next.extend(leads_to.filter(|to| *to != name && !chains.contains_key(to) && !is_ours(to)));
-            chains.insert(name, rules);
-        }
-        chains
+/// The chains of others in a table, whose rules are understood when they are asked for.
+struct Understood<'a>(BTreeMap<&'a str, (&'a [String], OnceCell<Vec<FirewallRule>>)>);
+
+impl<'a> Understood<'a> {
+    fn of(there: &'a InstalledTable) -> Self {
+        let chain = |(name, rules): (&'a String, &'a Vec<String>)| (name.as_str(), (rules.as_slice(), OnceCell::new()));
+        Self(there.foreign.iter().map(chain).collect())
+    }
+}
+
+impl Chains for Understood<'_> {
+    fn rules(&self, chain: &str) -> Option<(&str, &[FirewallRule])> {
+        let (name, (text, rules)) = self.0.get_key_value(chain)?;
+        let understood = || text.iter().map(|rule| xtables::rule(rule)).collect();
+        Some((name, rules.get_or_init(understood)))
     }
 }
 

@@ -62,7 +62,7 @@ const CHAINS: &[(&str, &[&str])] = &[
     ("LOOP", &["-j LOOP"]),
 ];
 
-fn chains(forward: &[&str]) -> Chains {
+fn chains(forward: &[&str]) -> BTreeMap<String, Vec<FirewallRule>> {
     let parsed = |rules: &[&str]| rules.iter().map(|rule| xtables::rule(rule)).collect::<Vec<_>>();
     let others = CHAINS.iter().map(|(name, rules)| ((*name).to_owned(), parsed(rules)));
     others.chain([("FORWARD".to_owned(), parsed(forward))]).collect()
