@@ -195,6 +195,9 @@ reasons! {
     NoRouteBack: False on Programmed;
     /// Another firewall of the host drops the forward's packets. Do what the message says.
     HostFirewallConflict: False on Programmed, HostFirewallCompatible;
+    /// Somebody has stopped all forwarding of a gateway by a first rule in `FORWARD` that drops everything; it is left alone.
+    /// Take it out, as the message says, when forwarding is to go on.
+    ForwardingStopped: False on Programmed, HostFirewallCompatible;
     /// A rule of somebody else on a gateway lets clients in to the forward's target through its port whom the forward does
     /// not list. Take that rule out, as the message says, or list those clients.
     HostFirewallBypass: False on Programmed, HostFirewallCompatible;

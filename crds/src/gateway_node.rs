@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::forward_slice::ForwardRef;
-use crate::gateway_pool::{FirewallBackend, IpForward, ReservedPort};
+use crate::gateway_pool::{FirewallBackend, FirewallOrder, IpForward, ReservedPort};
 use crate::id::{IntentHash, RulesDigest, SliceHash, UidPrefix};
 use crate::names::{
     MAX_ADDRESSES, MAX_CIDR_TEXT, MAX_DRAINING, MAX_NAME, MAX_PLAN_TEXT, MAX_PLANS, MAX_SLICE_FORWARDS, NAME_PATTERN,
@@ -100,6 +100,9 @@ pub struct GatewayNodeSpec {
     /// Program that the rules are written through: `Auto`, `IptablesNft` or `IptablesLegacy`.
     #[serde(default)]
     pub backend: FirewallBackend,
+    /// Who wins in `filter FORWARD`: what others deny by name (`AfterDenies`), or the forwards (`First`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<FirewallOrder>,
     /// Ports that no forward may take, added to the built-in list.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

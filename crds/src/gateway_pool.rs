@@ -122,6 +122,21 @@ pub struct Firewall {
     /// takes the one that the host's own rules already use.
     #[serde(default)]
     pub backend: FirewallBackend,
+    /// Who wins in `filter FORWARD`: what other firewalls of the host deny by name (`AfterDenies`), or the forwards
+    /// (`First`). What they drop without naming anything never wins. Absent, a node has `AfterDenies`, and one that an agent
+    /// older than this field has served keeps `First`, which it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<FirewallOrder>,
+}
+
+/// Where the jump to our rules stands in `filter FORWARD`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirewallOrder {
+    /// Directly before the first rule of others that drops what it does not name, so behind what they deny by name.
+    #[default]
+    AfterDenies,
+    /// Before every rule of others that would drop a packet of a forward.
+    First,
 }
 
 /// Program that rules are written through.

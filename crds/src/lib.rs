@@ -29,8 +29,8 @@ pub use condition::{ConditionType, Reason};
 pub use forward_slice::{ForwardRef, ForwardSlice, ForwardSliceSpec, SliceForward};
 pub use gateway_node::{GatewayNode, GatewayNodeSpec, GatewayNodeStatus, NodeState};
 pub use gateway_pool::{
-    Firewall, FirewallBackend, GatewayPool, GatewayPoolSpec, GatewayPoolStatus, Grant, GrantPort, IpForward, Listen,
-    ListenAddress, ListenAddressType, ReservedPort,
+    Firewall, FirewallBackend, FirewallOrder, GatewayPool, GatewayPoolSpec, GatewayPoolStatus, Grant, GrantPort,
+    IpForward, Listen, ListenAddress, ListenAddressType, ReservedPort,
 };
 pub use id::{IntentHash, Moment, NodeName, RulesDigest, SliceHash, Uid};
 pub use intent::{Intent, IntentPort, IntentTarget};

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sallyport_api::gateway_pool::FirewallOrder;
 use sallyport_runtime::log::Format;
 
 /// Keeps this host's port forwards as its manifests say, proven by reading the kernel back.
@@ -86,6 +87,9 @@ pub struct HostArgs {
     /// How to program rules; `auto` follows the pool, and then the host's own rules.
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub backend: BackendArg,
+    /// Who wins in FORWARD: what other firewalls deny by name, or the forwards; by default what the pool says.
+    #[arg(long, value_enum)]
+    pub order: Option<OrderArg>,
     /// Where the kernel's settings are mounted, writable for `run`.
     #[arg(long, value_name = "DIR", default_value = "/proc/sys")]
     pub proc_sys: PathBuf,
@@ -102,6 +106,24 @@ pub enum BackendArg {
     IptablesLegacy,
     /// Print, change nothing.
     DryRun,
+}
+
+/// `--order`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OrderArg {
+    /// What other firewalls deny by name.
+    AfterDenies,
+    /// The forwards.
+    First,
+}
+
+impl From<OrderArg> for FirewallOrder {
+    fn from(order: OrderArg) -> Self {
+        match order {
+            OrderArg::AfterDenies => Self::AfterDenies,
+            OrderArg::First => Self::First,
+        }
+    }
 }
 
 /// `--for`.

@@ -10,6 +10,7 @@ use sallyport_engine::conntrack::Conntrack;
 use sallyport_engine::iptables::{Iptables, Variant, remove_unused};
 use sallyport_engine::route::addresses::local_addresses;
 use sallyport_ruleset::facts::NodeFacts;
+use sallyport_ruleset::family::Family;
 use sallyport_ruleset::flow::{Flow, Translations};
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::plan::plan;
@@ -57,16 +58,28 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
     let known = host.is_ok();
     let host = host.unwrap_or_default();
     let removed = remove_unused(host.created_by_us.as_deref().unwrap_or_default())?;
-    let sysctl = Sysctl::default();
+    let (sysctl, mut relied_on) = (Sysctl::default(), false);
     for record in &host.sysctls {
-        sysctl.restore(record)?;
-        tracing::info!(family = %record.family(), "settings are as they were before");
+        let (family, come_since) = (record.family(), sysctl.come_since(record)?);
+        if come_since.is_empty() {
+            sysctl.restore(record)?;
+            tracing::info!(%family, "settings are as they were before");
+            continue;
+        }
+        relied_on = true;
+        tracing::warn!(
+            %family,
+            interfaces = come_since.join(", "),
+            "forwarding stays on: these have come since it was turned on, and whoever made them may rely on it; if nobody does, \
+             run `sysctl -w net.{}=0`",
+            if family == Family::V4 { "ipv4.ip_forward" } else { "ipv6.conf.all.forwarding" }
+        );
     }
     state.clear()?;
     if !known {
         return Ok(ExitCode::FAILURE);
     }
-    tracing::info!(ended, removed, "this host is as it was");
+    tracing::info!(ended, removed, "this host is as it was{}", if relied_on { ", but for forwarding" } else { "" });
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,6 +4,7 @@
 
 mod advertisements;
 mod created;
+pub mod order;
 mod precedence;
 pub mod preview;
 mod routing;
@@ -23,7 +24,7 @@ use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{Assessment, Paths};
 use sallyport_ruleset::iptables::desired::Desired;
-use sallyport_ruleset::iptables::drift::{Difference, Kind, differences, told};
+use sallyport_ruleset::iptables::drift::{Difference, differences, told};
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::op::{Op, Step};
 use sallyport_ruleset::iptables::plan::plan;
@@ -31,7 +32,8 @@ use sallyport_ruleset::iptables::rule::Ruleset;
 use sallyport_ruleset::iptables::shadow::Packets;
 use sallyport_ruleset::table::{Failure, ForwardingTable};
 
-use self::precedence::Precedence;
+use self::order::Order;
+use self::precedence::Precedences;
 use self::routing::Routing;
 use self::unreadable::Reach;
 use crate::cleanup;
@@ -40,7 +42,6 @@ use crate::error_chain::chain_of;
 use crate::intents::Intents;
 use crate::state::{Host, StateDir};
 use crate::waiting::Waiting;
-use sallyport_engine::route::routes::Interfaces;
 use sallyport_engine::sysctl::{self, Sysctl};
 
 /// Tries to reach equality before giving up for now: somebody else may be changing rules at the same time.
@@ -139,8 +140,10 @@ pub struct Converger<E> {
     followed: Option<Rc<Intents>>,
     reading: Reading,
     connections: Connections,
-    /// What the host's other firewalls were found to do.
-    paths: Paths,
+    /// Who wins in `FORWARD`.
+    pub order: Order,
+    /// What the host's other firewalls were found to do, and what they would do once their denies win.
+    paths: [Paths; 2],
     /// The intents that each family may hold rules of: those of the last pass, and before the first one those that an agent
     /// before this one kept.
     carried: BTreeMap<Family, Rc<Intents>>,
@@ -155,7 +158,7 @@ pub struct Converger<E> {
     heard: Instant,
     /// Whether it has been noted what comes into being with our rules.
     remembered: bool,
-    precedence: Precedence,
+    precedences: Precedences,
     /// What the last pass left out.
     waiting: Waiting,
 }
@@ -175,7 +178,8 @@ impl<E: Engine> Converger<E> {
             followed: None,
             reading: Reading::Outdated,
             connections: Connections::default(),
-            paths: Paths::default(),
+            order: Order::default(),
+            paths: <[Paths; 2]>::default(),
             carried: BTreeMap::new(),
             held: false,
             forwarding: BTreeMap::new(),
@@ -183,7 +187,7 @@ impl<E: Engine> Converger<E> {
             heeded: None,
             heard: Instant::now(),
             remembered: false,
-            precedence: Precedence::default(),
+            precedences: Precedences::default(),
             waiting: Waiting::default(),
         }
     }
@@ -294,6 +298,7 @@ impl<E: Engine> Converger<E> {
         if change.is_new {
             self.attended.add(&self.newcomers);
         }
+        self.desired.set_order(self.order.on(&intents.node));
         self.engine.attend_to(&self.attended);
         self.connections.follow(&self.table, &change);
         self.followed = Some(Rc::clone(intents));
@@ -319,17 +324,10 @@ impl<E: Engine> Converger<E> {
         self.table.depends_on(addresses)
     }
 
-    /// What the other firewalls, as they were last read, do with the packets of those forwards that are `seen`.
-    fn assess(&mut self, seen: &dyn Fn(&SliceForward) -> bool, local: &[LocalAddress]) -> Assessment {
-        let Some(installed) = &self.installed else { return Assessment::default() };
-        let interfaces = Interfaces::of(local);
-        self.paths.assess(&installed.firewall, &self.table, seen, &|net| interfaces.towards(net))
-    }
-
     /// Looks whether somebody else has changed something since the last pass, and if so says what is not as it shall be
     /// now, which may be nothing. `None` when a pass would have nothing to do and nothing new to tell.
     pub async fn drift(&mut self, addresses: &[LocalAddress]) -> Result<Option<Vec<Difference>>, Error> {
-        let mut due = self.precedence.is_over(Instant::now());
+        let mut due = self.precedences.is_over(Instant::now());
         if self.engine.changed()? {
             let before = self.installed.take();
             let now = self.engine.observe().await?;
@@ -342,10 +340,13 @@ impl<E: Engine> Converger<E> {
             self.installed = Some(now);
         }
         let mut found = match &self.installed {
-            Some(installed) if due && self.held => differences(&self.plan(installed), installed),
+            Some(installed) if due && self.held => {
+                let mut ops = self.plan(installed);
+                ops.retain(|op| !self.precedences.is_left(op));
+                differences(&ops, installed)
+            }
             _ => Vec::new(),
         };
-        found.retain(|difference| difference.kind != Kind::Shadow || !self.precedence.is_yielded());
         due |= self.is_deaf() | self.is_routed_otherwise(addresses);
         for (family, before) in &self.forwarding {
             let on = self.is_forwarded(*family)?;
@@ -403,20 +404,16 @@ impl<E: Engine> Converger<E> {
             Some(reach) => plan(&reach.ruleset, self.desired.packets(), installed),
             None => self.plan(installed),
         };
-        if !ops.iter().any(Op::is_move) {
-            self.precedence.is_settled();
-        } else if !self.precedence.may_move(Instant::now()) {
-            ops.retain(|op| !op.is_move());
-        }
+        self.precedences.limit(&mut ops, Instant::now());
         ops
     }
 
     /// What stands before us where we have left it at that.
     fn shadowed_by(&self) -> Option<String> {
-        let installed = self.installed.as_ref().filter(|_| self.precedence.is_yielded())?;
+        let installed = self.installed.as_ref().filter(|_| self.precedences.is_any_left())?;
         let mut ops = self.desired.plan(installed);
-        ops.retain(Op::is_move);
-        Some(told(&differences(&ops, installed)))
+        ops.retain(|op| self.precedences.is_left(op));
+        (!ops.is_empty()).then(|| told(&differences(&ops, installed)))
     }
 
     fn is_forwarded(&self, family: Family) -> Result<bool, Error> {

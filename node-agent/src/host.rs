@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use sallyport_api::gateway_pool::FirewallOrder;
 use sallyport_api::id::Moment;
 use sallyport_api::names::MAX_ADDRESSES;
 use sallyport_ruleset::facts::{LocalAddress, NodeFacts};
@@ -12,6 +13,7 @@ use sallyport_ruleset::listen::{Listen, selects};
 use sallyport_runtime::once::Once;
 
 use crate::clock::Clock;
+use crate::converge::order::Order;
 use crate::error_chain::chain_of;
 use crate::intents::Intents;
 use crate::port_gate::PortGate;
@@ -63,6 +65,29 @@ impl ThisHost {
     /// The listen addresses that the pool has found here, now or before.
     pub(crate) fn found(&self) -> &[IpAddr] {
         &self.found
+    }
+
+    /// Who wins in `FORWARD`, but for what the pool says.
+    pub(crate) fn order(&self, flag: Option<FirewallOrder>) -> Order {
+        let kept = match self.state.order() {
+            Ok((FirewallOrder::First, true)) => {
+                tracing::warn!(
+                    "an older version has served this host: until the pool sets spec.firewall.order, forwards go on to win over \
+                     what other firewalls deny in FORWARD, as if it were First"
+                );
+                FirewallOrder::First
+            }
+            Ok((kept, _)) => kept,
+            Err(error) => {
+                let (error, kept) = (chain_of(&error), FirewallOrder::default());
+                tracing::warn!(
+                    error,
+                    "whether forwards have won over other firewalls' denies here is lost: now they do not"
+                );
+                kept
+            }
+        };
+        Order { flag, kept }
     }
 
     /// What rules depend on, at `now`.

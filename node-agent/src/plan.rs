@@ -36,13 +36,13 @@ pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode>
     if let Some(intents) = &intents {
         let found = match backend::choose(args.backend, intents.node.backend).await? {
             Backend::DryRun => {
-                preview(Converger::new(DryRun::default(), Rc::new(NoKernel), None), None, intents, &source, &mut host)
-                    .await?
+                let converger = Converger::new(DryRun::default(), Rc::new(NoKernel), None);
+                preview(converger, None, args, intents, &source, &mut host).await?
             }
             Backend::Iptables(variant) => {
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
                 let converger = Converger::new(Iptables::new(variant), Rc::new(Namespace), Some(sysctl));
-                preview(converger, Some(variant), intents, &source, &mut host).await?
+                preview(converger, Some(variant), args, intents, &source, &mut host).await?
             }
         };
         lines.extend(found);
@@ -53,10 +53,12 @@ pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode>
 async fn preview<E: Engine>(
     mut converger: Converger<E>,
     variant: Option<Variant>,
+    args: &HostArgs,
     intents: &Rc<Intents>,
     source: &Manifests,
     host: &mut ThisHost,
 ) -> anyhow::Result<Vec<String>> {
+    converger.order = host.order(args.order.map(Into::into));
     let now = host.clock.now();
     let (addresses, found) = (host.addresses.clone(), host.found().to_vec());
     let facts = NodeFacts { found: &found, ..NodeFacts::of(&addresses, now) };

@@ -59,6 +59,7 @@ async fn drive<S: Source>(
         source.restore(last_good);
     }
     let mut intents = last_good.clone();
+    let order = host.order(args.order.map(Into::into));
     loop {
         let moved = host.refresh_addresses();
         if let News::Intents(decided) = source.decide(&mut host, moved).await {
@@ -68,14 +69,16 @@ async fn drive<S: Source>(
         let backend = backend::choose(args.backend, pool).await?;
         let ended = match backend {
             Backend::DryRun => {
-                let converger = Converger::new(DryRun::default(), Rc::new(NoKernel), None);
+                let mut converger = Converger::new(DryRun::default(), Rc::new(NoKernel), None);
+                converger.order = order;
                 let mut agent = Agent::new(converger, pool, &mut host, &mut source, metrics.clone(), &mut log);
                 agent.run(&mut intents, once, &routes, &mut shutdown).await
             }
             Backend::Iptables(variant) => {
                 backend::close_lock();
                 let sysctl = Sysctl::mounted_at(&args.proc_sys);
-                let converger = Converger::new(Iptables::new(variant), Rc::new(Namespace), Some(sysctl));
+                let mut converger = Converger::new(Iptables::new(variant), Rc::new(Namespace), Some(sysctl));
+                converger.order = order;
                 let kept = host.kept();
                 let mut agent = Agent::new(converger, pool, &mut host, &mut source, metrics.clone(), &mut log);
                 agent.take_over(kept.as_ref(), backend, variant);

@@ -10,6 +10,7 @@
 //! found.json      the listen addresses that the pool has found on this host: what is away for a moment stays wanted
 //! clock.json      the highest time seen: what has expired stays closed whatever the host's clock says
 //! first-seen.json since when each forward is there, for grants that limit lifetimes
+//! order.json      who wins in `FORWARD` where the pool does not say, since this host was first served
 //! host.json       settings of the host as they were before us, for `cleanup`
 //! ```
 //! Files are written whole and renamed into place, readable by root only. What else may be in their place (a FIFO, a
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sallyport_api::gateway_pool::FirewallOrder;
 use sallyport_api::id::{Moment, Uid};
 use sallyport_engine::iptables::NftObject;
 use sallyport_policy::places::Places;
@@ -110,7 +112,7 @@ pub enum Error {
 }
 
 /// The files in a state directory, but for the lock and the manifests.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "intents.json",
     "carried.json",
     "newcomers.json",
@@ -118,6 +120,7 @@ const FILES: [&str; 8] = [
     "found.json",
     "clock.json",
     "first-seen.json",
+    "order.json",
     "host.json",
 ];
 /// A file larger than this is not read: the last good intents of 10,000 forwards have some 6 MB.
@@ -250,6 +253,21 @@ impl StateDir {
             return Ok(());
         }
         self.store("first-seen.json", first_seen, true)
+    }
+
+    /// Who wins in `FORWARD` where the pool does not say, and whether that was decided just now: the forwards where intents were
+    /// kept by a version that knew nothing else, and on a new host what others deny. On disk when this returns.
+    pub fn order(&self) -> Result<(FirewallOrder, bool), Error> {
+        if let Some(kept) = self.load("order.json")? {
+            return Ok((kept, false));
+        }
+        let path = self.path.join("intents.json");
+        let served = path.try_exists().map_err(|source| access(&path, source))?;
+        let order = if served { FirewallOrder::First } else { FirewallOrder::AfterDenies };
+        if self.lock.is_some() {
+            self.store("order.json", &order, true)?;
+        }
+        Ok((order, true))
     }
 
     /// How the host was before us, in this boot.

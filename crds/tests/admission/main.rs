@@ -150,7 +150,7 @@ fn full_pool() -> Value {
             "nodeSelector": { "matchLabels": { "sallyport.dev/gateway": "" } },
             "listen": { "addresses": [{ "type": "NodeInternalIP" }, { "type": "CIDR", "value": "10.30.0.0/23" }] },
             "ipForward": "Require",
-            "firewall": { "backend": "IptablesLegacy" },
+            "firewall": { "backend": "IptablesLegacy", "order": "First" },
             "reservedPorts": [{ "protocol": "UDP", "port": 51820, "endPort": 51821 }, { "port": 9100 }],
             "grants": [{
                 "name": "payments",

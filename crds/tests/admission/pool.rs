@@ -63,6 +63,7 @@ fn a_pool_says_which_nodes_and_programs_it_means() {
             ["\"nodeSelector\" is a required property", { "/spec/nodeSelector": null }],
             ["\"Off\" is not one of", { "/spec/ipForward": "Off" }],
             ["\"Nftables\" is not one of", { "/spec/firewall/backend": "Nftables" }],
+            ["\"Last\" is not one of", { "/spec/firewall/order": "Last" }],
         ]),
     );
     assert_accepted(&full_pool(), &json!([{ "/spec": { "nodeSelector": {} } }]));

@@ -439,4 +439,55 @@ pub const ROWS: &[Row] = &[
             pure("what_returns_three_times_within_a_minute_is_left_alone_and_taken_up_again_later"),
         ],
     },
+    Row {
+        number: 36,
+        fault: "other firewalls deny in FORWARD, drop the rest, and keep reordering it",
+        promise: "what they deny by name wins and is named, what they drop without naming anything does not; nobody is fought, nothing lost",
+        tests: &[
+            kernel("denied_in_forward", "an_admins_deny_at_the_top_is_obeyed_and_named_and_stays"),
+            kernel("denied_in_forward", "what_dockers_handbook_denies_is_denied_to_forwards_too"),
+            kernel("denied_in_forward", "a_reject_that_a_distribution_ships_is_no_stop"),
+            kernel(
+                "denied_in_forward",
+                "a_chain_that_denies_some_and_drops_the_rest_is_named_with_the_line_that_helps",
+            ),
+            kernel(
+                "denied_in_forward",
+                "a_default_that_comes_before_our_jump_is_outranked_and_denies_above_it_are_not",
+            ),
+            kernel(
+                "denied_in_forward",
+                "whoever_keeps_putting_denies_of_others_to_the_top_is_let_be_and_nothing_is_lost",
+            ),
+            pure("what_a_rule_is_to_forwards_is_known_by_its_whole_way_to_a_drop"),
+        ],
+    },
+    Row {
+        number: 37,
+        fault: "somebody stops all forwarding by a first rule that drops everything",
+        promise: "it is left alone and told with what ends it; all goes on when it is taken out",
+        tests: &[
+            kernel(
+                "denied_in_forward",
+                "a_first_rule_that_drops_everything_stops_all_forwarding_until_it_is_taken_out",
+            ),
+            pure("a_first_rule_that_drops_everything_above_our_jump_is_an_emergency_stop_and_stays_there"),
+        ],
+    },
+    Row {
+        number: 38,
+        fault: "a host with denies that forwards outrank is upgraded to a version in which denies win",
+        promise: "what passed passes, whatever becomes of the rules, until the pool says otherwise; what will win is named",
+        tests: &[
+            kernel(
+                "denied_in_forward",
+                "a_host_that_an_older_version_served_goes_on_as_it_did_and_names_what_will_win",
+            ),
+            kernel(
+                "denied_in_forward",
+                "forwards_win_over_denies_where_the_pool_says_so_and_follow_when_it_says_otherwise",
+            ),
+            pure("a_host_that_an_older_version_served_keeps_its_order_and_a_new_one_does_not"),
+        ],
+    },
 ];

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use sallyport_e2e::article::{APP1, APP1_V6, DB1, DB1_V6, scene, socket};
 use sallyport_e2e::gateway::Backend;
-use sallyport_e2e::lab::Variant;
+use sallyport_e2e::lab::{Family, Variant};
 use sallyport_e2e::manifest::Forward;
 use sallyport_e2e::snapshot::Snapshot;
 use sallyport_e2e::traffic::{Protocol, serve};
@@ -56,6 +56,25 @@ fn forwarding_that_was_on_stays_on() -> Result<()> {
         ensure!(before.expect_equal(&Snapshot::of(&gw1)?).is_err(), "the agent left no trace itself");
         scene.gateway.cleanup()?;
         before.expect_equal(&Snapshot::of(&gw1)?)
+    })
+}
+
+#[test]
+fn forwarding_stays_on_where_an_interface_that_came_since_may_rely_on_it() -> Result<()> {
+    scene(Variant::Nft, Backend::Auto, |scene| {
+        let gw1 = scene.article.gw1.clone();
+        scene.gateway.manifests().save(&Forward::tcp("mysql", 3306, &format!("{APP1}/32"), DB1))?;
+        scene.gateway.once_accepting()?;
+        // A container engine that finds forwarding on has no reason to turn it on, and none to turn it off.
+        gw1.check(&["ip", "link", "add", "docker0", "type", "bridge"])?;
+        let outcome = gw1.run(&scene.gateway.cleanup_command()?)?;
+        ensure!(outcome.success(), "{}", outcome.stderr);
+        ensure!(gw1.sysctl("net/ipv4/ip_forward")? == "1", "containers were cut off");
+        for word in ["forwarding stays on", "docker0", "sysctl -w net.ipv4.ip_forward=0"] {
+            ensure!(outcome.stderr.contains(word), "{word} was not said:\n{}", outcome.stderr);
+        }
+        ensure!(!gw1.iptables_save(Variant::Nft, Family::V4)?.contains("SALLY-"), "rules of ours are left");
+        Ok(())
     })
 }
 

@@ -5,6 +5,7 @@ mod bad_input;
 mod both_variants;
 mod cleanup_leaves_no_trace;
 mod closes_what_is_no_longer_allowed;
+mod denied_in_forward;
 mod drift_is_repaired;
 mod expired_forward_is_closed_on_time;
 mod foreign_changes_under_load;

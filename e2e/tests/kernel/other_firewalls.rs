@@ -102,6 +102,25 @@ fn ufw_reloads_and_restarts_beside_us() -> Result<()> {
     })
 }
 
+#[test]
+fn what_ufw_denies_by_name_wins_and_what_it_rejects_by_default_does_not() -> Result<()> {
+    scene(NFT, Backend::Iptables(NFT), |scene| {
+        let ufw = Ufw::new(&scene.article.gw1.clone(), Programs::unpack()?)?;
+        ufw.run(&["default", "reject", "routed"])?;
+        ufw.run(&["enable"])?;
+        let _db1 = forwarding(scene)?;
+        ufw.run(&["reload"])?;
+        works_after(scene, "ufw reload, with reject by default")?;
+        expect_no_complaint(scene)?;
+        let deny = ["deny", "from", APP1, "to", DB1];
+        ufw.run(&[&["route"], &deny[..]].concat())?;
+        says(scene, &["dropped by", "-A ufw-user-forward -s 10.30.1.80/32 -d 10.30.1.79/32 -j DROP", "that wins"])?;
+        scene.wait_for_no_answer(Protocol::Tcp, 3306)?;
+        ufw.run(&[&["route", "delete"], &deny[..]].concat())?;
+        works_after(scene, "ufw route delete deny")
+    })
+}
+
 /// firewalld reloads and restarts beside a forward.
 fn beside_firewalld(scene: &mut Scene, firewalld: &mut Firewalld) -> Result<Process> {
     let gw1 = scene.article.gw1.clone();

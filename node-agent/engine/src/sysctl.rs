@@ -164,6 +164,15 @@ impl Sysctl {
         self.move_accept_ra(record, RA_UNLESS_FORWARDING, RA_ALWAYS)
     }
 
+    /// The interfaces that have come since `record` was made, those of containers or tunnels among them, which know no host
+    /// that does not forward.
+    pub fn come_since(&self, record: &Record) -> Result<Vec<String>, Error> {
+        let mut names = self.interfaces(record.family)?;
+        names.retain(|name| !record.forwarding.contains_key(name));
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// Puts back every value of `record` that is still as [`Sysctl::apply`] left it. What
     /// somebody else changed since, and interfaces which are gone, are left alone; an interface
     /// made since gets what `default` had before.

@@ -158,10 +158,15 @@ fn only_ours_is_changed(text: &str, desired: &Ruleset, installed: &InstalledRule
             known.iter().any(|known| *known == name)
         } else if let Some((name, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
             wanted.get(name).is_some_and(|rules| rules.iter().any(|wanted| wanted.as_str() == rule))
+                || line == "-A FORWARD -j SALLY-FWD"
         } else {
-            let jump = |(chain, to): &(&str, &str)| {
-                line == format!("-I {chain} 1 -j {to}") || line == format!("-D {chain} -j {to}")
+            // The first place, but for `FORWARD`, where it may be any.
+            let placed = |chain: &str, to: &str| {
+                let number = line.strip_prefix("-I ").and_then(|rest| rest.strip_prefix(chain)?.strip_suffix(to));
+                let number = number.and_then(|rest| rest.strip_prefix(' ')?.strip_suffix(" -j ")?.parse().ok());
+                number.is_some_and(|number: usize| number == 1 || (number > 1 && chain == "FORWARD"))
             };
+            let jump = |(chain, to): &(&str, &str)| placed(chain, to) || line == format!("-D {chain} -j {to}");
             line == "COMMIT" || HOOKS.iter().any(jump)
         };
         assert!(ours, "{line:?} in\n{text}");

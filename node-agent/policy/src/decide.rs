@@ -152,6 +152,7 @@ fn assign_nodes(nodes: &[Node], pools: &Pools<'_>, decision: &mut Decision) {
                 listen_cidrs: pool.listen_cidrs(),
                 ip_forward: spec.ip_forward,
                 backend: spec.firewall.backend,
+                order: spec.firewall.order,
                 reserved_ports: spec.reserved_ports.clone(),
             },
         );

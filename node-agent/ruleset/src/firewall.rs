@@ -17,6 +17,7 @@ mod leg;
 pub mod nft;
 pub(crate) mod packet;
 mod path;
+pub(crate) mod place;
 mod ranges;
 mod remedy;
 mod rules;

@@ -12,6 +12,7 @@ pub mod desired;
 pub mod diff;
 pub mod drift;
 pub mod installed;
+mod jump;
 pub mod layout;
 pub mod op;
 pub mod plan;

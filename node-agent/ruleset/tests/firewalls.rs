@@ -204,7 +204,8 @@ fn rules_of_others_ahead_of_ours_are_no_conflict_unless_they_drop() {
     }
     let found = assessed(&[FORWARD], ahead("-d 10.30.1.79/32 -j REJECT --reject-with icmp-port-unreachable"));
     assert_eq!(found.blocked.len(), 1);
-    assert!(found.to_string().contains("move the rule that stands before the jump to SALLY-FWD"), "{found}");
+    let remedy = "`iptables-nft -t filter -D FORWARD -d 10.30.1.79/32 -j REJECT --reject-with icmp-port-unreachable`";
+    assert!(found.to_string().contains(remedy) && found.to_string().contains("that wins"), "{found}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use sallyport_api::gateway_pool::FirewallOrder;
 use sallyport_api::port_forward::PortForwardSpec;
 use sallyport_api::testing::Forward;
 use sallyport_ruleset::family::Family;
@@ -38,9 +39,13 @@ const HOOKS: [(&str, &str, &str); 4] = [
 ];
 
 /// Rules of others: some could take our packets, some could not.
-const FOREIGN: [(&str, &str); 14] = [
+const FOREIGN: [(&str, &str); 18] = [
     ("filter", "-j DROP"),
     ("filter", "-p icmp -j DROP"),
+    ("filter", "-j DROPS"),
+    ("filter", "-m conntrack --ctstate NEW -j DROPS"),
+    ("filter", "-j DENIES"),
+    ("filter", "-i eth9 -j DENIES"),
     ("filter", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
     ("filter", "-m conntrack --ctstate INVALID -j DROP"),
     ("filter", "-m comment --comment \"a \\\"quoted\\\" -j DROP\" -j LOG"),
@@ -54,6 +59,8 @@ const FOREIGN: [(&str, &str); 14] = [
     ("nat", "-m addrtype --dst-type LOCAL -j FOREIGN"),
     ("nat", "-j FOREIGN"),
 ];
+
+const ORDERS: [FirewallOrder; 2] = [FirewallOrder::AfterDenies, FirewallOrder::First];
 
 /// Something that happened to a kernel behind our back.
 #[derive(Clone, Debug)]
@@ -161,7 +168,26 @@ fn strip(kernel: &Kernel) -> Kernel {
     stripped
 }
 
-/// The rules of these forwards, and what their packets look like.
+/// Whether `rule` drops whatever nobody has named.
+fn is_default(rule: &str) -> bool {
+    matches!(rule, "-j DROP" | "-j DROPS" | "-m conntrack --ctstate NEW -j DROPS")
+}
+
+/// Our jump stands before all of those, but below a first rule that stops everything.
+fn stands_where_it_belongs(forward: &[String]) -> bool {
+    let Some(jump) = forward.iter().position(|rule| rule == "-j SALLY-FWD") else { return true };
+    let stopped = jump > 0 && forward[0] == "-j DROP";
+    !forward[usize::from(stopped)..jump].iter().any(|rule| is_default(rule))
+}
+
+/// The rules of these forwards, and what their packets look like, which win in this order.
+fn wanted_in(order: FirewallOrder, specs: &[PortForwardSpec]) -> (Ruleset, Packets) {
+    let (ruleset, mut packets) = wanted(specs);
+    packets.order = order;
+    (ruleset, packets)
+}
+
+/// The same in the order of a new host.
 fn wanted(specs: &[PortForwardSpec]) -> (Ruleset, Packets) {
     let scene = scene(specs, &LISTEN);
     let decision = scene.decide();
@@ -174,6 +200,9 @@ fn wanted(specs: &[PortForwardSpec]) -> (Ruleset, Packets) {
 fn hosts() -> [Kernel; 2] {
     let mut kernel = Kernel::default();
     kernel.append("filter", "FOREIGN", "-j RETURN");
+    kernel.append("filter", "DENIES", "-s 10.30.1.80/32 -j DROP");
+    kernel.append("filter", "DROPS", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
+    kernel.append("filter", "DROPS", "-j DROP");
     kernel.append("nat", "FOREIGN", "-p tcp -m tcp --dport 8005 -j DNAT --to-destination 172.20.0.5:80");
     [kernel.clone(), kernel]
 }
@@ -221,6 +250,8 @@ fn change(
                 desired.family(family).nat.contains_key(ours) || desired.family(family).filter.contains_key(ours);
             prop_assert_eq!(jumps, usize::from(wanted), "jumps in {}", chain);
         }
+        let forward = &*rules(host, "filter", "FORWARD");
+        prop_assert!(yield_place || stands_where_it_belongs(forward), "{:#?}", forward);
     }
     let now = read(hosts);
     prop_assert_eq!(&now.ours(), desired);
@@ -267,14 +298,15 @@ proptest! {
         after in vec(spec(), 0..4),
         tampering in vec(tampering(), 0..14),
         yield_place in prop::bool::weighted(0.3),
+        orders in [select(ORDERS.to_vec()), select(ORDERS.to_vec())],
     ) {
         let mut hosts = hosts();
-        change(&mut hosts, &wanted(&before), false)?;
+        change(&mut hosts, &wanted_in(orders[0], &before), false)?;
         for host in &mut hosts {
             tamper(host, &tampering);
         }
         let others = hosts.each_ref().map(strip);
-        change(&mut hosts, &wanted(&after), yield_place)?;
+        change(&mut hosts, &wanted_in(orders[1], &after), yield_place)?;
         change(&mut hosts, &Default::default(), yield_place)?;
         prop_assert_eq!(hosts, others, "cleaning up does not leave the host as it was");
     }

@@ -104,9 +104,10 @@ impl<E: Engine> Converger<E> {
                 table = ForwardingTable::new(&intents.node, with_it, facts);
                 failure = Some(in_use(planned, &had, first));
             }
-            let desired = Desired::of(&table);
+            let mut desired = Desired::of(&table);
+            desired.set_order(self.desired.packets().order);
             let mut ops = desired.plan(installed);
-            ops.retain(|op| !(op.is_move() && self.precedence.is_yielded()));
+            ops.retain(|op| !self.precedences.is_left(op));
             let mut change = diff(&ops, installed);
             let forwarding = self.forwarded(&families_of(desired.ruleset()))?;
             match not_forwarded(&forwarding, intents.node.ip_forward) {

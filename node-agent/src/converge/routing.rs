@@ -62,6 +62,6 @@ impl<E: Engine> Converger<E> {
         }
         let interfaces = Interfaces::of(addresses);
         self.judge_routing(addresses) != self.routing.failures
-            || self.paths.lead_elsewhere(&|net| interfaces.towards(net))
+            || self.paths.iter().any(|paths| paths.lead_elsewhere(&|net| interfaces.towards(net)))
     }
 }

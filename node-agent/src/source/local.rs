@@ -166,6 +166,7 @@ fn node_of(decided: Option<GatewayNodeSpec>, pools: &[PoolObject]) -> GatewayNod
             listen_cidrs: Vec::new(),
             ip_forward: IpForward::default(),
             backend: FirewallBackend::default(),
+            order: None,
             reserved_ports: Vec::new(),
         };
     };

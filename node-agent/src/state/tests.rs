@@ -19,6 +19,7 @@ fn intents(pool: &str) -> Intents {
         listen_cidrs: Vec::new(),
         ip_forward: IpForward::default(),
         backend: FirewallBackend::default(),
+        order: None,
         reserved_ports: Vec::new(),
     };
     Intents { node, slices: BTreeMap::new() }
@@ -331,4 +332,22 @@ fn clear_forgets_everything_even_what_a_crash_left() {
     let left: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["lock"]);
     state.clear().unwrap();
+}
+
+#[test]
+fn a_host_that_an_older_version_served_keeps_its_order_and_a_new_one_does_not() {
+    use FirewallOrder::{AfterDenies, First};
+    for (served, order) in [(false, AfterDenies), (true, First)] {
+        let guard = tempfile::tempdir().unwrap();
+        let state = StateDir::lock(guard.path()).unwrap();
+        if served {
+            state.keep_intents(&intents("default")).unwrap();
+        }
+        assert_eq!(StateDir::read_only(guard.path()).order().unwrap(), (order, true), "who only looks decides nothing");
+        assert_eq!(state.order().unwrap(), (order, true));
+        state.keep_intents(&intents("default")).unwrap();
+        assert_eq!(state.order().unwrap(), (order, false), "that does not change with what comes later");
+        state.clear().unwrap();
+        assert_eq!(state.order().unwrap(), (AfterDenies, true));
+    }
 }

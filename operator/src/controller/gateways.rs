@@ -73,6 +73,7 @@ pub(crate) fn gateways(
                 listen_cidrs: Vec::new(),
                 ip_forward: IpForward::default(),
                 backend: FirewallBackend::default(),
+                order: None,
                 reserved_ports: Vec::new(),
             });
         }

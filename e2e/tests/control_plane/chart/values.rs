@@ -18,7 +18,7 @@ pub fn full_pool() -> Value {
         },
         "listen": { "addresses": [{ "type": "NodeInternalIP" }, { "type": "CIDR", "value": "10.30.0.0/23" }] },
         "ipForward": "Require",
-        "firewall": { "backend": "IptablesLegacy" },
+        "firewall": { "backend": "IptablesLegacy", "order": "First" },
         "reservedPorts": [{ "port": 8443 }, { "protocol": "UDP", "port": 9000, "endPort": 9010 }],
         "grants": [{
             "name": "payments",
@@ -61,6 +61,7 @@ fn changes() -> Vec<(&'static str, Value)> {
         ("/defaultPool/listen/addresses", pool["listen"]["addresses"].clone()),
         ("/defaultPool/ipForward", pool["ipForward"].clone()),
         ("/defaultPool/firewall/backend", pool["firewall"]["backend"].clone()),
+        ("/defaultPool/firewall/order", pool["firewall"]["order"].clone()),
         ("/defaultPool/reservedPorts", pool["reservedPorts"].clone()),
         ("/defaultPool/grants", pool["grants"].clone()),
     ]

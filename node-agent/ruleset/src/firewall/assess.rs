@@ -53,6 +53,14 @@ impl Assessment {
             Reason::HostFirewallUnclear
         }
     }
+
+    /// Names what will be in the way, of what was found for the time when denies win, and is not now. No forward is blocked by it
+    /// yet.
+    pub fn announce(&mut self, later: Self) {
+        let is_new = |conflict: &Conflict| !self.conflicts.iter().any(|now| now.place == conflict.place);
+        let coming: Vec<_> = later.conflicts.into_iter().filter(is_new).map(Conflict::announced).collect();
+        self.conflicts.extend(coming);
+    }
 }
 
 impl fmt::Display for Assessment {

@@ -5,12 +5,14 @@ use std::fmt;
 use sallyport_api::condition::Reason;
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 
+use crate::chain::is_ours;
 use crate::family::Family;
 use crate::firewall::leg::{Leg, is_pre_dnat};
 use crate::firewall::path::{ClientPath, Finding, PreDnat, Wrong};
+use crate::firewall::place::{Forward, Spot, drops_all};
 use crate::firewall::rules::Rule;
 use crate::firewall::screen::Screen;
-use crate::firewall::{BaseChain, Effect, FirewallTable, Holder, HostFirewall, MarkOf};
+use crate::firewall::{BaseChain, Effect, FirewallRule, FirewallTable, Holder, Hook, HostFirewall, MarkOf, Verdict};
 
 /// What stands in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,23 @@ impl fmt::Display for Conflict {
         write!(f, "{} {}; {}", self.does, self.place, self.remedy)
     }
 }
+
+impl Conflict {
+    /// The same as something that is to come.
+    pub(super) fn announced(self) -> Self {
+        Self {
+            does: format!(
+                "pass now, as this host keeps what an older version did, but from version {WINS_FROM} on {}",
+                self.does
+            ),
+            remedy: format!("{}; or set spec.firewall.order of the pool to First, which keeps it so", self.remedy),
+            ..self
+        }
+    }
+}
+
+/// The version from which on a host keeps no order that nobody has set.
+const WINS_FROM: &str = "0.3.0";
 
 /// The reason of a forward that does not work for it.
 fn reason(wrong: Wrong) -> Reason {
@@ -94,7 +113,7 @@ pub(super) fn conflict(
     // Others may have written anything into a comment.
     let clean = |text: String| text.replace(char::is_control, "?");
     Some(Conflict {
-        reason: reason(finding.wrong),
+        reason: if at.is_emergency_stop() { Reason::ForwardingStopped } else { reason(finding.wrong) },
         certain: finding.certain,
         does: does(finding.wrong, finding.certain).to_owned(),
         place: clean(at.to_string()),
@@ -169,7 +188,52 @@ impl Place<'_> {
                 Some(masked) => format!("make that rule leave those bits alone: `{masked}`"),
                 None => "make that rule leave those bits alone".to_owned(),
             },
+            (_, Some(rule)) if self.is_beside_ours() => self.let_pass_beside_ours(rule),
             _ => self.let_pass(path),
+        }
+    }
+
+    /// Whether it is the chain in which our jump to what lets packets pass stands.
+    fn is_beside_ours(&self) -> bool {
+        self.base.hook == Hook::Forward && self.table.name == "filter" && self.table.holds_ours()
+    }
+
+    /// Whether it is the first rule of `FORWARD`, which drops everything, above our jump: nobody but an admin in need writes that.
+    fn is_emergency_stop(&self) -> bool {
+        let rules = self.table.chains.get(&self.base.name).map(Vec::as_slice).unwrap_or_default();
+        let to_ours = |rule: &FirewallRule| matches!(&rule.verdict, Verdict::Jump(to) if is_ours(to));
+        let first = rules.first().filter(|first| drops_all(first));
+        let is_first =
+            |rule: &&Rule| *rule.chain == *self.base.name && first.is_some_and(|first| first.text == rule.text);
+        self.is_beside_ours() && self.rule.as_ref().is_some_and(is_first) && rules.iter().any(to_ours)
+    }
+
+    /// What would make `rule`, which is asked before our jump, let the packets pass.
+    fn let_pass_beside_ours(&self, rule: &Rule) -> String {
+        let Holder::Iptables { program, .. } = self.table.holder else { return String::new() };
+        if self.is_emergency_stop() {
+            return format!(
+                "somebody has stopped all forwarding; to let it go on run `{program} -D {} 1`",
+                self.base.name
+            );
+        }
+        let family = self.family.or_else(|| self.table.families.first().copied()).unwrap_or(Family::V4);
+        let is_it = |(chain, number): &Spot<'_>| {
+            *chain == &*rule.chain
+                && self.table.chains[*chain].get(*number).is_some_and(|there| there.text == rule.text)
+        };
+        match Forward::new(family, &self.table.chains).defaults(&self.base.name).into_iter().find(is_it) {
+            // Denies before it are to win, so our jump stays behind its chain, and the exception has to be made inside.
+            Some((chain, number)) => format!(
+                "denies that are to win stand in the same chain, so the exception belongs there: run \
+                 `{program} -t filter -I {chain} {} {OURS_IN_IPTABLES} -j ACCEPT` and make whoever writes that chain keep it",
+                number + 1
+            ),
+            None => format!(
+                "what it names it denies, and that wins: take those clients out of the forward's sources, or run `{}` and \
+                 take the rule out of what loads it",
+                self.removal(rule)
+            ),
         }
     }
 
@@ -223,8 +287,7 @@ impl Place<'_> {
                 format!("run `{insert}` and put the same rule into the file that the table is loaded from")
             }
             Holder::Iptables { own: true, .. } if name == "filter" => {
-                "move the rule that stands before the jump to SALLY-FWD behind it, or make it let these packets pass"
-                    .to_owned()
+                "make what leaves FORWARD before the jump to SALLY-FWD let these packets pass".to_owned()
             }
             Holder::Iptables { program, .. } => {
                 let what = if pre_dnat { pre_dnat_in_iptables(path.as_ref()) } else { OURS_IN_IPTABLES.to_owned() };

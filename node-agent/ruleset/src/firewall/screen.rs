@@ -17,6 +17,7 @@ use crate::chain::is_ours;
 use crate::family::Family;
 use crate::firewall::leg::{MASQUERADED, any_packet, is_post_snat, is_pre_dnat, reaches};
 use crate::firewall::packet::{Fit, Packet};
+use crate::firewall::place::Forward;
 use crate::firewall::rules::{Act, Rule, Rules};
 use crate::firewall::{
     BaseChain, Effect, FirewallRule, FirewallTable, Holder, Hook, HostFirewall, State, Test, To, Verdict, What,
@@ -221,26 +222,28 @@ struct Reader<'a> {
     chains: Vec<Vec<Rule>>,
     /// Whether it leads to our rules.
     ours: bool,
+    /// Before which rule of the base chain our jump will stand, where it is not there yet.
+    coming_ours: Option<usize>,
 }
 
 impl<'a> Reader<'a> {
     fn new(table: &'a FirewallTable, base: &'a BaseChain, family: Family, hull: Option<&Hull>) -> Self {
-        let coming = coming(base, family, hull);
-        Self { table, base, coming, read: BTreeMap::new(), done: BTreeSet::new(), chains: Vec::new(), ours: false }
+        let rules = table.chains.get(&base.name).map(Vec::as_slice).unwrap_or_default();
+        let to_ours =
+            |rule: &FirewallRule| matches!(&rule.verdict, Verdict::Jump(to) | Verdict::Goto(to) if is_ours(to));
+        let coming_ours = match base.hook {
+            _ if !table.holds_ours() || rules.iter().any(to_ours) => None,
+            Hook::Forward => (table.name == "filter")
+                .then(|| Forward::new(family, &table.chains).place(rules).unwrap_or(rules.len())),
+            Hook::Ingress | Hook::Prerouting | Hook::Postrouting => base.translates.then_some(0),
+        };
+        let (coming, ours) = (coming(base, family, hull), coming_ours.is_some());
+        let (read, done, chains) = Default::default();
+        Self { table, base, coming, read, done, chains, ours, coming_ours }
     }
 
     fn stage(mut self, place: (usize, usize)) -> Stage {
         self.chain(&self.base.name, DEPTH);
-        let holds_ours = self.table.holds_ours()
-            && match self.base.hook {
-                Hook::Forward => self.table.name == "filter",
-                Hook::Ingress | Hook::Prerouting | Hook::Postrouting => self.base.translates,
-            };
-        // Ours come into being with the first forward, and stand first then.
-        if holds_ours && !self.ours {
-            self.ours = true;
-            self.chains[0].insert(0, ours(self.base, Vec::new()));
-        }
         let chains = self.chains.into_iter().map(Rules::new).collect();
         Stage { place: Some(place), base: self.base.clone(), tied: false, ours: self.ours, chains }
     }
@@ -254,10 +257,19 @@ impl<'a> Reader<'a> {
         self.read.insert(name, number);
         let label: Rc<str> = name.into();
         let mut rules = Vec::new();
-        for rule in self.table.chains.get(name).into_iter().flatten() {
+        let there = self.table.chains.get(name).map(Vec::as_slice).unwrap_or_default();
+        // Ours come into being with the first forward.
+        let coming_ours = self.coming_ours.filter(|_| number == 0);
+        for (place, rule) in there.iter().enumerate() {
+            if coming_ours == Some(place) {
+                rules.push(ours(self.base, Vec::new()));
+            }
             if self.coming.iter().any(|coming| coming.is_concerned(rule)) {
                 rules.extend(self.rule(rule, &label, depth));
             }
+        }
+        if coming_ours == Some(there.len()) {
+            rules.push(ours(self.base, Vec::new()));
         }
         self.chains[number] = rules;
         self.done.insert(number);

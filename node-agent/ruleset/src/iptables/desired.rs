@@ -1,5 +1,7 @@
 //! What a kernel shall hold of a forwarding table, as rules of iptables, kept from one pass to the next.
 
+use sallyport_api::gateway_pool::FirewallOrder;
+
 use crate::iptables::installed::InstalledRuleset;
 use crate::iptables::layout::Layout;
 use crate::iptables::op::Op;
@@ -34,6 +36,11 @@ impl Desired {
     #[must_use]
     pub fn ruleset(&self) -> &Ruleset {
         self.layout.ruleset()
+    }
+
+    /// From now on what others deny by name wins, or it does not.
+    pub fn set_order(&mut self, order: FirewallOrder) {
+        self.packets.order = order;
     }
 
     /// The packets that they are for.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::iptables::installed::{InstalledRuleset, InstalledTable};
-use crate::iptables::op::{Op, Step};
+use crate::iptables::op::{Op, Step, inserted};
 use crate::iptables::rule::Line;
 
 /// What `ops` do to `installed`, a line for each rule with `-` or `+` in front; empty if no rule comes or goes.
@@ -63,11 +63,11 @@ fn changes(ops: &[Op], there: &InstalledTable) -> String {
     }
     for op in ops {
         match &op.step {
-            Step::Jump { builtin, chain, present, .. } => {
+            Step::Jump { builtin, chain, present, before, .. } => {
                 for _ in 0..*present {
                     line(&["- -A ", builtin, " -j ", chain]);
                 }
-                line(&["+ -I ", builtin, " 1 -j ", chain]);
+                line(&["+ ", &inserted(builtin, chain, *before)]);
             }
             Step::Unjump { builtin, chain, present } => {
                 for _ in 0..*present {

@@ -22,7 +22,7 @@ pub enum Kind {
     Rules,
     /// The rule in a built-in chain that leads to ours.
     Jump,
-    /// Somebody's rule ahead of that one, which would take our packets.
+    /// The place of that one: somebody's rule ahead of it would take our packets, or one behind it is to win.
     Shadow,
     /// The switch that lets the kernel forward packets.
     Forwarding,
@@ -82,9 +82,7 @@ fn difference(op: &Op, there: &InstalledTable) -> Difference {
         Step::Flush { chain } | Step::Delete { chain } => {
             (Kind::Rules, chain.as_str(), "the chain should not be there".to_owned())
         }
-        Step::Jump { builtin, shadowed_by: Some(rule), .. } => {
-            (Kind::Shadow, *builtin, format!("a rule before ours would take our packets: {}", shortened(rule)))
-        }
+        Step::Jump { builtin, misplaced: Some(why), .. } => (Kind::Shadow, *builtin, why.clone()),
         Step::Jump { builtin, chain, present: 0, .. } => {
             (Kind::Jump, *builtin, format!("the jump to {chain} is missing"))
         }

@@ -237,9 +237,10 @@ impl InstalledTable {
             Step::Replace { chain, rules } => drop(self.ours.insert(chain.clone(), rules.clone())),
             Step::Flush { chain } => drop(self.ours.insert(chain.clone(), Chain::default())),
             Step::Delete { chain } => drop(self.ours.remove(chain)),
-            Step::Jump { builtin, chain, .. } => {
+            Step::Jump { builtin, chain, before, .. } => {
                 remove(builtin, chain);
-                self.foreign.entry((*builtin).to_owned()).or_default().insert(0, format!("-j {chain}"));
+                let rules = self.foreign.entry((*builtin).to_owned()).or_default();
+                rules.insert(before.unwrap_or(rules.len()), format!("-j {chain}"));
             }
             Step::Unjump { builtin, chain, .. } => remove(builtin, chain),
             Step::Unhook { chain } => {

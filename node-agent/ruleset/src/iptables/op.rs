@@ -36,7 +36,7 @@ pub enum Step {
         /// Its name.
         chain: String,
     },
-    /// The jumps from a built-in chain to a chain of ours are replaced by one at the top.
+    /// The jumps from a built-in chain to a chain of ours are replaced by one in its place.
     Jump {
         /// The built-in chain.
         builtin: &'static str,
@@ -44,8 +44,10 @@ pub enum Step {
         chain: &'static str,
         /// How many such jumps there are.
         present: usize,
-        /// The rule before the only one that is there, if it would take packets of ours.
-        shadowed_by: Option<String>,
+        /// Before which of the rules of others it stands then, from 0; `None`: behind all of them.
+        before: Option<usize>,
+        /// Why the only one that is there stands in the wrong place, if it does.
+        misplaced: Option<String>,
     },
     /// The jumps from a built-in chain to a chain of ours go.
     Unjump {
@@ -65,10 +67,19 @@ pub enum Step {
 }
 
 impl Op {
-    /// Whether it only moves a jump that is there before a rule of somebody else.
+    /// Whether it only moves a jump that is there, for the sake of a rule of somebody else.
     #[must_use]
     pub fn is_move(&self) -> bool {
-        matches!(self.step, Step::Jump { shadowed_by: Some(_), .. })
+        matches!(self.step, Step::Jump { misplaced: Some(_), .. })
+    }
+
+    /// The built-in chain in which it puts or moves a jump, if it does.
+    #[must_use]
+    pub fn jump_in(&self) -> Option<&'static str> {
+        match self.step {
+            Step::Jump { builtin, .. } => Some(builtin),
+            _ => None,
+        }
     }
 
     /// The same, but that a chain which would go is only flushed.
@@ -90,9 +101,17 @@ impl fmt::Display for Op {
             Step::Replace { chain, .. } | Step::Flush { chain } | Step::Delete { chain } => {
                 write!(f, "{family} {chain}")
             }
-            Step::Jump { builtin, chain, .. } => write!(f, "{family} -I {builtin} 1 -j {chain}"),
+            Step::Jump { builtin, chain, before, .. } => write!(f, "{family} {}", inserted(builtin, chain, *before)),
             Step::Unjump { builtin, chain, .. } => write!(f, "{family} -D {builtin} -j {chain}"),
             Step::Unhook { chain } => write!(f, "{family} jumps to {chain}"),
         }
+    }
+}
+
+/// What puts a jump into its place, as iptables is told it.
+pub(crate) fn inserted(builtin: &str, chain: &str, before: Option<usize>) -> String {
+    match before {
+        Some(rules) => format!("-I {builtin} {} -j {chain}", rules + 1),
+        None => format!("-A {builtin} -j {chain}"),
     }
 }

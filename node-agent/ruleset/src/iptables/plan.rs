@@ -5,17 +5,19 @@
 
 use std::collections::BTreeSet;
 
+use sallyport_api::gateway_pool::FirewallOrder;
+
 use crate::family::Family;
 use crate::iptables::installed::{Installed, InstalledRuleset, InstalledTable};
+use crate::iptables::jump::{Correction, Places};
 use crate::iptables::layout::ChainId;
 use crate::iptables::op::{Op, Step};
 use crate::iptables::rule::{Chain, Chains, Rules, Ruleset, Table};
-use crate::iptables::shadow::{Packets, shadowing_rule};
+use crate::iptables::shadow::Packets;
 
-/// Plans the change from `installed` to `desired`, whose packets look like `packets`.
+/// Plans the change from `installed` to `desired`, which is for `packets`.
 ///
-/// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and no foreign rule before a jump
-/// would take our packets. In a table that is [unreadable](InstalledTable::unreadable) no jump is added, and those that
+/// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and where it belongs. In a table that is [unreadable](InstalledTable::unreadable) no jump is added, and those that
 /// have to go are [unhooked](Step::Unhook).
 #[must_use]
 pub fn plan(desired: &Ruleset, packets: &Packets, installed: &InstalledRuleset) -> Vec<Op> {
@@ -34,7 +36,15 @@ pub fn plan_changed(
 }
 
 fn plan_within(within: Within<'_>, desired: &Ruleset, packets: &Packets, installed: &InstalledRuleset) -> Vec<Op> {
-    let of = |family| plan_family(within, family, desired.family(family), packets, installed.family(family));
+    let of = |family| {
+        let (desired, installed) = (desired.family(family), installed.family(family));
+        plan_family(within, desired, installed, &|table| Places {
+            packets,
+            family,
+            table,
+            there: installed.table(table),
+        })
+    };
     Family::BOTH.into_iter().flat_map(of).collect()
 }
 
@@ -65,18 +75,20 @@ impl<'a> Within<'a> {
     }
 }
 
-/// What brings `desired` to a host that has nothing of ours yet.
+/// What brings `desired` to a host that has nothing of ours yet, and of whose own rules nothing is known: only the very first
+/// place in `FORWARD` is before whatever it drops.
 #[must_use]
 pub fn render(desired: &Ruleset) -> Vec<Op> {
-    plan(desired, &Packets::default(), &InstalledRuleset::default())
+    let mut packets = Packets::default();
+    packets.order = FirewallOrder::First;
+    plan(desired, &packets, &InstalledRuleset::default())
 }
 
-fn plan_family(
-    within: Within<'_>,
-    family: Family,
-    desired: &Rules,
-    packets: &Packets,
-    installed: &Installed,
+fn plan_family<'a>(
+    within: Within<'a>,
+    desired: &'a Rules,
+    installed: &'a Installed,
+    places: &dyn Fn(Table) -> Places<'a>,
 ) -> Vec<Op> {
     let mut tables = Table::BOTH;
     if desired.is_empty() {
@@ -84,17 +96,17 @@ fn plan_family(
         tables.reverse();
     }
     let steps = |table| {
-        let there = installed.table(table);
-        let shadow = |builtin: &str, before: usize| shadowing_rule(packets, family, table, there, builtin, before);
-        let chains = desired.table(table);
+        let places = places(table);
+        let (family, there, chains) = (places.family, places.there, desired.table(table));
         let changed = within.of(family, table, chains).filter(|(chain, rules)| there.ours.get(*chain) != Some(*rules));
         let gone = within.of(family, table, &there.ours).filter(|(chain, _)| !chains.contains_key(*chain));
-        let steps = plan_table(table, chains, changed, gone, there, shadow);
+        let steps = plan_table(chains, changed, gone, places);
         steps.into_iter().map(move |step| Op { family, table, step })
     };
     // Before the chains that they lead to, and as above.
     let unhooked = Table::BOTH.into_iter().rev().flat_map(|table| {
-        let chains = unhooked(table, desired.table(table), installed.table(table));
+        let (family, there) = (places(table).family, installed.table(table));
+        let chains = unhooked(table, desired.table(table), there);
         chains.into_iter().map(move |chain| Op { family, table, step: Step::Unhook { chain } })
     });
     unhooked.chain(tables.into_iter().flat_map(steps)).collect()
@@ -108,13 +120,12 @@ fn unhooked(table: Table, desired: &Chains, there: &InstalledTable) -> Vec<&'sta
 }
 
 fn plan_table<'a>(
-    table: Table,
     desired: &Chains,
     changed: impl Iterator<Item = (&'a String, &'a Chain)>,
     gone: impl Iterator<Item = (&'a String, &'a Chain)>,
-    there: &'a InstalledTable,
-    shadow: impl Fn(&str, usize) -> Option<&'a str>,
+    places: Places<'_>,
 ) -> Vec<Step> {
+    let there = places.there;
     let mut steps: Vec<Step> =
         changed.map(|(chain, rules)| Step::Replace { chain: chain.clone(), rules: rules.clone() }).collect();
     for (chain, rules) in gone {
@@ -127,21 +138,16 @@ fn plan_table<'a>(
         }
     }
     // Where a table cannot be read nobody knows who stands before us: a jump that is there stays, and none is added.
-    let hooks = if there.unreadable.is_none() { table.hooks() } else { &[] };
+    let hooks = if there.unreadable.is_none() { places.table.hooks() } else { &[] };
     for &(builtin, chain) in hooks {
-        let at = there.jumps(builtin, chain);
-        let present = at.len();
-        match at.as_slice() {
-            [] if !desired.contains_key(chain) => {}
-            _ if !desired.contains_key(chain) => steps.push(Step::Unjump { builtin, chain, present }),
-            [first] => {
-                let shadowed_by = shadow(builtin, *first).map(str::to_owned);
-                if shadowed_by.is_some() {
-                    steps.push(Step::Jump { builtin, chain, present, shadowed_by });
-                }
-            }
+        let present = there.jumps(builtin, chain).len();
+        if desired.contains_key(chain) {
             // Of two equal rules `-D` takes the first, so with two jumps none can be kept where it stands.
-            _ => steps.push(Step::Jump { builtin, chain, present, shadowed_by: None }),
+            if let Some(Correction { before, misplaced }) = places.correction(builtin, chain) {
+                steps.push(Step::Jump { builtin, chain, present, before, misplaced });
+            }
+        } else if present > 0 {
+            steps.push(Step::Unjump { builtin, chain, present });
         }
     }
     steps

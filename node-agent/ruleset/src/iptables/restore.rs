@@ -1,7 +1,7 @@
 //! Changes → the text of `iptables-restore --noflush`. The only place where a change becomes text.
 
 use crate::family::Family;
-use crate::iptables::op::{Op, Step};
+use crate::iptables::op::{Op, Step, inserted};
 use crate::iptables::rule::Table;
 
 /// The text that does those of `ops` that are for `family`; `None` where nothing is to be restored.
@@ -42,8 +42,8 @@ fn transaction(text: &mut String, table: Table, ops: &[&Op]) {
                 line(&["-D ", builtin, " -j ", chain]);
             }
         }
-        if let Step::Jump { builtin, chain, .. } = op.step {
-            line(&["-I ", builtin, " 1 -j ", chain]);
+        if let Step::Jump { builtin, chain, before, .. } = op.step {
+            line(&[&inserted(builtin, chain, before)]);
         }
     }
     for op in ops {

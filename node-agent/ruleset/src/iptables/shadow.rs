@@ -6,14 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
 
-use sallyport_api::names::MARK_OURS;
+use sallyport_api::gateway_pool::FirewallOrder;
 
 use crate::binding::Binding;
 use crate::family::Family;
 use crate::firewall::packet::{Fit, Packet, Side, number, ports};
+use crate::firewall::place::forwarded;
 use crate::firewall::{FirewallRule, State, Verdict, What, xtables};
 use crate::iptables::installed::InstalledTable;
 use crate::iptables::rule::Table;
@@ -21,22 +22,20 @@ use crate::table::{ForwardingTable, TableChange};
 
 /// Nested chains are followed this far, which is as far as the kernel goes; a rule deeper than that counts as deciding.
 const DEPTH: usize = 16;
-/// IP protocol numbers of the errors about connections (`include/uapi/linux/in.h`, `in6.h`).
-const ICMP: [u8; 2] = [1, 58];
 
-/// The first rule among the first `before` of the built-in chain `builtin` that could decide about one of `packets`.
+/// The first of the rules `ahead` in the built-in chain `builtin` that could decide about one of `packets`.
 pub(crate) fn shadowing_rule<'a>(
     packets: &Packets,
     family: Family,
     table: Table,
     there: &'a InstalledTable,
     builtin: &str,
-    before: usize,
+    ahead: Range<usize>,
 ) -> Option<&'a str> {
-    let rules = there.foreign.get(builtin).filter(|_| before > 0)?;
+    let rules = there.foreign.get(builtin)?.get(ahead).filter(|ahead| !ahead.is_empty())?;
     let passing = packets.passing(family, builtin);
     let mut walk = Walk { passing: &passing, table, there, base: true, visited: BTreeSet::new() };
-    rules.iter().take(before).find(|rule| walk.decides(rule, DEPTH)).map(String::as_str)
+    rules.iter().find(|rule| walk.decides(rule, DEPTH)).map(String::as_str)
 }
 
 /// What the packets of forwards look like, by family: as they come in, and behind the translation.
@@ -45,6 +44,8 @@ pub struct Packets {
     v4: [Requests; 2],
     v6: [Requests; 2],
     grown: u64,
+    /// Whether they pass what others deny by name in `FORWARD`.
+    pub order: FirewallOrder,
 }
 
 impl PartialEq for Packets {
@@ -102,7 +103,7 @@ impl Packets {
     /// Follows what `change` has done to `table`.
     pub fn follow(&mut self, table: &ForwardingTable, change: &TableChange) {
         if change.is_new {
-            *self = Self { grown: self.grown + 1, ..Self::default() };
+            *self = Self { grown: self.grown + 1, order: self.order, ..Self::default() };
         }
         // What one forward loses and another gets was there all the time.
         for entry in &change.come {
@@ -175,19 +176,10 @@ impl Packets {
             // What a host sends to an address of its own leaves through its loopback.
             "OUTPUT" => to_all(incoming, Packet { outward: Side::Loopback, ..packet }),
             "POSTROUTING" => to_all(translated, Packet { states: Some(&[State::New, State::Dnat]), ..packet }),
-            // Answers and errors about our connections pass here too, so that addresses and ports say nothing.
             _ if translated.ports.is_empty() => Vec::new(),
             _ => {
-                let carried = translated.ports.keys().flat_map(|protocol| FORWARDED.map(|state| (*protocol, state)));
-                let errors = ICMP.into_iter().flat_map(|protocol| ERRORS.map(|state| (protocol, state)));
-                let known = |(protocol, (states, reply))| Packet {
-                    protocol: Some(protocol),
-                    states: Some(states),
-                    mark: (MARK_OURS, MARK_OURS),
-                    reply,
-                    ..packet.clone()
-                };
-                carried.chain(errors).map(known).map(|packet| Passing { packet, ports: None }).collect()
+                let packets = forwarded(family, translated.ports.keys().copied());
+                packets.map(|packet| Passing { packet, ports: None }).collect()
             }
         }
     }
@@ -213,20 +205,6 @@ impl Met {
         self.passing.iter().any(|passing| passing.may_meet(&rule))
     }
 }
-
-/// States that packets of one kind have all at once, and whether they are answers.
-type Kind = (&'static [State], bool);
-
-/// What forwards have in `FORWARD`. The client's address is translated too, or it is not.
-const FORWARDED: [Kind; 5] = [
-    (&[State::New, State::Dnat], false),
-    (&[State::Established, State::Dnat], false),
-    (&[State::Established, State::Dnat], true),
-    (&[State::Established, State::Dnat, State::Snat], false),
-    (&[State::Established, State::Dnat, State::Snat], true),
-];
-/// The errors about them.
-const ERRORS: [Kind; 2] = [(&[State::Related, State::Dnat], false), (&[State::Related, State::Dnat], true)];
 
 /// Packets of one protocol.
 #[derive(Debug)]

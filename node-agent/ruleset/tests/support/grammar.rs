@@ -31,7 +31,7 @@ static GRAMMAR: LazyLock<RegexSet> = LazyLock::new(|| {
         format!(r"^:{chain} - \[0:0\]$"),
         format!(r"^-A {chain} {guard}{action}$"),
         format!(r"^-A SALLY-(?:POST|FWD) {ours}-j (?:MASQUERADE|ACCEPT)$"),
-        "^-I FORWARD 1 -j SALLY-FWD$".to_owned(),
+        r"^(?:-A FORWARD|-I FORWARD \d{1,5}) -j SALLY-FWD$".to_owned(),
         "^-I (?:PREROUTING|OUTPUT) 1 -j SALLY-PRE$".to_owned(),
         "^-I POSTROUTING 1 -j SALLY-POST$".to_owned(),
         "^-D FORWARD -j SALLY-FWD$".to_owned(),

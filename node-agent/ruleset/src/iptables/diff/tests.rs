@@ -46,7 +46,7 @@ fn jumps_and_chains_that_go_are_shown() {
         replace("SALLY-POST", &[]),
         Step::Delete { chain: "SALLY-PRE".to_owned() },
         Step::Unjump { builtin: "PREROUTING", chain: "SALLY-PRE", present: 1 },
-        Step::Jump { builtin: "POSTROUTING", chain: "SALLY-POST", present: 0, shadowed_by: None },
+        Step::Jump { builtin: "POSTROUTING", chain: "SALLY-POST", present: 0, before: Some(0), misplaced: None },
     ];
     assert_eq!(
         shown(steps),

@@ -8,7 +8,12 @@ pub(crate) fn packets() -> Packets {
         to: to.iter().map(|ip| (ip.parse().unwrap(), 1)).collect(),
         ports: [(6, [((3306, 3306), 1), ((3400, 3409), 1)].into())].into(),
     };
-    Packets { v4: [seen(&["10.30.1.78"]), seen(&["10.30.1.79", "10.30.1.81"])], v6: Default::default(), grown: 0 }
+    Packets {
+        v4: [seen(&["10.30.1.78"]), seen(&["10.30.1.79", "10.30.1.81"])],
+        v6: Default::default(),
+        grown: 0,
+        order: FirewallOrder::First,
+    }
 }
 
 /// Whether the rules `before` our jump in `builtin` take something of ours, with the chains of `others`.
@@ -19,7 +24,7 @@ fn takes(table: Table, builtin: &str, before: &[&str], others: &[(&str, &[&str])
     for (chain, rules) in others {
         there.foreign.insert((*chain).to_owned(), owned(rules));
     }
-    shadowing_rule(&packets(), Family::V4, table, &there, builtin, before.len()).is_some()
+    shadowing_rule(&packets(), Family::V4, table, &there, builtin, 0..before.len()).is_some()
 }
 
 #[test]
