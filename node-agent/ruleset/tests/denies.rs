@@ -72,6 +72,16 @@ fn a_deny_of_a_listed_client_wins_and_is_named() {
 }
 
 #[test]
+fn a_drop_behind_what_names_packets_is_not_to_be_taken_out() {
+    let save = "*filter\n:FORWARD ACCEPT [0:0]\n:POLICY - [0:0]\n-A FORWARD -d 10.30.1.79/32 -j POLICY\n\
+        -A FORWARD -j SALLY-FWD\n-A POLICY -j DROP\nCOMMIT\n";
+    let found = assessed(&[FORWARD], own(save));
+    assert_eq!((found.reason(), found.blocked.len()), (Reason::HostFirewallConflict, 1), "{found}");
+    assert!(found.to_string().contains("what leads to POLICY names these packets"), "{found}");
+    assert!(!found.to_string().contains("iptables-nft -t filter -D"), "{found}");
+}
+
+#[test]
 fn a_chain_that_denies_some_and_drops_the_rest_is_named_with_the_line_that_it_needs() {
     for rules in [&["-j BOTH", OURS][..], &["-j BOTH"]] {
         let found = assessed(&[FORWARD], forward(rules));

@@ -43,7 +43,7 @@ impl<E: Engine> Converger<E> {
         let [now, later] = &mut self.paths;
         let mut found = now.assess(&installed.firewall, &self.table, seen, &interface);
         let is_kept = self.followed.as_ref().is_some_and(|intents| self.order.is_kept_first(&intents.node));
-        if let Some(firewall) = installed.firewall.with_denies_first().filter(|_| is_kept) {
+        if let Some(firewall) = is_kept.then(|| installed.firewall.with_denies_first()).flatten() {
             found.announce(later.assess(&firewall, &self.table, seen, &interface));
         }
         found

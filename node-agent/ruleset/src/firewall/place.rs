@@ -121,12 +121,11 @@ impl HostFirewall {
     pub fn with_denies_first(&self) -> Option<Self> {
         let (mut moved, mut is_other) = (self.clone(), false);
         for table in moved.tables.iter_mut().filter(|table| table.holds_ours() && table.name == "filter") {
-            let to_ours = |rule: &FirewallRule| matches!(&rule.verdict, Verdict::Jump(to) if is_ours(to));
             let families = table.families.clone();
             for base in table.base.iter().filter(|base| base.hook == Hook::Forward) {
                 let there = table.chains.get(&base.name).cloned().unwrap_or_default();
-                let Some(ours) = there.iter().find(|rule| to_ours(rule)).cloned() else { continue };
-                let mut rules: Vec<_> = there.iter().filter(|rule| !to_ours(rule)).cloned().collect();
+                let Some(ours) = there.iter().find(|rule| is_our_jump(rule)).cloned() else { continue };
+                let mut rules: Vec<_> = there.iter().filter(|rule| !is_our_jump(rule)).cloned().collect();
                 let family = families.first().copied().unwrap_or(Family::V4);
                 let place = Forward::new(family, &table.chains).place(&rules).unwrap_or(rules.len());
                 rules.insert(place, ours);
@@ -136,6 +135,11 @@ impl HostFirewall {
         }
         is_other.then_some(moved)
     }
+}
+
+/// Whether `rule` is the jump that we make ourselves.
+pub(crate) fn is_our_jump(rule: &FirewallRule) -> bool {
+    rule.tests.is_empty() && matches!(&rule.verdict, Verdict::Jump(to) if is_ours(to))
 }
 
 /// Whether `rule` drops whatever gets to it.
@@ -175,7 +179,7 @@ pub(crate) fn forwarded(
 }
 
 /// Whether a rule that asks `test` names what it is about. That a packet opens a connection says nothing of it.
-fn narrows(test: &Test) -> bool {
+pub(crate) fn narrows(test: &Test) -> bool {
     match &test.what {
         What::States(states) => states.contains(&State::New) == test.negated,
         _ => true,
@@ -210,6 +214,8 @@ enum Flow {
     On,
     /// It leaves the chain and comes back to whoever led here.
     Back,
+    /// Some of its kind do that, or none, and the others go on.
+    Some,
     /// It goes no further in `FORWARD`.
     Ended,
 }
@@ -239,13 +245,19 @@ impl<'a> Way<'a, '_> {
             return *known;
         }
         self.done.insert(key, Flow::On);
-        let mut flow = Flow::On;
+        let (mut flow, mut some_went_back) = (Flow::On, false);
         let rules = self.chains.rules(name).map(|(_, rules)| rules).unwrap_or_default();
         for (number, rule) in rules.iter().enumerate() {
             flow = self.rule(rule, walked, (name, number));
+            if flow == Flow::Some {
+                (flow, some_went_back) = (Flow::On, true);
+            }
             if flow != Flow::On {
                 break;
             }
+        }
+        if flow == Flow::Ended && some_went_back {
+            flow = Flow::On;
         }
         self.done.insert(key, flow);
         flow
@@ -259,7 +271,8 @@ impl<'a> Way<'a, '_> {
         }
         let narrowed = walked.narrowed || rule.tests.iter().any(narrows);
         // Behind what names a part of them there is only what is denied by name, and all others go on.
-        if narrowed && fit != Fit::All && (self.looks == Looks::ForDefaults || self.found.explicit) {
+        let leads_on = matches!(rule.verdict, Verdict::Jump(_));
+        if narrowed && fit != Fit::All && leads_on && (self.looks == Looks::ForDefaults || self.found.explicit) {
             return Flow::On;
         }
         let flow = match &rule.verdict {
@@ -287,8 +300,12 @@ impl<'a> Way<'a, '_> {
                 _ => Flow::On,
             },
         };
-        // What goes on here is a part of it.
-        if fit == Fit::All { flow } else { Flow::On }
+        match (fit, flow) {
+            (Fit::All, flow) => flow,
+            // A part of them goes on here, whatever the rest does.
+            (_, Flow::Back | Flow::Some) => Flow::Some,
+            _ => Flow::On,
+        }
     }
 
     fn dropped(&mut self, narrowed: bool, at: Spot<'a>) -> Flow {

@@ -5,14 +5,13 @@ use std::fmt;
 use sallyport_api::condition::Reason;
 use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 
-use crate::chain::is_ours;
 use crate::family::Family;
 use crate::firewall::leg::{Leg, is_pre_dnat};
 use crate::firewall::path::{ClientPath, Finding, PreDnat, Wrong};
-use crate::firewall::place::{Forward, Spot, drops_all};
+use crate::firewall::place::{Forward, Spot, drops_all, is_our_jump, narrows};
 use crate::firewall::rules::Rule;
 use crate::firewall::screen::Screen;
-use crate::firewall::{BaseChain, Effect, FirewallRule, FirewallTable, Holder, Hook, HostFirewall, MarkOf, Verdict};
+use crate::firewall::{BaseChain, Effect, FirewallTable, Holder, Hook, HostFirewall, MarkOf};
 
 /// What stands in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,11 +200,10 @@ impl Place<'_> {
     /// Whether it is the first rule of `FORWARD`, which drops everything, above our jump: nobody but an admin in need writes that.
     fn is_emergency_stop(&self) -> bool {
         let rules = self.table.chains.get(&self.base.name).map(Vec::as_slice).unwrap_or_default();
-        let to_ours = |rule: &FirewallRule| matches!(&rule.verdict, Verdict::Jump(to) if is_ours(to));
         let first = rules.first().filter(|first| drops_all(first));
         let is_first =
             |rule: &&Rule| *rule.chain == *self.base.name && first.is_some_and(|first| first.text == rule.text);
-        self.is_beside_ours() && self.rule.as_ref().is_some_and(is_first) && rules.iter().any(to_ours)
+        self.is_beside_ours() && self.rule.as_ref().is_some_and(is_first) && rules.iter().any(is_our_jump)
     }
 
     /// What would make `rule`, which is asked before our jump, let the packets pass.
@@ -228,6 +226,12 @@ impl Place<'_> {
                 "denies that are to win stand in the same chain, so the exception belongs there: run \
                  `{program} -t filter -I {chain} {} {OURS_IN_IPTABLES} -j ACCEPT` and make whoever writes that chain keep it",
                 number + 1
+            ),
+            // Without it what leads there would let all others pass, too.
+            None if !rule.tests.iter().any(narrows) => format!(
+                "what leads to {} names these packets, and that denial wins: take those clients out of the forward's sources, or \
+                 let them pass in whatever writes that chain",
+                rule.chain
             ),
             None => format!(
                 "what it names it denies, and that wins: take those clients out of the forward's sources, or run `{}` and \

@@ -1,5 +1,8 @@
 //! Rules in the form in which firewalls write them, and what each is to packets of forwards.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
 use crate::firewall::xtables;
 
@@ -19,6 +22,8 @@ const CHAINS: &[(&str, &[&str])] = &[
     ),
     ("CSF", &["-s 203.0.113.7/32 -j DROP", "-p tcp -m tcp --dport 80 -j ACCEPT", "-j DROP"]),
     ("RETURNS", &["-j RETURN", "-j DROP"]),
+    ("SOME-RETURN", &["-s 10.30.1.0/24 -j RETURN", "-j ACCEPT"]),
+    ("AFTER-SOME", &["-j SOME-RETURN", "-j DROP"]),
     (
         "STATEFUL",
         &["-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", "-m conntrack --ctstate INVALID -j DROP", "-j DROP"],
@@ -100,6 +105,7 @@ fn what_a_rule_is_to_forwards_is_known_by_its_whole_way_to_a_drop() {
         (Default, "-j STATEFUL"),
         (Default, "-j NESTED-TWICE"),
         (Default, "-j VIA-GOTO"),
+        (Default, "-j AFTER-SOME"),
         (Explicit, "-s 10.30.1.80/32 -j DROP"),
         (Explicit, "-p icmp -j DROP"),
         (Explicit, "-i eth0 -j DROPS"),
@@ -164,5 +170,115 @@ fn the_rule_that_drops_what_nobody_named_is_found_in_whatever_chain() {
     ] {
         let chains = chains(rules);
         assert_eq!(Forward::new(Family::V4, &chains).defaults("FORWARD"), spots, "{rules:?}");
+    }
+}
+
+/// Conditions of rules: what they ask, whether of packets of forwards nobody can tell if they have it, and in which states.
+const ASKS: [(&str, bool, [bool; 3]); 5] = [
+    ("", false, [true; 3]),
+    ("-s 10.9.0.0/16 ", true, [true; 3]),
+    ("-m conntrack --ctstate NEW ", false, [true, false, false]),
+    ("-m conntrack --ctstate RELATED,ESTABLISHED ", false, [false, true, true]),
+    ("-m conntrack --ctstate INVALID ", false, [false; 3]),
+];
+/// Verdicts; of the chains only those that come later are led to.
+const VERDICTS: [&str; 9] = ["-j DROP", "-j ACCEPT", "-j RETURN", "-j A", "-j B", "-j C", "-g A", "-g B", "-g C"];
+const NAMES: [&str; 4] = ["FORWARD", "A", "B", "C"];
+
+/// A rule by its condition and its verdict.
+type Drawn = (usize, usize);
+
+/// The rules of each chain, of which `FORWARD` has one.
+fn drawn() -> impl Strategy<Value = Vec<Vec<Drawn>>> {
+    let rule = (0..ASKS.len(), 0..VERDICTS.len());
+    let chain = |number: usize, rules: std::ops::Range<usize>| {
+        let leads_on = move |verdict: usize| match verdict {
+            0..3 => verdict,
+            // Chains lead to later ones alone, as the kernel lets none lead to itself.
+            _ if (verdict - 3) % 3 + 1 > number => verdict,
+            _ => verdict % 3,
+        };
+        vec(rule.clone(), rules).prop_map(move |rules| {
+            rules.into_iter().map(|(asks, verdict)| (asks, leads_on(verdict))).collect::<Vec<_>>()
+        })
+    };
+    (chain(0, 1..2), chain(1, 0..4), chain(2, 0..4), chain(3, 0..4)).prop_map(|(f, a, b, c)| vec![f, a, b, c])
+}
+
+/// One packet on its way: in which state it is, and which of the rules that ask what nobody can tell it meets.
+struct Traveller<'a> {
+    drawn: &'a [Vec<Drawn>],
+    state: usize,
+    meets: u32,
+    /// Whether it was dropped, and whether by name.
+    dropped: Option<bool>,
+}
+
+impl Traveller<'_> {
+    /// Whether it comes back from `chain`.
+    fn comes_back(&mut self, chain: usize, named: bool, base: bool) -> bool {
+        for (number, (asks, verdict)) in self.drawn[chain].iter().enumerate() {
+            let (text, unknown, states) = ASKS[*asks];
+            let bit = self.drawn[..chain].iter().map(Vec::len).sum::<usize>() + number;
+            if !states[self.state] || (unknown && self.meets & (1 << bit) == 0) {
+                continue;
+            }
+            // Asking for later packets alone names them, too.
+            let named = named || unknown || text.contains("RELATED");
+            let dropped = match *verdict {
+                0 => true,
+                1 => return false,
+                2 if base => true,
+                2 => return true,
+                to if to < 6 => {
+                    if !self.comes_back(to - 2, named, false) {
+                        return false;
+                    }
+                    continue;
+                }
+                to => {
+                    if !self.comes_back(to - 5, named, base) {
+                        return false;
+                    }
+                    if !base {
+                        return true;
+                    }
+                    true
+                }
+            };
+            if dropped {
+                self.dropped = Some(named);
+                return false;
+            }
+        }
+        true
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_class_is_what_becomes_of_each_packet_that_there_could_be(drawn in drawn()) {
+        let text = |(asks, verdict): &Drawn| xtables::rule(&format!("{}{}", ASKS[*asks].0, VERDICTS[*verdict]));
+        let named = NAMES.iter().zip(&drawn).map(|(name, rules)| ((*name).to_owned(), rules.iter().map(text).collect()));
+        let chains: BTreeMap<String, Vec<FirewallRule>> = named.collect();
+        let rules: usize = drawn.iter().map(Vec::len).sum();
+        let (mut by_default, mut by_name) = (false, false);
+        for (state, meets) in (0..3).flat_map(|state| (0..1_u32 << rules).map(move |meets| (state, meets))) {
+            let mut packet = Traveller { drawn: &drawn, state, meets, dropped: None };
+            packet.comes_back(0, false, true);
+            by_default |= packet.dropped == Some(false);
+            by_name |= packet.dropped == Some(true);
+        }
+        let expected = match (by_default, by_name) {
+            (false, false) => Class::Harmless,
+            (true, false) => Class::Default,
+            (false, true) => Class::Explicit,
+            (true, true) => Class::Mixed,
+        };
+        let forward = Forward::new(Family::V4, &chains);
+        prop_assert_eq!(forward.class(&chains["FORWARD"][0]), expected, "{:#?}", chains);
+        prop_assert_eq!(forward.place(&chains["FORWARD"]), (expected == Class::Default).then_some(0));
     }
 }
