@@ -7,6 +7,7 @@ mod created;
 mod precedence;
 pub mod preview;
 mod routing;
+mod tracking;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,6 +157,7 @@ pub struct Converger<E> {
     /// Whether it has been noted what comes into being with our rules.
     remembered: bool,
     precedence: Precedence,
+    told: tracking::Told,
     /// What the last pass left out.
     waiting: Waiting,
 }
@@ -184,6 +186,7 @@ impl<E: Engine> Converger<E> {
             heard: Instant::now(),
             remembered: false,
             precedence: Precedence::default(),
+            told: tracking::Told::default(),
             waiting: Waiting::default(),
         }
     }
@@ -206,6 +209,7 @@ impl<E: Engine> Converger<E> {
         facts: &NodeFacts<'_>,
         state: &StateDir,
     ) -> Result<Report, Error> {
+        let facts = &self.with_tracking(facts);
         self.follow(intents, waiting, facts);
         self.connections.note(state);
         let failures = self.waiting.failures.iter().chain(self.table.failures()).cloned().collect();
@@ -340,7 +344,7 @@ impl<E: Engine> Converger<E> {
             _ => Vec::new(),
         };
         found.retain(|difference| difference.kind != Kind::Shadow || !self.precedence.is_yielded());
-        due |= self.is_deaf() | self.is_routed_otherwise(addresses);
+        due |= self.is_deaf() | self.is_routed_otherwise(addresses) | self.is_tracked_otherwise();
         for (family, before) in &self.forwarding {
             let on = self.is_forwarded(*family)?;
             due |= on != *before;

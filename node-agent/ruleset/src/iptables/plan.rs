@@ -16,7 +16,7 @@ use crate::iptables::shadow::{Packets, shadowing_rule};
 ///
 /// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and no foreign rule before a jump
 /// would take our packets. In a table that is [unreadable](InstalledTable::unreadable) no jump is added, and those that
-/// have to go are [unhooked](Step::Unhook).
+/// have to go are [unhooked](Step::Unhook); one that is not needed is left as it is while anything is forwarded.
 #[must_use]
 pub fn plan(desired: &Ruleset, packets: &Packets, installed: &InstalledRuleset) -> Vec<Op> {
     plan_within(Within::All, desired, packets, installed)
@@ -78,14 +78,20 @@ fn plan_family(
     packets: &Packets,
     installed: &Installed,
 ) -> Vec<Op> {
-    let mut tables = Table::BOTH;
+    let mut tables = Table::ALL;
     if desired.is_empty() {
         // Going away, translation stops before acceptance does: a flow is refused rather than dropped half-way.
         tables.reverse();
     }
-    let steps = |table| {
+    let left =
+        |table: &Table| !table.is_needed() && installed.table(*table).unreadable.is_some() && !desired.is_empty();
+    let steps = |table: Table| {
         let there = installed.table(table);
-        let shadow = |builtin: &str, before: usize| shadowing_rule(packets, family, table, there, builtin, before);
+        let shadow = |builtin: &str, before: usize| {
+            // Only where our packets pass it matters who is first.
+            let passed = table.is_needed();
+            passed.then(|| shadowing_rule(packets, family, table, there, builtin, before)).flatten()
+        };
         let chains = desired.table(table);
         let changed = within.of(family, table, chains).filter(|(chain, rules)| there.ours.get(*chain) != Some(*rules));
         let gone = within.of(family, table, &there.ours).filter(|(chain, _)| !chains.contains_key(*chain));
@@ -93,11 +99,11 @@ fn plan_family(
         steps.into_iter().map(move |step| Op { family, table, step })
     };
     // Before the chains that they lead to, and as above.
-    let unhooked = Table::BOTH.into_iter().rev().flat_map(|table| {
+    let unhooked = Table::ALL.into_iter().rev().filter(|table| !left(table)).flat_map(|table| {
         let chains = unhooked(table, desired.table(table), installed.table(table));
         chains.into_iter().map(move |chain| Op { family, table, step: Step::Unhook { chain } })
     });
-    unhooked.chain(tables.into_iter().flat_map(steps)).collect()
+    unhooked.chain(tables.into_iter().filter(|table| !left(table)).flat_map(steps)).collect()
 }
 
 /// The chains of an unreadable table to which jumps lead that have to go.
