@@ -37,7 +37,7 @@ enum Command {
     },
     /// Measure, compare with the goals, and print a table.
     Bench {
-        /// Only one measurement: apply, latency, losses, first-byte, drift, footprint, scale or kind-latency.
+        /// Only one measurement: apply, latency, losses, first-byte, drift, footprint, busy-node, scale or kind-latency.
         #[arg(long)]
         only: Option<String>,
     },
