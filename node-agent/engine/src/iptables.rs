@@ -366,10 +366,9 @@ impl Engine for Iptables {
             let Some(text) = restore(ops, family) else { continue };
             let program = self.variant.restore_program(family);
             match command::run(program, RESTORE, &text).await {
-                // A chain that cannot be deleted must keep no rule alive.
+                // A chain that cannot be deleted must keep no rule alive: from the next reading on it is only to be emptied.
+                // Tables that were written before its own are as they shall be, so what is left is not what it was.
                 Err(command::Error::Failed { stderr, .. }) if stderr.contains("CHAIN_DEL") => {
-                    let flushed: Vec<Op> = ops.iter().map(Op::without_delete).collect();
-                    command::run(program, RESTORE, &restore(&flushed, family).unwrap_or_default()).await?;
                     self.stuck.extend(ops.iter().filter(|op| op.family == family).filter_map(|op| match &op.step {
                         Step::Delete { chain } => Some((family, op.table, chain.clone())),
                         _ => None,

@@ -70,16 +70,6 @@ impl Op {
     pub fn is_move(&self) -> bool {
         matches!(self.step, Step::Jump { shadowed_by: Some(_), .. })
     }
-
-    /// The same, but that a chain which would go is only flushed.
-    #[must_use]
-    pub fn without_delete(&self) -> Self {
-        let mut op = self.clone();
-        if let Step::Delete { chain } = op.step {
-            op.step = Step::Flush { chain };
-        }
-        op
-    }
 }
 
 /// What it writes, for people: a chain, or a jump.
