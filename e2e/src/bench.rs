@@ -2,6 +2,7 @@
 //! and a goal that is missed fails the run.
 
 mod apply;
+mod busy;
 mod drift;
 mod footprint;
 mod kind;
@@ -30,6 +31,7 @@ const MEASUREMENTS: &[(&str, Measurement)] = &[
     ("first-byte", live::saved_to_first_byte),
     ("drift", drift::measure),
     ("footprint", footprint::measure),
+    ("busy-node", busy::measure),
     ("scale", scale::measure),
     ("kind-latency", kind::measure),
 ];

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use sallyport_e2e::traffic::{Ask, Latency, Load, Probe, Serve};
+use sallyport_e2e::traffic::{Ask, Late, Latency, Load, Probe, Serve};
 use sallyport_e2e::{bench, cluster, demo, demo_standalone, faults, lab, runner, running, script};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -37,7 +37,7 @@ enum Command {
     },
     /// Measure, compare with the goals, and print a table.
     Bench {
-        /// Only one measurement: apply, latency, losses, first-byte, drift, footprint, scale or kind-latency.
+        /// Only one measurement: apply, latency, losses, first-byte, drift, footprint, busy-node, scale or kind-latency.
         #[arg(long)]
         only: Option<String>,
     },
@@ -57,6 +57,7 @@ enum Command {
     Probe(Probe),
     Load(Load),
     Latency(Latency),
+    Late(Late),
     Time(bench::Time),
 }
 
@@ -117,6 +118,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Probe(probe) => block_on(probe.run()),
         Command::Load(load) => block_on(load.run()),
         Command::Latency(latency) => block_on(latency.run()),
+        Command::Late(late) => late.run().map(|()| true),
         Command::Time(time) => time.run().map(|()| true),
     }
 }

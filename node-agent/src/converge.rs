@@ -8,6 +8,7 @@ pub mod order;
 mod precedence;
 pub mod preview;
 mod routing;
+mod tracking;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,6 +160,7 @@ pub struct Converger<E> {
     /// Whether it has been noted what comes into being with our rules.
     remembered: bool,
     precedences: Precedences,
+    told: tracking::Told,
     /// What the last pass left out.
     waiting: Waiting,
 }
@@ -188,6 +190,7 @@ impl<E: Engine> Converger<E> {
             heard: Instant::now(),
             remembered: false,
             precedences: Precedences::default(),
+            told: tracking::Told::default(),
             waiting: Waiting::default(),
         }
     }
@@ -205,6 +208,7 @@ impl<E: Engine> Converger<E> {
     /// Notes in `state` where rules lead to that [`Self::converge`] with the same arguments may take away: after a crash in
     /// between nobody else would know whose connections those are.
     pub fn prepare(&mut self, intents: &Rc<Intents>, waiting: Waiting, facts: &NodeFacts<'_>, state: &StateDir) {
+        let facts = &self.with_tracking(facts);
         self.follow(intents, waiting, facts);
         self.connections.note(state);
     }
@@ -347,7 +351,7 @@ impl<E: Engine> Converger<E> {
             }
             _ => Vec::new(),
         };
-        due |= self.is_deaf() | self.is_routed_otherwise(addresses);
+        due |= self.is_deaf() | self.is_routed_otherwise(addresses) | self.is_tracked_otherwise();
         for (family, before) in &self.forwarding {
             let on = self.is_forwarded(*family)?;
             due |= on != *before;

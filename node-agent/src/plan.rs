@@ -50,6 +50,9 @@ pub async fn plan(manifests: &Path, args: &HostArgs) -> anyhow::Result<ExitCode>
     report(&lines)
 }
 
+/// Times that the kernel is read again for what is planned, where somebody changes it meanwhile.
+const READINGS: usize = 3;
+
 async fn preview<E: Engine>(
     mut converger: Converger<E>,
     variant: Option<Variant>,
@@ -67,7 +70,13 @@ async fn preview<E: Engine>(
     converger.carry_noted(host.state.carried()?);
     converger.take_up_connections(&facts, &host.state);
     let Preview { ops, families, ended, failures, unreadable } = converger.preview(intents, waiting, &facts).await?;
-    let plans = converger.plans(intents, &facts)?;
+    let mut plans = converger.plans(intents, &facts)?;
+    for _ in 0..READINGS {
+        if plans.is_none() {
+            converger.observe().await?;
+            plans = converger.plans(intents, &facts)?;
+        }
+    }
     let plans = plans.context("somebody changed rules meanwhile; try again")?;
     let mut out = std::io::stdout().lock();
     write_change(&mut out, variant, &ops)?;

@@ -490,4 +490,41 @@ pub const ROWS: &[Row] = &[
             pure("a_host_that_an_older_version_served_keeps_its_order_and_a_new_one_does_not"),
         ],
     },
+    Row {
+        number: 39,
+        fault: "docker or a `hostPort` has published the port before a forward asks for it",
+        promise: "refused, rule and command are named, its clients stay; followed when it has gone; who comes later revokes nothing",
+        tests: &[
+            kernel("published_port", "published_ports_stay_with_whoever_publishes_them_by_nft"),
+            kernel("published_port", "published_ports_stay_with_whoever_publishes_them_by_legacy"),
+            pure("a_rule_that_publishes_a_port_keeps_a_newcomer_out_as_a_listener_does"),
+        ],
+    },
+    Row {
+        number: 40,
+        fault: "an edit adds a port that somebody else holds",
+        promise: "what it adds is refused, the rest of it is in force, after a restart as well",
+        tests: &[
+            kernel("published_port", "ports_that_an_edit_adds_wait_while_the_rest_of_it_is_in_force"),
+            pure("what_an_edit_adds_waits_while_the_rest_of_it_is_in_force"),
+        ],
+    },
+    Row {
+        number: 41,
+        fault: "kube-proxy serves an external IP or a node port where a forward is to be",
+        promise: "refused, the rule is named, the Service goes on",
+        tests: &[
+            kernel("published_port", "published_ports_stay_with_whoever_publishes_them_by_nft"),
+            pure("whoever_publishes_a_port_holds_it_and_is_named"),
+        ],
+    },
+    Row {
+        number: 42,
+        fault: "a segment comes late from a target, and connection tracking cannot place it",
+        promise: "the session goes on",
+        tests: &[
+            kernel("late_segments", "a_late_segment_ends_no_session_with_nft"),
+            kernel("late_segments", "a_late_segment_ends_no_session_with_legacy"),
+        ],
+    },
 ];

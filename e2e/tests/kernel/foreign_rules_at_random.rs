@@ -237,11 +237,17 @@ impl Net {
     /// Whether what the agent says is certain where it speaks of this flow alone: of a rule that spoils others for certain it
     /// is not said that it may spoil this one.
     fn is_clear_alone(&self, flow: &Flow, flows: &[Flow]) -> Result<bool> {
+        // Whoever comes back waits for those who hold its port by now, unless it never went.
+        let (host, state) = (self.gateway.host(), self.gateway.state().display().to_string());
+        let kept = format!("{state}.kept");
+        host.check(&["cp", "-a", &state, &kept])?;
         let manifests = self.gateway.manifests();
         let others = || flows.iter().filter(|other| other.name != flow.name);
         others().try_for_each(|other| manifests.remove(&format!("{}.yaml", other.name)))?;
         let (_, clear, _) = self.judged(flows)?;
         others().try_for_each(|other| manifests.save(&other.manifest()))?;
+        host.check(&["rm", "-r", &state])?;
+        host.check(&["mv", &kept, &state])?;
         self.gateway.once()?;
         Ok(clear)
     }

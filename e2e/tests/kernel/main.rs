@@ -14,6 +14,7 @@ mod foreign_rules_untouched;
 mod gives_up_and_recovers;
 mod host_listener;
 mod ipv6;
+mod late_segments;
 mod local_user;
 mod modes;
 mod one_agent_per_state_dir;

@@ -59,7 +59,7 @@ mod tests {
             [("SALLY-PRE".to_owned(), vec![Line::read(rule)].into()), ("SALLY-POST".to_owned(), Chain::default())]
                 .into();
         let filter = [("SALLY-FWD".to_owned(), vec![Line::read("-j ACCEPT")].into())].into();
-        Ruleset { v4: Rules { filter, nat }, v6: Rules::default() }
+        Ruleset { v4: Rules { filter, nat, ..Rules::default() }, v6: Rules::default() }
     }
 
     #[tokio::test]

@@ -218,7 +218,7 @@ impl Iptables {
             let (mut parts, mut moved) = (BTreeMap::new(), false);
             for (index, family) in Family::BOTH.into_iter().enumerate().filter(|(_, family)| has_family(*family)) {
                 let met = self.packets.as_ref().map(|(_, met)| &met[index]);
-                for table in Table::BOTH {
+                for table in Table::ALL {
                     let known = self.known.entry((family, table)).or_default();
                     match known.look((family, table), &shape, &reader, met).await? {
                         Look::Seen(found, firewall) => drop(parts.insert((family, table), (found, firewall))),
@@ -238,23 +238,32 @@ impl Iptables {
     }
 
     /// What of ours is in `family`, and the tables that it is in as a part of the host's firewall. `parts` have been read before.
-    async fn save(&self, family: Family, [filter, nat]: [Option<Part>; 2]) -> Result<(Installed, HostFirewall), Error> {
+    async fn save(&self, family: Family, parts: [Option<Part>; 3]) -> Result<(Installed, HostFirewall), Error> {
         // Asking a legacy program about tables that are not there would make them.
-        if !has_family(family) || (self.variant == Variant::Legacy && !has_legacy_tables(family)?) {
+        let there = if self.variant == Variant::Legacy { legacy_tables(family)? } else { Vec::new() };
+        if !has_family(family) || (self.variant == Variant::Legacy && there.is_empty()) {
             return Ok(Default::default());
         }
-        let table = async |table, part: Option<Part>| match part {
+        let part = async |(table, part): (Table, Option<Part>)| match part {
             Some(part) => Ok(part),
+            None if self.variant == Variant::Legacy
+                && !table.is_needed()
+                && !there.iter().any(|name| name == table.name()) =>
+            {
+                Ok(Default::default())
+            }
             None => self.save_table(family, table).await,
         };
-        let mut firewall = HostFirewall::default();
-        let ((filter, of_filter), (nat, of_nat)) =
-            tokio::try_join!(table(Table::Filter, filter), table(Table::Nat, nat))?;
-        for part in [of_filter, of_nat] {
-            firewall.tables.extend(part.tables);
-            firewall.unread.extend(part.unread);
+        let mut parts = Table::ALL.into_iter().zip(parts);
+        let mut next = || parts.next().expect("a part for each table");
+        let parts: [Part; 3] = tokio::try_join!(part(next()), part(next()), part(next()))?.into();
+        let (mut installed, mut firewall) = (Installed::default(), HostFirewall::default());
+        for (table, (there, of_others)) in Table::ALL.into_iter().zip(parts) {
+            *installed.table_mut(table) = there;
+            firewall.tables.extend(of_others.tables);
+            firewall.unread.extend(of_others.unread);
         }
-        Ok((Installed { filter, nat }, firewall))
+        Ok((installed, firewall))
     }
 
     async fn save_table(&self, family: Family, table: Table) -> Result<Part, Error> {
@@ -330,7 +339,7 @@ impl Engine for Iptables {
             }
             Variant::Legacy => self.lock.forget(),
         }
-        let [of_v4, of_v6] = Family::BOTH.map(|family| Table::BOTH.map(|table| parts.remove(&(family, table))));
+        let [of_v4, of_v6] = Family::BOTH.map(|family| Table::ALL.map(|table| parts.remove(&(family, table))));
         let ((mut v4, mut own), (mut v6, of_v6)) =
             tokio::try_join!(Box::pin(self.save(Family::V4, of_v4)), Box::pin(self.save(Family::V6, of_v6)))?;
         own.tables.extend(of_v6.tables);
@@ -362,10 +371,9 @@ impl Engine for Iptables {
             let Some(text) = restore(ops, family) else { continue };
             let program = self.variant.restore_program(family);
             match command::run(program, RESTORE, &text).await {
-                // A chain that cannot be deleted must keep no rule alive.
+                // A chain that cannot be deleted must keep no rule alive: from the next reading on it is only to be emptied.
+                // Tables that were written before its own are as they shall be, so what is left is not what it was.
                 Err(command::Error::Failed { stderr, .. }) if stderr.contains("CHAIN_DEL") => {
-                    let flushed: Vec<Op> = ops.iter().map(Op::without_delete).collect();
-                    command::run(program, RESTORE, &restore(&flushed, family).unwrap_or_default()).await?;
                     self.stuck.extend(ops.iter().filter(|op| op.family == family).filter_map(|op| match &op.step {
                         Step::Delete { chain } => Some((family, op.table, chain.clone())),
                         _ => None,

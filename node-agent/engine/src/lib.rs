@@ -14,6 +14,7 @@ pub mod network;
 mod nftables;
 pub mod route;
 pub mod sysctl;
+pub mod tracking;
 
 use sallyport_ruleset::iptables::installed::InstalledRuleset;
 use sallyport_ruleset::iptables::op::Op;

@@ -118,6 +118,10 @@ impl Sysctl {
         Self { root: root.into() }
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Whether packets of `family` are forwarded.
     pub fn forwarding(&self, family: Family) -> Result<bool, Error> {
         Ok(read(&self.switch(family))? != "0")

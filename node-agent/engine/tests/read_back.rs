@@ -20,7 +20,7 @@ use sallyport_engine::iptables::{Iptables, Variant, remove_unused};
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::installed::Installed;
 use sallyport_ruleset::iptables::plan::plan;
-use sallyport_ruleset::iptables::rule::{Rules, Ruleset};
+use sallyport_ruleset::iptables::rule::{Rules, Ruleset, Table};
 use sallyport_ruleset::iptables::shadow::Packets;
 
 /// Times that rules are read beside somebody who changes his: enough to meet a change between any two of its steps.
@@ -40,7 +40,7 @@ fn expected(case: &Path) -> Ruleset {
     let rules = |file: &str| {
         // A case without rules of a family has no file for it.
         let installed = Installed::parse(&fs::read_to_string(case.join(file)).unwrap_or_default());
-        Rules { filter: installed.filter.ours, nat: installed.nat.ours }
+        Rules { filter: installed.filter.ours, nat: installed.nat.ours, mangle: installed.mangle.ours }
     };
     Ruleset { v4: rules("v4.rules"), v6: rules("v6.rules") }
 }
@@ -63,7 +63,7 @@ async fn applies_and_reads_back(variant: Variant) {
     converge(&mut engine, &Ruleset::default()).await;
     let installed = engine.observe().await.unwrap();
     for family in Family::BOTH {
-        let tables = [&installed.family(family).filter, &installed.family(family).nat];
+        let tables = Table::ALL.map(|table| installed.family(family).table(table));
         assert!(tables.iter().all(|table| table.ours.is_empty() && table.foreign.values().all(Vec::is_empty)));
     }
 }

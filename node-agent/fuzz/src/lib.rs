@@ -30,8 +30,13 @@ const LOCAL: [(&str, u8); 4] = [("127.0.0.1", 8), ("10.30.1.78", 23), ("::1", 12
 /// Some time in 2026.
 const NOW: Moment = Moment(1_767_225_600);
 /// Jumps of ours in chains of others.
-const HOOKS: [(&str, &str); 4] =
-    [("FORWARD", "SALLY-FWD"), ("PREROUTING", "SALLY-PRE"), ("OUTPUT", "SALLY-PRE"), ("POSTROUTING", "SALLY-POST")];
+const HOOKS: [(&str, &str); 5] = [
+    ("FORWARD", "SALLY-FWD"),
+    ("PREROUTING", "SALLY-PRE"),
+    ("OUTPUT", "SALLY-PRE"),
+    ("POSTROUTING", "SALLY-POST"),
+    ("INPUT", "SALLY-IN"),
+];
 
 /// The text of a manifest file: read, decided upon, lowered to rules, and rendered.
 pub fn manifests(mut data: &[u8]) {
@@ -150,7 +155,7 @@ fn only_ours_is_changed(text: &str, desired: &Ruleset, installed: &InstalledRule
         let known: BTreeSet<&String> = wanted.keys().chain(there.keys()).collect();
         assert!(known.iter().all(|name| name.starts_with("SALLY-")), "{known:?}");
         let ours = if let Some(name) = line.strip_prefix('*') {
-            table = Table::BOTH.into_iter().find(|table| table.name() == name).unwrap();
+            table = Table::ALL.into_iter().find(|table| table.name() == name).unwrap();
             true
         } else if let Some(declared) = line.strip_prefix(':') {
             known.iter().any(|name| declared.strip_suffix(" - [0:0]") == Some(name))

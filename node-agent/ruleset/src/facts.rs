@@ -19,8 +19,35 @@ pub struct NodeFacts<'a> {
     /// The sockets that listen. Read only where a forward may have to wait for one of them, else empty; rules do not depend on
     /// them.
     pub listeners: &'a [Listener],
+    /// What its connection tracking does with segments that it cannot place.
+    pub tracking: Tracking,
     /// The time by which forwards expire.
     pub now: Moment,
+}
+
+/// The settings of connection tracking by which rules differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracking {
+    /// It places segments out of their connection's window, too (`nf_conntrack_tcp_be_liberal`).
+    pub liberal: bool,
+    /// It takes up connections that it did not see begin (`nf_conntrack_tcp_loose`).
+    pub loose: bool,
+}
+
+impl Default for Tracking {
+    /// As kernels have it unless somebody says otherwise.
+    fn default() -> Self {
+        Self { liberal: false, loose: true }
+    }
+}
+
+impl Tracking {
+    /// Whether answers of targets that it cannot place are to be kept from the host. If it takes up no connection, all of one
+    /// whose state was lost is such: that is to be reset, and not to hang.
+    #[must_use]
+    pub fn hides_answers(self) -> bool {
+        !self.liberal && self.loose
+    }
 }
 
 impl<'a> NodeFacts<'a> {

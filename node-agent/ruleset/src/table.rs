@@ -20,7 +20,7 @@ use sallyport_policy::pool::Reserved;
 use self::entries::Entries;
 pub use self::entries::Entry;
 use crate::binding::{Binding, bindings};
-use crate::facts::{LocalAddress, NodeFacts};
+use crate::facts::{LocalAddress, NodeFacts, Tracking};
 use crate::family::Family;
 use crate::gate::refuse;
 use crate::listen::{Listen, is_wanted};
@@ -44,6 +44,7 @@ pub struct ForwardingTable {
     /// Every address of the node, in order.
     local: Vec<LocalAddress>,
     listen: Listen,
+    tracking: Tracking,
     entries: Entries,
 }
 
@@ -97,8 +98,12 @@ impl ForwardingTable {
         let mut local = facts.addresses.to_vec();
         local.sort_unstable();
         let listen = Listen::of(node, facts.addresses, facts.found);
-        let is_new = self.node.as_ref() != Some(node) || self.listen != listen || self.depends_on_change_to(&local);
+        let is_new = self.node.as_ref() != Some(node)
+            || self.listen != listen
+            || self.tracking != facts.tracking
+            || self.depends_on_change_to(&local);
         if is_new {
+            self.tracking = facts.tracking;
             self.node = Some(node.clone());
             self.reserved = Reserved::of(&node.reserved_ports);
             self.listen = listen;
@@ -126,6 +131,12 @@ impl ForwardingTable {
             some.iter().filter(differs).any(|own| is_wanted(node, own) || self.entries.concerns(own))
         };
         only_in(&self.local, local) || only_in(local, &self.local)
+    }
+
+    /// What connection tracking of the node does.
+    #[must_use]
+    pub fn tracking(&self) -> Tracking {
+        self.tracking
     }
 
     /// The listen addresses that are really on the node, in order.

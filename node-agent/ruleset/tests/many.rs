@@ -120,7 +120,9 @@ fn one_change_among_thousands() {
             let begin = Instant::now();
             let ops = black_box(host.follow(&node, &facts, before, after));
             times.push(begin.elapsed());
-            assert!(matches!(&ops[..], [op] if matches!(op.step, Step::Replace { .. })), "{ops:?}");
+            // One chain with its port, the blocks of its former and its present target, and what leads to a new block.
+            let replaces = |op: &Op| matches!(op.step, Step::Replace { .. });
+            assert!((2..=4).contains(&ops.len()) && ops.iter().all(replaces), "{ops:?}");
             assert_eq!(ops, host.desired.plan(&host.installed));
             for op in &ops {
                 host.installed.apply(op);

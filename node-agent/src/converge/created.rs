@@ -18,14 +18,21 @@ impl<E: Engine> Converger<E> {
         Ok(())
     }
 
-    /// Notes, once, what did not exist before us, so that cleanup can take it away again.
+    /// Notes, once, what did not exist before us, so that cleanup can take it away again; an agent before this one may have noted
+    /// less, if it needed less.
     pub(super) fn note_what_we_create(&mut self, state: &StateDir) -> Result<(), Error> {
         if self.remembered {
             return Ok(());
         }
         let host = state.host_or_nothing();
-        if host.created_by_us.is_none() {
-            keep(state, &Host { created_by_us: Some(self.engine.would_create()?), ..host });
+        let mut created = host.created_by_us.clone().unwrap_or_default();
+        for object in self.engine.would_create()? {
+            if !created.contains(&object) {
+                created.push(object);
+            }
+        }
+        if host.created_by_us.as_ref() != Some(&created) {
+            keep(state, &Host { created_by_us: Some(created), ..host });
         }
         self.remembered = true;
         Ok(())

@@ -116,7 +116,7 @@ fn restore(installed: &mut Installed, text: &str) {
     let mut table = Table::Nat;
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('*') {
-            table = Table::BOTH.into_iter().find(|table| table.name() == name).expect(line);
+            table = Table::ALL.into_iter().find(|table| table.name() == name).expect(line);
             continue;
         }
         let there = installed.table_mut(table);

@@ -55,6 +55,7 @@ impl<E: Engine> Converger<E> {
         waiting: Waiting,
         facts: &NodeFacts<'_>,
     ) -> Result<Preview, Error> {
+        let facts = &self.with_tracking(facts);
         self.follow(intents, waiting, facts);
         self.observe().await?;
         let reach = self.reach(intents, facts);
@@ -82,6 +83,7 @@ impl<E: Engine> Converger<E> {
         }
         let is_current = self.reading != Reading::Outdated && !self.engine.changed()?;
         let Some(installed) = self.installed.as_ref().filter(|_| is_current) else { return Ok(None) };
+        let facts = &NodeFacts { tracking: self.table.tracking(), ..*facts };
         let forwards = self.waiting.carried(intents);
         let listeners = self.network.listeners().ok().flatten();
         let seen = listeners.as_ref().map(|listeners| NodeFacts { listeners, ..*facts });

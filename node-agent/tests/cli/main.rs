@@ -150,6 +150,13 @@ COMMIT
 -I OUTPUT 1 -j SALLY-PRE
 -I POSTROUTING 1 -j SALLY-POST
 COMMIT
+*mangle
+:SALLY-IN - [0:0]
+-A SALLY-IN -m conntrack ! --ctstate INVALID -j RETURN
+-A SALLY-IN -p tcp -m tcp --tcp-flags RST RST -j RETURN
+-A SALLY-IN -s 10.30.1.79/32 -p tcp -m tcp --sport 3306 -j DROP
+-I INPUT 1 -j SALLY-IN
+COMMIT
 EOF
 "
     );
@@ -229,7 +236,7 @@ fn once_ends_with_0_if_all_is_well_and_with_1_if_not() {
     scene.put("namespace.yaml", NAMESPACE);
     let output = scene.on_host("run").arg("--once").output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).starts_with("verified: forwards 0, rules v2:"), "{}", stdout(&output));
+    assert!(stdout(&output).starts_with("verified: forwards 0, rules v3:"), "{}", stdout(&output));
     assert_eq!(fs::metadata(scene.path("state")).unwrap().mode() & 0o777, 0o700);
 
     scene.put("a.yaml", &forward("a", 0));

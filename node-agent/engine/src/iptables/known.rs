@@ -77,7 +77,7 @@ impl Known {
     }
 
     /// Reads `table` of `family`, whose chains are in `shape`. What was seen is true only if the generation is still that of
-    /// `shape` afterwards. Without `met`, and in `filter`, every chain is read.
+    /// `shape` afterwards. Without `met`, and everywhere but in `nat`, every chain is read.
     pub(super) async fn look(
         &mut self,
         (family, table): (Family, Table),
@@ -118,6 +118,7 @@ fn builtin(table: Table) -> &'static [&'static str] {
     match table {
         Table::Filter => &["INPUT", "FORWARD", "OUTPUT"],
         Table::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+        Table::Mangle => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
     }
 }
 
@@ -127,6 +128,8 @@ fn is_builtin(table: Table, name: &str, base: &Base) -> bool {
         (Table::Filter, _) => ("filter", 0),
         (Table::Nat, "PREROUTING" | "OUTPUT") => ("nat", -100),
         (Table::Nat, _) => ("nat", 100),
+        (Table::Mangle, "OUTPUT") => ("route", -150),
+        (Table::Mangle, _) => ("filter", -150),
     };
     let hook = match name {
         "PREROUTING" => 0,

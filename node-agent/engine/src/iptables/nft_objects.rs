@@ -34,7 +34,7 @@ pub fn missing() -> Result<Vec<NftObject>, Error> {
     let there: BTreeSet<NftObject> = list()?.into_iter().map(|(object, _)| object).collect();
     let mut missing = Vec::new();
     for family in Family::BOTH {
-        for table in Table::BOTH {
+        for table in Table::ALL {
             let object = |chain: Option<&str>| NftObject {
                 ipv6: family == Family::V6,
                 table: table.name().to_owned(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use sallyport_ruleset::family::Family;
 use sallyport_ruleset::firewall::{FirewallTable, HostFirewall, nft, xtables};
+use sallyport_ruleset::iptables::rule::Table;
 use sha2::{Digest as _, Sha256};
 
 use super::apart::{left_out, missing};
@@ -17,8 +18,8 @@ use crate::command;
 use crate::netlink::Error;
 use crate::nftables::{Chain, NftFamily, Print, Reader};
 
-/// The tables of iptables that we have no rules in and that may drop packets.
-const OTHER_TABLES: [&str; 3] = ["raw", "mangle", "security"];
+/// The tables of iptables, all of which may drop packets.
+const TABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
 
 /// Times that the chains of nftables are asked for that change while they are read.
 const LISTS: usize = 32;
@@ -72,13 +73,14 @@ impl Others {
                 Variant::Legacy => legacy.iter().any(|table| table == name),
                 Variant::Nft => of_family.iter().any(|table| table.table == name),
             };
-            for name in OTHER_TABLES.into_iter().filter(|name| exists(variant, name)) {
+            let is_own = |name: &&str| Table::ALL.iter().any(|table| table.name() == *name);
+            for name in TABLES.into_iter().filter(|name| exists(variant, name) && !is_own(name)) {
                 let of_nft = of_family.iter().position(|table| variant == Variant::Nft && table.table == name);
                 let tables = of_nft.map(|at| &of_family[at..=at]).unwrap_or_default();
                 self.add(&mut firewall, &shape, tables, saved(variant, family, true, &["-t", name])).await;
             }
             let other = variant.other();
-            if ["filter", "nat"].iter().chain(&OTHER_TABLES).any(|name| exists(other, name)) {
+            if TABLES.iter().any(|name| exists(other, name)) {
                 let tables = if other == Variant::Nft { of_family.as_slice() } else { &[] };
                 self.add(&mut firewall, &shape, tables, saved(other, family, false, &[])).await;
             }
@@ -210,7 +212,6 @@ fn in_the_way(shape: &Shape) -> Vec<InTheWay> {
 fn of_chain(family: NftFamily, table: &str, chain: &Chain) -> Option<InTheWay> {
     chain.base.as_ref().filter(|base| HOOKS.contains(&base.hook))?;
     let builtin = matches!(chain.name.as_str(), "PREROUTING" | "FORWARD" | "POSTROUTING");
-    let known = matches!(table, "filter" | "nat") || OTHER_TABLES.contains(&table);
-    let of_iptables = family != NftFamily::Inet && builtin && known;
+    let of_iptables = family != NftFamily::Inet && builtin && TABLES.contains(&table);
     Some(InTheWay { family, table: table.to_owned(), of_iptables })
 }

@@ -10,7 +10,7 @@ use crate::chain::is_ours;
 use crate::family::Family;
 use crate::firewall::HostFirewall;
 use crate::iptables::op::{Op, Step};
-use crate::iptables::rule::{Chain, Chains, Line, Rules, Ruleset, Table, digest_of};
+use crate::iptables::rule::{Chain, Chains, Line, Ruleset, Table, digest_of};
 
 /// What stands for the rules of a chain of ours that cannot be read: equal to no rule.
 pub const UNREADABLE: &str = "(cannot be read)";
@@ -32,13 +32,15 @@ pub struct InstalledTable {
     pub unreadable: Option<String>,
 }
 
-/// The two tables of one family as the kernel holds them.
+/// The tables of one family as the kernel holds them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
     /// The `filter` table.
     pub filter: InstalledTable,
     /// The `nat` table.
     pub nat: InstalledTable,
+    /// The `mangle` table.
+    pub mangle: InstalledTable,
 }
 
 /// Both families as the kernel holds them.
@@ -104,9 +106,11 @@ impl InstalledRuleset {
     /// Our rules, as they are in the kernel.
     #[must_use]
     pub fn ours(&self) -> Ruleset {
-        let rules =
-            |installed: &Installed| Rules { filter: installed.filter.ours.clone(), nat: installed.nat.ours.clone() };
-        Ruleset { v4: rules(&self.v4), v6: rules(&self.v6) }
+        let mut ours = Ruleset::default();
+        for (family, table) in Family::BOTH.into_iter().flat_map(|family| Table::ALL.map(|table| (family, table))) {
+            ours.family_mut(family).table_mut(table).clone_from(&self.family(family).table(table).ours);
+        }
+        ours
     }
 }
 
@@ -143,7 +147,7 @@ impl Installed {
         let mut table = None;
         for line in save.lines() {
             if let Some(name) = line.strip_prefix('*') {
-                table = Table::BOTH.into_iter().find(|table| table.name() == name);
+                table = Table::ALL.into_iter().find(|table| table.name() == name);
             } else if let Some(table) = table {
                 installed.table_mut(table).read(line);
             }
@@ -157,6 +161,7 @@ impl Installed {
         match table {
             Table::Filter => &self.filter,
             Table::Nat => &self.nat,
+            Table::Mangle => &self.mangle,
         }
     }
 
@@ -165,22 +170,24 @@ impl Installed {
         match table {
             Table::Filter => &mut self.filter,
             Table::Nat => &mut self.nat,
+            Table::Mangle => &mut self.mangle,
         }
     }
 
-    /// One of the tables, without the other.
+    /// One of the tables, without the others.
     #[must_use]
     pub fn take(self, table: Table) -> InstalledTable {
         match table {
             Table::Filter => self.filter,
             Table::Nat => self.nat,
+            Table::Mangle => self.mangle,
         }
     }
 
-    /// Whether every built-in chain of both tables that leads to us does.
+    /// Whether every built-in chain that leads to us does, in the tables without which nothing is forwarded.
     #[must_use]
     pub fn is_hooked(&self) -> bool {
-        Table::BOTH.into_iter().all(|table| {
+        Table::ALL.into_iter().filter(|table| table.is_needed()).all(|table| {
             table.hooks().iter().all(|(builtin, ours)| {
                 let there = self.table(table);
                 !there.ours.contains_key(*ours) || !there.jumps(builtin, ours).is_empty()
@@ -188,9 +195,10 @@ impl Installed {
         })
     }
 
-    /// Why tables cannot be read, of those that cannot.
+    /// Why tables cannot be read, of those that cannot, and without which nothing is forwarded.
     pub fn unreadable(&self) -> impl Iterator<Item = &str> {
-        Table::BOTH.into_iter().filter_map(|table| self.table(table).unreadable.as_deref())
+        let needed = Table::ALL.into_iter().filter(|table| table.is_needed());
+        needed.filter_map(|table| self.table(table).unreadable.as_deref())
     }
 }
 
@@ -254,7 +262,7 @@ impl InstalledTable {
     /// Whether a rule that is not our own plain jump leads to `chain`, which is ours.
     #[must_use]
     pub fn is_used_by_others(&self, chain: &str) -> bool {
-        let plain = |name: &str| Table::BOTH.into_iter().flat_map(Table::hooks).any(|hook| *hook == (name, chain));
+        let plain = |name: &str| Table::ALL.into_iter().flat_map(Table::hooks).any(|hook| *hook == (name, chain));
         self.foreign.iter().any(|(name, rules)| {
             rules.iter().any(|rule| match rule.rsplit_once(' ') {
                 Some(("-j", target)) => target == chain && !plain(name),

@@ -41,7 +41,8 @@ impl Places<'_> {
         if self.table == Table::Filter {
             return self.in_forward(builtin, &at);
         }
-        let misplaced = self.shadowed(builtin, 0, &at);
+        // Only where our packets pass it matters who is first.
+        let misplaced = if self.table.is_needed() { self.shadowed(builtin, 0, &at) } else { None };
         (at.len() != 1 || misplaced.is_some()).then_some(Correction { before: Some(0), misplaced })
     }
 

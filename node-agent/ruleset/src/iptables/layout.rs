@@ -6,12 +6,18 @@
 //!                                    └─► SALLY-P (preserve)  ─► SALLY-PT, SALLY-PU ─► …
 //! nat POSTROUTING ─► SALLY-POST: masquerade what SALLY-M marked
 //! filter FORWARD ─► SALLY-FWD: accept what either marked, both directions
+//! mangle INPUT ─► SALLY-IN: drop what targets of masqueraded forwards sent and connection tracking cannot place
 //! ```
 //! A new connection costs a few comparisons whatever the number of forwards; an established one costs one. The mark
 //! says which connections are ours, so `filter` and `POSTROUTING` hold a constant number of rules.
+//!
+//! A segment out of its connection's window, as one that was sent again and comes late, is `INVALID`, so its address is not put
+//! back: it comes to the gateway itself, whose TCP knows no such connection and would reset it. The host's other packets meet one
+//! rule of `SALLY-IN`.
 
 mod forward;
 mod port_rules;
+mod unplaced;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,6 +27,7 @@ use sallyport_api::names::MARK_OURS;
 
 use self::forward::{ForwardRules, Nat};
 use self::port_rules::PortRules;
+use self::unplaced::Unplaced;
 use crate::family::Family;
 use crate::firewall::packet::protocol_name;
 use crate::iptables::rule::{Action, Chain, Line, Rule, Rules, Ruleset, Table, chain};
@@ -58,7 +65,7 @@ impl Layout {
         }
         for family in Family::BOTH {
             let (layout, mut written) = self.family(family);
-            layout.write(&mut written, &|listen| table.is_here(listen));
+            layout.write(&mut written, &|listen| table.is_here(listen), table.tracking().hides_answers());
         }
         if change.is_new {
             self.changed.extend(before.changed);
@@ -123,6 +130,10 @@ impl Written<'_> {
         self.changed.insert((self.family, table, name.to_owned()));
     }
 
+    fn has(&self, table: Table, name: &str) -> bool {
+        self.rules.table(table).contains_key(name)
+    }
+
     fn remove(&mut self, table: Table, name: &str) {
         if self.rules.table_mut(table).remove(name).is_some() {
             self.changed.insert((self.family, table, name.to_owned()));
@@ -137,6 +148,7 @@ struct FamilyLayout {
     by_port: BTreeMap<(Nat, Protocol), PortRules>,
     /// Listen addresses in use, and by how many bindings.
     addresses: BTreeMap<Nat, BTreeMap<IpAddr, usize>>,
+    unplaced: Unplaced,
 }
 
 impl FamilyLayout {
@@ -152,6 +164,7 @@ impl FamilyLayout {
         for (name, chain) in rules.own {
             written.put(Table::Nat, &name, chain);
         }
+        rules.answers.into_iter().for_each(|answers| self.unplaced.add(answers));
     }
 
     /// Takes back what [`Self::place`] added.
@@ -175,10 +188,14 @@ impl FamilyLayout {
         for (name, _) in rules.own {
             written.remove(Table::Nat, &name);
         }
+        rules.answers.into_iter().for_each(|answers| self.unplaced.remove(answers));
     }
 
-    /// Cuts the rules into chains.
-    fn write(&mut self, written: &mut Written<'_>, is_here: &dyn Fn(IpAddr) -> bool) {
+    /// Cuts the rules into chains; those about answers only if the host `hides` some.
+    fn write(&mut self, written: &mut Written<'_>, is_here: &dyn Fn(IpAddr) -> bool, hides: bool) {
+        if hides {
+            self.unplaced.write(written);
+        }
         let (mut pre, mut post, mut forward) = (None, None, None);
         for nat in Nat::BOTH {
             let mut body = Vec::new();

@@ -81,16 +81,6 @@ impl Op {
             _ => None,
         }
     }
-
-    /// The same, but that a chain which would go is only flushed.
-    #[must_use]
-    pub fn without_delete(&self) -> Self {
-        let mut op = self.clone();
-        if let Step::Delete { chain } = op.step {
-            op.step = Step::Flush { chain };
-        }
-        op
-    }
 }
 
 /// What it writes, for people: a chain, or a jump.

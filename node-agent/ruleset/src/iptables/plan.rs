@@ -17,8 +17,9 @@ use crate::iptables::shadow::Packets;
 
 /// Plans the change from `installed` to `desired`, which is for `packets`.
 ///
-/// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and where it belongs. In a table that is [unreadable](InstalledTable::unreadable) no jump is added, and those that
-/// have to go are [unhooked](Step::Unhook).
+/// *Guarantees*: empty exactly when our chains are equal, every jump stands once, and where it belongs. In a table that is
+/// [unreadable](InstalledTable::unreadable) no jump is added, and those that have to go are [unhooked](Step::Unhook); one
+/// that is not needed is left as it is while anything is forwarded.
 #[must_use]
 pub fn plan(desired: &Ruleset, packets: &Packets, installed: &InstalledRuleset) -> Vec<Op> {
     plan_within(Within::All, desired, packets, installed)
@@ -90,11 +91,13 @@ fn plan_family<'a>(
     installed: &'a Installed,
     places: &dyn Fn(Table) -> Places<'a>,
 ) -> Vec<Op> {
-    let mut tables = Table::BOTH;
+    let mut tables = Table::ALL;
     if desired.is_empty() {
         // Going away, translation stops before acceptance does: a flow is refused rather than dropped half-way.
         tables.reverse();
     }
+    let left =
+        |table: &Table| !table.is_needed() && installed.table(*table).unreadable.is_some() && !desired.is_empty();
     let steps = |table| {
         let places = places(table);
         let (family, there, chains) = (places.family, places.there, desired.table(table));
@@ -104,12 +107,12 @@ fn plan_family<'a>(
         steps.into_iter().map(move |step| Op { family, table, step })
     };
     // Before the chains that they lead to, and as above.
-    let unhooked = Table::BOTH.into_iter().rev().flat_map(|table| {
+    let unhooked = Table::ALL.into_iter().rev().filter(|table| !left(table)).flat_map(|table| {
         let (family, there) = (places(table).family, installed.table(table));
         let chains = unhooked(table, desired.table(table), there);
         chains.into_iter().map(move |chain| Op { family, table, step: Step::Unhook { chain } })
     });
-    unhooked.chain(tables.into_iter().flat_map(steps)).collect()
+    unhooked.chain(tables.into_iter().filter(|table| !left(table)).flat_map(steps)).collect()
 }
 
 /// The chains of an unreadable table to which jumps lead that have to go.

@@ -20,7 +20,7 @@ use crate::family::Family;
 use crate::firewall::packet::protocol_name;
 
 /// Version of the rules and of how they are digested; part of every digest.
-const FORMAT: &str = "v2";
+const FORMAT: &str = "v3";
 
 /// One rule, without the `-A CHAIN` in front.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,6 +32,12 @@ pub struct Rule {
     pub(crate) protocol: Option<Protocol>,
     /// First and last destination port.
     pub(crate) ports: Option<(u16, u16)>,
+    /// First and last source port.
+    pub(crate) source_ports: Option<(u16, u16)>,
+    /// Match only what connection tracking can place.
+    pub(crate) placed: bool,
+    /// Match only what resets a connection.
+    pub(crate) reset: bool,
     /// Match new connections with this chance, in units of 2⁻³¹ as the kernel stores it.
     pub(crate) chance: Option<u32>,
     /// Match only connections of ours: translated, and with these mark bits.
@@ -45,6 +51,7 @@ pub(crate) enum Action {
     #[default]
     Return,
     Accept,
+    Drop,
     Masquerade,
     /// Continue in another chain and come back.
     Jump(String),
@@ -129,10 +136,21 @@ impl Display for Rule {
                 Some((first, last)) => write!(f, "-m {name} --dport {first}:{last} ")?,
                 None => {}
             }
+            match self.source_ports {
+                Some((first, last)) if first == last => write!(f, "-m {name} --sport {first} ")?,
+                Some((first, last)) => write!(f, "-m {name} --sport {first}:{last} ")?,
+                None => {}
+            }
+            if self.reset {
+                write!(f, "-m {name} --tcp-flags RST RST ")?;
+            }
         }
         if let Some(chance) = self.chance {
             let probability = f64::from(chance) / f64::from(1_u32 << 31);
             write!(f, "-m statistic --mode random --probability {probability:.11} ")?;
+        }
+        if self.placed {
+            write!(f, "-m conntrack ! --ctstate INVALID ")?;
         }
         if let Some(bits) = self.ours {
             write!(f, "-m conntrack --ctstate DNAT -m connmark --mark {bits:#x}/{bits:#x} ")?;
@@ -140,6 +158,7 @@ impl Display for Rule {
         match &self.action {
             Action::Return => write!(f, "-j RETURN"),
             Action::Accept => write!(f, "-j ACCEPT"),
+            Action::Drop => write!(f, "-j DROP"),
             Action::Masquerade => write!(f, "-j MASQUERADE"),
             Action::Jump(chain) => write!(f, "-j {chain}"),
             Action::Goto(chain) => write!(f, "-g {chain}"),
@@ -152,18 +171,26 @@ impl Display for Rule {
     }
 }
 
-/// The two tables in which we have rules.
+/// The tables in which we have rules: nobody else names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
     /// Accepts our flows where others drop.
     Filter,
     /// Translates addresses.
     Nat,
+    /// Keeps from the host what its targets sent to nobody.
+    Mangle,
 }
 
 impl Table {
-    /// Both; `filter` first, so that a kernel that stops between the two never has translated packets dropped.
-    pub const BOTH: [Self; 2] = [Self::Filter, Self::Nat];
+    /// All of them; `filter` first, so that a kernel that stops between two never has translated packets dropped.
+    pub const ALL: [Self; 3] = [Self::Filter, Self::Nat, Self::Mangle];
+
+    /// Whether nothing is forwarded as declared without what is in it.
+    #[must_use]
+    pub fn is_needed(self) -> bool {
+        self != Self::Mangle
+    }
 
     /// Its name for iptables.
     #[must_use]
@@ -171,6 +198,7 @@ impl Table {
         match self {
             Self::Filter => "filter",
             Self::Nat => "nat",
+            Self::Mangle => "mangle",
         }
     }
 
@@ -180,6 +208,7 @@ impl Table {
         match self {
             Self::Filter => &[("FORWARD", chain::FORWARD)],
             Self::Nat => &[("PREROUTING", chain::PRE), ("OUTPUT", chain::PRE), ("POSTROUTING", chain::POST)],
+            Self::Mangle => &[("INPUT", chain::INPUT)],
         }
     }
 }
@@ -189,6 +218,7 @@ pub(crate) mod chain {
     pub(crate) const PRE: &str = "SALLY-PRE";
     pub(crate) const POST: &str = "SALLY-POST";
     pub(crate) const FORWARD: &str = "SALLY-FWD";
+    pub(crate) const INPUT: &str = "SALLY-IN";
 }
 
 /// The rules of one chain, in order. Cheap to clone; chains that share their rules are equal at a glance.
@@ -263,6 +293,8 @@ pub struct Rules {
     pub filter: Chains,
     /// Chains of the `nat` table.
     pub nat: Chains,
+    /// Chains of the `mangle` table.
+    pub mangle: Chains,
 }
 
 impl Rules {
@@ -272,6 +304,7 @@ impl Rules {
         match table {
             Table::Filter => &self.filter,
             Table::Nat => &self.nat,
+            Table::Mangle => &self.mangle,
         }
     }
 
@@ -280,13 +313,14 @@ impl Rules {
         match table {
             Table::Filter => &mut self.filter,
             Table::Nat => &mut self.nat,
+            Table::Mangle => &mut self.mangle,
         }
     }
 
     /// Whether there is nothing of ours.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.filter.is_empty() && self.nat.is_empty()
+        Table::ALL.into_iter().all(|table| self.table(table).is_empty())
     }
 }
 
@@ -322,9 +356,7 @@ impl Ruleset {
         let of = move |family: Family, table: Table| {
             self.family(family).table(table).keys().map(move |name| (family, table, name.as_str()))
         };
-        Family::BOTH
-            .into_iter()
-            .flat_map(move |family| Table::BOTH.into_iter().flat_map(move |table| of(family, table)))
+        Family::BOTH.into_iter().flat_map(move |family| Table::ALL.into_iter().flat_map(move |table| of(family, table)))
     }
 
     /// The digest of every rule: equal digests, equal rules.
@@ -338,7 +370,7 @@ impl Ruleset {
 pub(crate) fn digest_of<'a>(chains: impl Fn(Family, Table) -> &'a Chains) -> RulesDigest {
     let chains = &chains;
     let lines = Family::BOTH.into_iter().flat_map(|family| {
-        Table::BOTH.into_iter().flat_map(move |table| {
+        Table::ALL.into_iter().flat_map(move |table| {
             let table_line = std::iter::once(Cow::Owned(format!("{family} {}", table.name())));
             table_line.chain(
                 chains(family, table)

@@ -14,7 +14,7 @@ use super::kernel::Kernel;
 
 /// Each line that there is.
 static GRAMMAR: LazyLock<RegexSet> = LazyLock::new(|| {
-    let chain = r"SALLY-(?:PRE|POST|FWD|[MP][TU]?|[MP][TU]-\d{1,5}-\d{1,5}|[SD]-[0-9a-f]{16})";
+    let chain = r"SALLY-(?:PRE|POST|FWD|[MP][TU]?|[MP][TU]-\d{1,5}-\d{1,5}|[SDI]-[0-9a-f]{16}|IN)";
     let ip = r"(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f:]*:[0-9a-f:]*)";
     let port = r"\d{1,5}";
     let to = format!(r"(?:{ip}|(?:\d{{1,3}}\.){{3}}\d{{1,3}}:{port}|\[[0-9a-f:]+\]:{port})");
@@ -26,12 +26,19 @@ static GRAMMAR: LazyLock<RegexSet> = LazyLock::new(|| {
         r"(?:-j RETURN|-[jg] {chain}|-j CONNMARK --set-xmark 0x[0-3]0{{0,7}}/0x30000000|-j DNAT --to-destination {to})"
     );
     RegexSet::new([
-        r"^\*(?:filter|nat)$".to_owned(),
+        r"^\*(?:filter|nat|mangle)$".to_owned(),
         "^COMMIT$".to_owned(),
         format!(r"^:{chain} - \[0:0\]$"),
         format!(r"^-A {chain} {guard}{action}$"),
         format!(r"^-A SALLY-(?:POST|FWD) {ours}-j (?:MASQUERADE|ACCEPT)$"),
         r"^(?:-A FORWARD|-I FORWARD \d{1,5}) -j SALLY-FWD$".to_owned(),
+        r"^-A SALLY-IN -m conntrack ! --ctstate INVALID -j RETURN$".to_owned(),
+        r"^-A SALLY-IN -p tcp -m tcp --tcp-flags RST RST -j RETURN$".to_owned(),
+        format!(
+            r"^-A SALLY-I(?:N|-[0-9a-f]{{16}}) -s {ip}/(?:32|128) -p tcp -m tcp --sport {port}(?::{port})? -j DROP$"
+        ),
+        "^-I INPUT 1 -j SALLY-IN$".to_owned(),
+        "^-D INPUT -j SALLY-IN$".to_owned(),
         "^-I (?:PREROUTING|OUTPUT) 1 -j SALLY-PRE$".to_owned(),
         "^-I POSTROUTING 1 -j SALLY-POST$".to_owned(),
         "^-D FORWARD -j SALLY-FWD$".to_owned(),

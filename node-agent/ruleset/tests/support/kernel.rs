@@ -53,6 +53,7 @@ impl Default for Kernel {
         Self {
             tables: BTreeMap::from([
                 ("filter".to_owned(), table(&["INPUT", "FORWARD", "OUTPUT"])),
+                ("mangle".to_owned(), table(&["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"])),
                 ("nat".to_owned(), table(&["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"])),
             ]),
         }

@@ -151,6 +151,8 @@ impl Host {
         let tables = kernel
             .tables
             .iter()
+            // What comes to the host itself is no forwarded packet.
+            .filter(|(name, _)| *name != "mangle")
             .map(|(name, table)| {
                 (name.clone(), table.chains.iter().map(|(name, rules)| (name.clone(), chain(rules))).collect())
             })

@@ -77,9 +77,11 @@ async fn one_change_among_thousands_costs_what_one_forward_costs() {
             let ops = scene.converger.without_fighting(None);
             times.push(begun.elapsed());
 
-            assert!(matches!(&ops[..], [op] if matches!(op.step, Step::Replace { .. })), "{ops:?}");
+            // One chain with its port, the blocks of its former and its present target, and what leads to a new block.
+            let replaces = |op: &Op| matches!(op.step, Step::Replace { .. });
+            assert!((2..=4).contains(&ops.len()) && ops.iter().all(replaces), "{ops:?}");
             let report = scene.converger.converge(&wanted, Waiting::default(), &facts, &scene.state).await.unwrap();
-            assert_eq!((report.failures, report.changed.as_deref()), (Vec::new(), Some(ops[0].to_string().as_str())));
+            assert_eq!((report.failures, report.changed), (Vec::new(), Some(summary(&ops))));
         }
         times.sort();
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;

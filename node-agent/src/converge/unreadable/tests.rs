@@ -70,7 +70,7 @@ impl Scene {
             let there = rules.v4.table(table).foreign.get(builtin);
             there.map_or(0, |rules| rules.iter().filter(|rule| **rule == format!("-j {ours}")).count())
         };
-        let hooks = Table::BOTH.into_iter().flat_map(|table| table.hooks().iter().map(move |hook| (table, hook)));
+        let hooks = Table::ALL.into_iter().flat_map(|table| table.hooks().iter().map(move |hook| (table, hook)));
         hooks.map(|(table, (builtin, ours))| count(table, builtin, ours)).collect()
     }
 }
@@ -91,7 +91,7 @@ fn refused(report: &Report) -> Vec<String> {
 
 #[tokio::test]
 async fn a_table_that_cannot_be_read_is_not_an_empty_one() {
-    for table in Table::BOTH {
+    for table in Table::ALL.into_iter().filter(|table| table.is_needed()) {
         let mut scene = Scene::new();
         scene.pass(&text(&[8000])).await;
         scene.add_native(Family::V4, table);
@@ -100,7 +100,7 @@ async fn a_table_that_cannot_be_read_is_not_an_empty_one() {
         assert_eq!(report.unreadable, [format!("IPv4: cannot read table {}", table.name())]);
         assert_eq!(refused(&report), ["f8000 TableUnreadable"]);
         assert!(report.failures[0].message.contains("its rules are there as they were"));
-        assert_eq!(scene.jumps().await, [1, 1, 1, 1]);
+        assert_eq!(scene.jumps().await, [1; 5]);
         assert!(!scene.converger.holds());
 
         scene.remove_native();
@@ -141,6 +141,23 @@ async fn what_is_new_waits_until_the_table_can_be_read() {
 }
 
 #[tokio::test]
+async fn a_table_without_which_all_is_delivered_holds_up_nothing() {
+    let mut scene = Scene::new();
+    scene.pass(&text(&[8000])).await;
+    let input = scene.converger.engine.rules().await.ours().v4.mangle;
+    scene.add_native(Family::V4, Table::Mangle);
+    let report = scene.pass(&text(&[8001, 8002])).await;
+    assert_eq!((report.unreadable.len(), refused(&report)), (0, Vec::<String>::new()));
+    assert_eq!(scene.ports().await, [8001, 8002].into());
+    assert_eq!(scene.converger.engine.rules().await.ours().v4.mangle, input, "it waits as it is");
+    assert!(scene.converger.holds());
+    // Nothing of ours outlives the last forward.
+    scene.pass("").await;
+    assert_eq!(scene.jumps().await, [0; 5]);
+    assert_eq!(scene.converger.engine.rules().await.ours(), Ruleset::default());
+}
+
+#[tokio::test]
 async fn what_is_not_wanted_any_more_goes_and_the_rest_stays() {
     let mut scene = Scene::new();
     scene.pass(&text(&[8000, 8001])).await;
@@ -150,7 +167,7 @@ async fn what_is_not_wanted_any_more_goes_and_the_rest_stays() {
     assert_eq!(scene.ports().await, [8001].into());
 
     scene.pass("").await;
-    assert_eq!(scene.jumps().await, [0, 0, 0, 0]);
+    assert_eq!(scene.jumps().await, [0; 5]);
     assert_eq!(scene.converger.engine.rules().await.ours(), Ruleset::default());
 }
 
@@ -162,7 +179,7 @@ async fn a_hundred_jumps_of_an_older_agent_go_with_what_they_led_to() {
     scene.converger.engine.meddle(&format!("*nat\n{many}COMMIT\n"));
     scene.add_native(Family::V4, Table::Nat);
     scene.pass("").await;
-    assert_eq!(scene.jumps().await, [0, 0, 0, 0]);
+    assert_eq!(scene.jumps().await, [0; 5]);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use sallyport_api::names::{MARK_MASQUERADE, MARK_OURS};
 use sallyport_api::{Protocol, SourceNatMode};
 use sallyport_policy::digest::short_id;
 
+use super::unplaced::Answers;
 use crate::binding::Binding;
 use crate::iptables::rule::{Action, Line, Rule};
 
@@ -22,6 +23,8 @@ pub(super) struct ForwardRules {
     pub(super) by_port: Vec<(Protocol, PortRule)>,
     /// Its own chains: its sources, and its targets.
     pub(super) own: Vec<(String, Vec<Line>)>,
+    /// From which addresses, and first and last TCP ports there, answers come to the gateway itself.
+    pub(super) answers: Vec<Answers>,
 }
 
 /// What happens to the client's address. Ordered as the chains are visited.
@@ -85,7 +88,13 @@ impl ForwardRules {
             by_port.extend(rules.into_iter().map(|rule| (port.protocol, rule)));
         }
         let bound = bindings.iter().map(|binding| (binding.listen, binding.protocol())).collect();
-        Self { nat, bound, by_port, own }
+        let hidden = bindings.iter().filter(|binding| nat == Nat::Masquerade && binding.protocol() == Protocol::Tcp);
+        let answers = hidden.flat_map(|Binding { port, .. }| {
+            let last = port.target_port + (port.end_port - port.port);
+            targets.iter().map(move |target| (target.ip, port.target_port, last))
+        });
+        let answers = answers.collect();
+        Self { nat, bound, by_port, own, answers }
     }
 }
 
