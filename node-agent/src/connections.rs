@@ -70,7 +70,7 @@ pub fn led_to(intents: &Intents, facts: &NodeFacts<'_>, state: &StateDir) -> Tra
     let facts = NodeFacts { now: state.highest_time().unwrap_or_default(), ..*facts };
     let outside = state.not_admitted().unwrap_or_default();
     let admitted = |forward: &Arc<SliceForward>| match outside.get(&forward.uid) {
-        Some(newcomer) => cut(forward, &newcomer.had),
+        Some(noted) => cut(forward, &noted.had),
         None => Some(Arc::clone(forward)),
     };
     let forwards: Vec<Arc<SliceForward>> = intents.forwards().filter_map(admitted).collect();

@@ -134,7 +134,7 @@ pub struct Converger<E> {
     table: ForwardingTable,
     desired: Desired,
     /// What is not carried and may come to be.
-    newcomers: ForwardingTable,
+    expected: ForwardingTable,
     /// The packets of both, of which the engine is to see what others do with them.
     attended: Packets,
     /// The intents that the table and its rules follow.
@@ -175,7 +175,7 @@ impl<E: Engine> Converger<E> {
             installed: None,
             table: ForwardingTable::default(),
             desired: Desired::default(),
-            newcomers: ForwardingTable::default(),
+            expected: ForwardingTable::default(),
             attended: Packets::default(),
             followed: None,
             reading: Reading::Outdated,
@@ -300,7 +300,7 @@ impl<E: Engine> Converger<E> {
         self.desired.follow(&self.table, &change);
         self.attended.follow(&self.table, &change);
         if change.is_new {
-            self.attended.add(&self.newcomers);
+            self.attended.add(&self.expected);
         }
         self.desired.set_order(self.order.on(&intents.node));
         self.engine.attend_to(&self.attended);
@@ -310,11 +310,11 @@ impl<E: Engine> Converger<E> {
     }
 
     /// From now on, what others do with packets of these forwards is read as well: they may come to be carried.
-    pub fn expect(&mut self, newcomers: ForwardingTable) {
+    pub fn expect(&mut self, expected: ForwardingTable) {
         // What is among both is known already.
-        self.attended.add(&newcomers);
-        self.attended.remove(&self.newcomers);
-        self.newcomers = newcomers;
+        self.attended.add(&expected);
+        self.attended.remove(&self.expected);
+        self.expected = expected;
         self.engine.attend_to(&self.attended);
     }
 

@@ -118,8 +118,8 @@ impl PortGate {
     ) -> Result<Waiting, Error> {
         let outside = self.outside(intents);
         self.forget_waits_but_of(&outside);
-        let newcomers = outside.iter().copied().chain(intents.planned());
-        converger.expect(ForwardingTable::new(&intents.node, newcomers, facts));
+        let expected = outside.iter().copied().chain(intents.planned());
+        converger.expect(ForwardingTable::new(&intents.node, expected, facts));
         if outside.is_empty() {
             return Ok(Waiting::default());
         }
@@ -233,12 +233,12 @@ impl PortGate {
     /// Keeps who was not admitted. That is on disk before the intents are, so that a crash makes nobody look admitted.
     pub(crate) fn keep(&mut self, intents: &Intents, state: &StateDir) {
         let outside = self.outside(intents).into_iter();
-        let newcomer = |forward: &Arc<SliceForward>| match self.gates.get(&forward.uid) {
+        let noted = |forward: &Arc<SliceForward>| match self.gates.get(&forward.uid) {
             Some(gate) => NotAdmitted { had: gate.had.clone(), waits: gate.wait.is_some() },
             None => NotAdmitted::default(),
         };
         let outside: BTreeMap<Uid, NotAdmitted> =
-            outside.map(|forward| (forward.uid.clone(), newcomer(forward))).collect();
+            outside.map(|forward| (forward.uid.clone(), noted(forward))).collect();
         if self.kept == outside {
             return;
         }
