@@ -4,6 +4,7 @@
 //! run one after another. What a test does is in its own file.
 #![expect(clippy::print_stdout, reason = "prints the table, and the figures that it is made from")]
 
+mod row;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,8 @@ use std::fmt;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::runner::{self, Tier, Totals};
-use rows::{ROWS, Row, Test};
+use row::{Row, Test};
+use rows::ROWS;
 
 /// What a test prints in front of a figure for the table.
 const FIGURE: &str = "figure: ";

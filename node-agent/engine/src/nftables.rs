@@ -9,6 +9,7 @@ use netlink_packet_core::{
     DecodeError, NLM_F_DUMP, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlasIterator,
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use sallyport_ruleset::family::Family;
 use sha2::{Digest as _, Sha256};
 
 use crate::generation::Generation;
@@ -105,6 +106,15 @@ impl NftFamily {
             Self::Inet => 1,
             Self::Ip => 2,
             Self::Ip6 => 10,
+        }
+    }
+}
+
+impl From<Family> for NftFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::Ip,
+            Family::V6 => Self::Ip6,
         }
     }
 }

@@ -19,11 +19,10 @@ use sallyport_ruleset::iptables::drift::shortened;
 use sallyport_ruleset::iptables::installed::{InstalledTable, UNREADABLE};
 use sallyport_ruleset::iptables::rule::{Chain, Line, Table};
 
-use super::known::nft_family;
 use super::{Variant, nft_objects};
 use crate::command;
 use crate::netlink::Socket;
-use crate::nftables::{OF_IPTABLES, Reader};
+use crate::nftables::{NftFamily, OF_IPTABLES, Reader};
 use crate::{Error, netlink};
 
 /// Chains of others that are read one at a time to find the one that cannot be.
@@ -85,7 +84,7 @@ pub(super) async fn read(variant: Variant, family: Family, table: Table, why: &s
 pub(super) fn is_dormant(family: Family, table: Table) -> Result<bool, netlink::Error> {
     let mut tries = 1;
     loop {
-        match Reader::open()?.tables(nft_family(family)) {
+        match Reader::open()?.tables(NftFamily::from(family)) {
             Err(netlink::Error::Interrupted { .. }) if tries < DUMPS => tries += 1,
             Err(error) => return Err(error),
             Ok(tables) => return Ok(tables.iter().any(|there| there.name == table.name() && there.is_dormant)),
@@ -95,7 +94,7 @@ pub(super) fn is_dormant(family: Family, table: Table) -> Result<bool, netlink::
 
 /// That it does not, and what helps.
 pub(super) fn dormant(variant: Variant, family: Family, table: Table) -> String {
-    let (program, table, nft) = (variant.program(family), table.name(), nft_family(family).name());
+    let (program, table, nft) = (variant.program(family), table.name(), NftFamily::from(family).name());
     format!(
         "table {table} of {program} is dormant, so that the kernel asks none of its rules; run `nft add table {nft} {table}`, which          wakes it up, and all goes on by itself"
     )

@@ -85,7 +85,7 @@ impl Known {
         reader: &Reader,
         met: Option<&Met>,
     ) -> Result<Look, Error> {
-        let chains = shape.chains(nft_family(family), table.name());
+        let chains = shape.chains(NftFamily::from(family), table.name());
         // Where nothing is forwarded yet, what might come is followed everywhere.
         let met = met.filter(|met| table == Table::Nat && !met.is_empty());
         let mut walk = Walk { known: self, family, table, shape, reader, met, chains, read: BTreeMap::new() };
@@ -103,13 +103,6 @@ impl Known {
             Err(Stop::Apart) => Ok(Look::Apart),
             Err(Stop::Failed(error)) => Err(error),
         }
-    }
-}
-
-pub(super) fn nft_family(family: Family) -> NftFamily {
-    match family {
-        Family::V4 => NftFamily::Ip,
-        Family::V6 => NftFamily::Ip6,
     }
 }
 
@@ -158,7 +151,7 @@ impl Walk<'_> {
     /// Reads all that matters.
     async fn whole(&mut self) -> Result<(), Stop> {
         let odd = |chain: &Chain| chain.base.as_ref().is_some_and(|base| !is_builtin(self.table, &chain.name, base));
-        let (family, table) = (nft_family(self.family), self.table.name());
+        let (family, table) = (NftFamily::from(self.family), self.table.name());
         let is_usual = !self.shape.has_sets(family, table) && !self.shape.is_dormant(family, table);
         if !is_usual || self.chains.iter().any(odd) {
             return Err(Stop::Apart);
@@ -199,7 +192,7 @@ impl Walk<'_> {
     }
 
     fn rules(&self, chain: &str) -> Result<Vec<Rule>, netlink::Error> {
-        self.reader.rules(nft_family(self.family), self.table.name(), Some(chain))
+        self.reader.rules(NftFamily::from(self.family), self.table.name(), Some(chain))
     }
 
     /// Whether more lead to a chain of ours than the rules that were read.
@@ -257,7 +250,7 @@ impl Walk<'_> {
 
     /// Whether the table is still the one of the shape, and not another of its name.
     fn is_same_table(&self) -> Result<bool, netlink::Error> {
-        let (family, name) = (nft_family(self.family), self.table.name());
+        let (family, name) = (NftFamily::from(self.family), self.table.name());
         let now = self.reader.tables(family)?.into_iter().find(|table| table.name == name);
         let handle = now.filter(|table| !table.is_dormant).and_then(|table| table.handle);
         Ok(handle.is_some() && handle == self.shape.handle(family, name))

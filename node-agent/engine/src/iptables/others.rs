@@ -11,7 +11,6 @@ use sallyport_ruleset::iptables::rule::Table;
 use sha2::{Digest as _, Sha256};
 
 use super::apart::{left_out, missing};
-use super::known::nft_family;
 use super::shape::Shape;
 use super::{Variant, has_family, legacy_tables};
 use crate::command;
@@ -65,7 +64,7 @@ impl Others {
             });
             let of_family: Vec<InTheWay> = in_the_way
                 .iter()
-                .filter(|table| table.of_iptables && table.family == nft_family(family))
+                .filter(|table| table.of_iptables && table.family == NftFamily::from(family))
                 .cloned()
                 .collect();
             add_sets(&mut firewall, &shape, &of_family);
