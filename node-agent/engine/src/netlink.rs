@@ -32,6 +32,20 @@ const MSG_TRUNC: i32 = 0x20;
 /// The subsystem that a transaction is for (`include/uapi/linux/netfilter/nfnetlink.h`).
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 
+/// Times that a list is asked for that changes while it is read.
+const LISTS: usize = 32;
+
+/// What `list` gives once nobody has changed anything meanwhile. Whoever asks the kernel for a list has to ask anew then.
+pub(crate) fn whole<T>(mut list: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    let mut tries = 1;
+    loop {
+        match list() {
+            Err(Error::Interrupted { .. }) if tries < LISTS => tries += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
 /// What can go wrong between a question and its answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -27,8 +27,6 @@ use crate::{Error, netlink};
 
 /// Chains of others that are read one at a time to find the one that cannot be.
 const TRIED: usize = 64;
-/// Times that a list is asked for that changes while it is read.
-const DUMPS: usize = 32;
 /// Messages of one transaction: so many answers fit into a socket's buffer.
 const CHUNK: usize = 128;
 
@@ -82,14 +80,8 @@ pub(super) async fn read(variant: Variant, family: Family, table: Table, why: &s
 
 /// Whether the kernel calls none of the chains of `table`, whatever is in them.
 pub(super) fn is_dormant(family: Family, table: Table) -> Result<bool, netlink::Error> {
-    let mut tries = 1;
-    loop {
-        match Reader::open()?.tables(NftFamily::from(family)) {
-            Err(netlink::Error::Interrupted { .. }) if tries < DUMPS => tries += 1,
-            Err(error) => return Err(error),
-            Ok(tables) => return Ok(tables.iter().any(|there| there.name == table.name() && there.is_dormant)),
-        }
-    }
+    let tables = netlink::whole(|| Reader::open()?.tables(NftFamily::from(family)))?;
+    Ok(tables.iter().any(|there| there.name == table.name() && there.is_dormant))
 }
 
 /// That it does not, and what helps.
@@ -148,18 +140,22 @@ pub(super) async fn unhook(variant: Variant, family: Family, table: Table, ours:
 /// Tables of iptables in which somebody keeps sets of nftables. iptables leaves them out of what it prints, so a rule that
 /// asks one looks as if it asked nothing.
 pub(super) fn tables_with_sets(family: Family) -> Result<Vec<String>, netlink::Error> {
-    let message = NfTablesMessage::GetSet(SetMessage { attributes: Vec::new() });
-    let request = NetfilterMessage::new(nft_objects::header(family == Family::V6), message);
-    let mut tables = Vec::new();
-    Socket::open(NETLINK_NETFILTER)?.ask("list nftables sets", request, NLM_F_DUMP, |answer| {
-        if let NetfilterMessageInner::NfTables(NfTablesMessage::NewSet(set)) = answer.inner {
-            tables.extend(set.attributes.into_iter().find_map(|attribute| match attribute {
-                SetAttribute::Table(name) => Some(name),
-                _ => None,
-            }));
-        }
-        Ok(())
-    })?;
+    let list = || {
+        let message = NfTablesMessage::GetSet(SetMessage { attributes: Vec::new() });
+        let request = NetfilterMessage::new(nft_objects::header(family == Family::V6), message);
+        let mut tables = Vec::new();
+        Socket::open(NETLINK_NETFILTER)?.ask("list nftables sets", request, NLM_F_DUMP, |answer| {
+            if let NetfilterMessageInner::NfTables(NfTablesMessage::NewSet(set)) = answer.inner {
+                tables.extend(set.attributes.into_iter().find_map(|attribute| match attribute {
+                    SetAttribute::Table(name) => Some(name),
+                    _ => None,
+                }));
+            }
+            Ok(())
+        })?;
+        Ok(tables)
+    };
+    let mut tables = netlink::whole(list)?;
     tables.sort_unstable();
     tables.dedup();
     Ok(tables)
@@ -337,14 +333,7 @@ impl NftRule {
 
 /// The rules of a table as the kernel lists them, in their order.
 fn rules_of(family: Family, table: Table) -> Result<Vec<NftRule>, netlink::Error> {
-    let mut tries = 1;
-    loop {
-        match list_rules(family, table) {
-            // Somebody changed something of nftables meanwhile, in whatever table.
-            Err(netlink::Error::Interrupted { .. }) if tries < DUMPS => tries += 1,
-            outcome => return outcome,
-        }
-    }
+    netlink::whole(|| list_rules(family, table))
 }
 
 fn list_rules(family: Family, table: Table) -> Result<Vec<NftRule>, netlink::Error> {

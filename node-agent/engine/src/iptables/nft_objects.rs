@@ -14,7 +14,7 @@ use sallyport_ruleset::family::Family;
 use sallyport_ruleset::iptables::rule::Table;
 use serde::{Deserialize, Serialize};
 
-use crate::netlink::{Error, Socket};
+use crate::netlink::{self, Error, Socket};
 
 /// Delete only what is empty (`NLM_F_NONREC`, `include/uapi/linux/netlink.h`).
 const NLM_F_NONREC: u16 = 0x100;
@@ -31,7 +31,7 @@ pub struct NftObject {
 
 /// Those that our jumps need and that do not exist yet, chains before the tables that hold them.
 pub fn missing() -> Result<Vec<NftObject>, Error> {
-    let there: BTreeSet<NftObject> = list()?.into_iter().map(|(object, _)| object).collect();
+    let there: BTreeSet<NftObject> = netlink::whole(list)?.into_iter().map(|(object, _)| object).collect();
     let mut missing = Vec::new();
     for family in Family::BOTH {
         for table in Table::ALL {
@@ -53,7 +53,7 @@ pub fn remove_unused(objects: &[NftObject]) -> Result<usize, Error> {
     let mut removed = 0;
     for object in objects {
         // Listed again each time: a table is unused once its chains are gone.
-        if list()?.iter().any(|(there, unused)| there == object && *unused) {
+        if netlink::whole(list)?.iter().any(|(there, unused)| there == object && *unused) {
             let socket = Socket::open(NETLINK_NETFILTER)?;
             match socket.transaction("remove an empty chain or table", vec![(delete(object), NLM_F_NONREC)]) {
                 Ok(()) => removed += 1,
@@ -67,6 +67,10 @@ pub fn remove_unused(objects: &[NftObject]) -> Result<usize, Error> {
 
 /// The chains of a table, in the order of the kernel, without base chains under names like ours: those are somebody's.
 pub(super) fn chains(family: Family, table: &str) -> Result<Vec<String>, Error> {
+    netlink::whole(|| list_chains(family, table))
+}
+
+fn list_chains(family: Family, table: &str) -> Result<Vec<String>, Error> {
     let message = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let request = NetfilterMessage::new(header(family == Family::V6), message);
     let mut found = Vec::new();

@@ -14,14 +14,12 @@ use super::apart::{left_out, missing};
 use super::shape::Shape;
 use super::{Variant, has_family, legacy_tables};
 use crate::command;
-use crate::netlink::Error;
+use crate::netlink::{self, Error};
 use crate::nftables::{Chain, NftFamily, Print, Reader};
 
 /// The tables of iptables, all of which may drop packets.
 const TABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
 
-/// Times that the chains of nftables are asked for that change while they are read.
-const LISTS: usize = 32;
 /// Where forwarded packets pass (`NF_INET_PRE_ROUTING`, `_FORWARD`, `_POST_ROUTING`, `_INGRESS`,
 /// `include/uapi/linux/netfilter.h`).
 const HOOKS: [u32; 4] = [0, 2, 4, 5];
@@ -189,13 +187,7 @@ async fn show(table: &InTheWay) -> Result<Option<FirewallTable>, String> {
 
 /// What nftables holds but for rules, which costs next to nothing, so that no rule is read where nobody has any.
 fn list() -> Result<Shape, Error> {
-    let mut tries = 1;
-    loop {
-        match Shape::read(&Reader::open()?) {
-            Err(Error::Interrupted { .. }) if tries < LISTS => tries += 1,
-            outcome => return outcome,
-        }
-    }
+    netlink::whole(|| Shape::read(&Reader::open()?))
 }
 
 fn in_the_way(shape: &Shape) -> Vec<InTheWay> {

@@ -10,14 +10,11 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_sys::protocols::NETLINK_ROUTE;
 use sallyport_ruleset::facts::LocalAddress;
 
-use crate::netlink::{Error, Socket};
+use crate::netlink::{self, Error, Socket};
 
 /// The loopback interface has this index in every network namespace (`LOOPBACK_IFINDEX` in
 /// `include/net/flow.h`).
 const LOOPBACK_INDEX: u32 = 1;
-
-/// How often a list that changed while it was read is asked for again.
-const ATTEMPTS: usize = 5;
 
 /// Every address on every interface in the network namespace of the calling thread, sorted,
 /// without duplicates. One dump, some tens of microseconds.
@@ -31,13 +28,7 @@ pub fn local_addresses() -> Result<Vec<LocalAddress>, Error> {
 
 /// The addresses of every interface as the kernel lists them, asked again while they change.
 pub(super) fn list(socket: &Socket) -> Result<Vec<AddressMessage>, Error> {
-    let mut attempt = 1;
-    loop {
-        match ask(socket) {
-            Err(Error::Interrupted { .. }) if attempt < ATTEMPTS => attempt += 1,
-            outcome => return outcome,
-        }
-    }
+    netlink::whole(|| ask(socket))
 }
 
 fn ask(socket: &Socket) -> Result<Vec<AddressMessage>, Error> {

@@ -13,7 +13,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use sallyport_ruleset::facts::LocalAddress;
 use sallyport_ruleset::family::Family;
 
-use crate::netlink::{Error, Socket};
+use crate::netlink::{self, Error, Socket};
 
 /// How the kernel reaches a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,19 +117,21 @@ impl<'a> Interfaces<'a> {
 }
 
 pub(super) fn interface_names(socket: &Socket) -> Result<BTreeMap<u32, String>, Error> {
-    let mut names = BTreeMap::new();
-    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    socket.ask("list the interfaces", request, NLM_F_DUMP, |answer| {
-        if let RouteNetlinkMessage::NewLink(link) = answer {
-            let name = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            });
-            names.extend(name.map(|name| (link.header.index, name)));
-        }
-        Ok(())
-    })?;
-    Ok(names)
+    netlink::whole(|| {
+        let mut names = BTreeMap::new();
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        socket.ask("list the interfaces", request, NLM_F_DUMP, |answer| {
+            if let RouteNetlinkMessage::NewLink(link) = answer {
+                let name = link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some(name.clone()),
+                    _ => None,
+                });
+                names.extend(name.map(|name| (link.header.index, name)));
+            }
+            Ok(())
+        })?;
+        Ok(names)
+    })
 }
 
 #[cfg(test)]
