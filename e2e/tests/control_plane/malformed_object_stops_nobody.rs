@@ -51,7 +51,7 @@ fn hostile_objects_are_refused_by_schema_and_operator_and_all_others_are_served(
         }
         let new: Vec<_> = self::rules(scene)?.into_iter().filter(|rule| !rules.contains(rule)).collect();
         ensure!(
-            new.iter().all(|rule| rule.contains("--dport 3308 ") || rule.contains("--dport 3310 ")),
+            new.iter().all(|rule| rule.contains("port 3308 ") || rule.contains("port 3310 ")),
             "more rules than asked: {new:?}"
         );
         ensure!(daemon_set(scene)? == agents, "a PortForward reached the pods of the agents");

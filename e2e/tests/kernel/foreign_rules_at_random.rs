@@ -294,7 +294,8 @@ fn play(net: &Net, family: Family, seed: u64) -> Result<(bool, usize, Option<Str
             None if !clear => true,
             None => listed[number] && marked && !strangers[number],
             Some(line) if says("are joined by") => !names(line, &flow.stranger)? || strangers[number],
-            Some(_) if says("lose our bits") => !marked,
+            // It may be a later packet that loses them, which nobody sends whose first one is not answered.
+            Some(_) if says("lose our bits") => !marked || !listed[number],
             Some(_) if says("lose the source address") => true,
             Some(_) if says("are taken before our jump") => !listed[number] || !marked,
             Some(_) => !listed[number],

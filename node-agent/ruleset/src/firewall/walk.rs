@@ -125,7 +125,7 @@ struct Way<'s> {
 
 impl Way<'_> {
     fn chain(&mut self, chain: usize, packet: &mut Packet<'_>, depth: usize) -> End {
-        let stage = self.stage;
+        let (stage, reach) = (self.stage, self.reach);
         let mut end = End::Back(None);
         // Some may have gone back before the end of the chain.
         let mut went: Option<(At, Option<Marks>)> = None;
@@ -196,6 +196,8 @@ impl Way<'_> {
                 break;
             }
             if let End::Back(_) = ends {
+                // What follows is met by whoever has not gone back.
+                self.reach = self.reach.min(Fit::Unclear);
                 let marks = went.and_then(|(_, marks)| marks);
                 went = Some((at, if fit == Fit::Unclear { Some(joined(packet, marks)) } else { marks }));
             } else {
@@ -205,6 +207,7 @@ impl Way<'_> {
                 }
             }
         }
+        self.reach = reach;
         if let Some((at, marks)) = went {
             if let Some(marks) = marks {
                 join(packet, marks);
@@ -219,8 +222,10 @@ impl Way<'_> {
 
     /// Some packets end so, or all.
     fn note(&mut self, fit: Fit, end: End) {
+        // Of those that are left nobody knows whether all of these are among them.
+        let reach = if self.left { self.reach.min(Fit::Unclear) } else { self.reach };
         self.left |= !matches!(end, End::Dropped(_) | End::Untold(_) | End::Untracked(_));
-        self.some.push((fit.min(self.reach), end));
+        self.some.push((fit.min(reach), end));
     }
 
     fn effect(&mut self, effect: &Effect, packet: &mut Packet<'_>, fit: Fit, at: At) {
