@@ -298,12 +298,17 @@ fn what_is_not_tracked_is_not_translated() {
         Assessment::default()
     );
     is_unclear(&story(own("raw", "-A PREROUTING -j CT --zone 7")), &["may or may not pass"]);
-    // Answers come to some address of the gateway, so that perhaps none of them gets so far.
-    for ends in ["RETURN", "ACCEPT"] {
-        let rules = format!(
-            "-A PREROUTING -p tcp -d 10.30.1.78/32 -j {ends}\n-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -j CT --notrack"
-        );
-        is_unclear(&story(own("raw", &rules)), &["may be kept from connection tracking"]);
+    // Answers come to some address of the gateway: if to this one, none of them gets further.
+    let after = |first: &str| {
+        let answers = "-A PREROUTING -s 10.30.1.79/32";
+        story(own("raw", &format!("{answers} {first}\n{answers} -j CT --notrack")))
+    };
+    for first in ["-d 10.30.1.78 -j RETURN", "-d 10.30.1.78 -j ACCEPT", "-d 10.30.1.78 -j X-1\n-A X-1 -j ACCEPT"] {
+        is_unclear(&after(first), &["may be kept from connection tracking"]);
+    }
+    // Whoever comes back from another chain gets there, and whoever is dropped is no better off.
+    for first in ["-j X-1\n-A X-1 -d 10.30.1.78 -j RETURN", "-d 10.30.1.78 -j DROP"] {
+        is_blocked(&after(first), Reason::HostFirewallConflict, &["kept from connection tracking"]);
     }
     let notrack = r#"{"notrack":null}"#;
     is_blocked(
