@@ -16,6 +16,8 @@ use crate::{program, wait};
 
 /// The longest wait for an answer that is expected.
 const PATIENCE: Duration = Duration::from_millis(900);
+/// After this long TCP sends its first packet once more (`TCP_TIMEOUT_INIT`, `include/net/tcp.h`).
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -112,8 +114,13 @@ impl Ask {
         socket.connect(self.to).await?;
         let (mut buffer, mut length) = ([0; 2048], 0);
         for _ in 0..2 {
-            socket.send(b"who am I\n").await?;
-            length = socket.recv(&mut buffer).await?;
+            length = loop {
+                socket.send(b"who am I\n").await?;
+                // What is lost is sent again, as the kernel does it for TCP.
+                if let Ok(length) = timeout(AGAIN, socket.recv(&mut buffer)).await {
+                    break length?;
+                }
+            };
         }
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
