@@ -76,8 +76,9 @@ fn others(path: &Path, folder: &std::path::Path) -> Result<[Process; 2]> {
         "cd {}; while :; do for n in 0 1; do iptables-nft-restore -w --noflush < $n; sleep 1; done; done",
         folder.display()
     );
-    let pods = "while :; do ip link add pod0 type veth peer name pod1; ip addr add 10.244.7.1/32 dev pod0; \
-                ip link set pod0 up; sleep 0.1; ip link del pod0; done";
+    // One stays. The host's end of each has the same address, as the plugin `ptp` of CNI gives it.
+    let pods = "pod() { ip link add $1 type veth peer name $1-peer; ip addr add 10.244.7.1/32 dev $1; ip link set $1 up; }; \
+                pod stays; while :; do pod goes; sleep 0.1; ip link del goes; done";
     Ok([path.gateway.spawn(&["sh", "-c", &syncs])?, path.gateway.spawn(&["sh", "-c", pods])?])
 }
 
