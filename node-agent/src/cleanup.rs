@@ -1,5 +1,6 @@
 //! `cleanup`: leave the host as it was before the agent. Needs no manifests and no API server.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -49,7 +50,7 @@ pub async fn cleanup(state_dir: &Path) -> anyhow::Result<ExitCode> {
     let conntrack = Conntrack::open()?;
     let mut flows = Vec::new();
     let look = |flow: &Flow| flows.extend(flow.is_ours(&ours).then_some(*flow));
-    conntrack.translated(MARK_OURS, &ours.addresses().collect(), look).await?;
+    conntrack.flows(MARK_OURS, &ours.addresses().collect(), &BTreeSet::new(), look).await?;
     let ended = end(&conntrack, &flows).await?;
     let host = state.host().inspect_err(|error| {
         let error = chain_of(error);

@@ -152,7 +152,7 @@ impl Connections {
     ) -> Result<usize, netlink::Error> {
         let allowed = Allowed::new(table, &self.past);
         let mut review = Review::new(&allowed);
-        conntrack.translated(MARK_OURS, &allowed.addresses(), |flow| _ = review.see(flow)).await?;
+        conntrack.flows(MARK_OURS, &allowed.addresses(), &BTreeSet::new(), |flow| _ = review.see(flow)).await?;
         Ok(review.finish().doomed.len())
     }
 
@@ -175,24 +175,22 @@ impl Connections {
             self.ways.clear();
             self.draining.clear();
             let (ways, draining) = (&mut self.ways, &mut self.draining);
+            let mut stuck = Vec::new();
             let look = |flow: &Flow| {
-                if review.see(flow)
+                if !flow.dnat {
+                    stuck.extend(allowed.bypasses(flow).then_some(*flow));
+                } else if review.see(flow)
                     && let Some(forward) = allowed.drains(flow)
                 {
                     ways.insert(way(flow), forward.uid.clone());
                     *draining.entry(forward.uid.clone()).or_default() += 1;
                 }
             };
-            conntrack.translated(MARK_OURS, &allowed.addresses(), look).await?;
+            conntrack.flows(MARK_OURS, &allowed.addresses(), &allowed.kinds(), look).await?;
             self.recount = later(begun);
             let reviewed = review.finish();
             ended += end(conntrack, &reviewed.doomed).await?;
             still_led = reviewed.still_led;
-            let mut stuck = Vec::new();
-            for (family, protocol) in allowed.kinds() {
-                let look = |flow: &Flow| stuck.extend(allowed.bypasses(flow).then_some(*flow));
-                conntrack.untranslated(family, protocol, look).await?;
-            }
             ended += end(conntrack, &stuck).await?;
         }
         self.carried = Translations::of(table.bindings());
@@ -221,7 +219,7 @@ impl Connections {
                 left.entry(*way).or_insert_with(|| uid.clone());
             }
         };
-        conntrack.translated(MARK_OURS, &addresses, count).await?;
+        conntrack.flows(MARK_OURS, &addresses, &BTreeSet::new(), count).await?;
         (self.draining, self.ways) = (draining, left);
         self.recount = later(begun);
         Ok(())

@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NlaBuffer, NlasIterator, parse_ip, parse_u8,
+    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, Nla as _, NlaBuffer, NlasIterator, parse_ip, parse_u8,
     parse_u16_be, parse_u32_be,
 };
 use netlink_packet_netfilter::conntrack::{ConntrackMessage, ConntrackMessageType};
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use sallyport_ruleset::Protocol;
 use sallyport_ruleset::family::Family;
@@ -45,6 +45,8 @@ const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const IPCTNL_MSG_CT_GET_STATS: u8 = 5;
+const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
 /// "The protocol number of the tuple must be equal" (`net/netfilter/nf_internals.h`).
 const FILTER_PROTOCOL: u32 = 1 << 3;
 /// The same of its destination address.
@@ -65,6 +67,8 @@ const IPPROTO_UDP: u8 = 17;
 
 /// The kernel walks all entries for each list that it is asked for: for more addresses than these, one list of all is quicker.
 const ONE_BY_ONE: usize = 8;
+/// So few entries are sent sooner than the kernel walks its table again, whose size is that of the host's memory and not theirs.
+const FEW: u32 = 2_000;
 /// Bytes before the attributes of a message (`struct nfgenmsg`).
 const HEADER_BYTES: usize = 4;
 
@@ -82,9 +86,38 @@ impl Conntrack {
         Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
     }
 
-    /// Gives `each` every TCP and UDP connection, of both families, whose destination was translated and which has a bit of
-    /// `mark`, or was sent to one of `addresses` in no zone that somebody made.
-    pub async fn translated(
+    /// Gives `each` every TCP and UDP connection, of both families, that is among these:
+    /// - its destination was translated, and it has a bit of `mark` or was sent to one of `addresses` in no zone that somebody made;
+    /// - it is of one of the families and protocols of `untranslated`, of any zone, and its destination was not translated; of TCP
+    ///   only if it was not answered.
+    pub async fn flows(
+        &self,
+        mark: u32,
+        addresses: &BTreeSet<IpAddr>,
+        untranslated: &BTreeSet<(Family, Protocol)>,
+        mut each: impl FnMut(&Flow),
+    ) -> Result<(), Error> {
+        if self.count()? <= FEW {
+            let filter = if untranslated.is_empty() { status(IPS_DST_NAT, IPS_DST_NAT) } else { Vec::new() };
+            let look = |flow: &Flow| {
+                let matters = match flow.dnat {
+                    true => is_meant(flow, mark, addresses),
+                    false => untranslated.iter().any(|kind| is_of(flow, *kind)),
+                };
+                if matters {
+                    each(flow);
+                }
+            };
+            return self.list("list connections", NetfilterProtoFamily::Unspec, filter, look).await;
+        }
+        self.translated(mark, addresses, &mut each).await?;
+        for kind in untranslated {
+            self.untranslated(*kind, &mut each).await?;
+        }
+        Ok(())
+    }
+
+    async fn translated(
         &self,
         mark: u32,
         addresses: &BTreeSet<IpAddr>,
@@ -94,8 +127,7 @@ impl Conntrack {
         if addresses.len() > ONE_BY_ONE {
             let filter = status(IPS_DST_NAT, IPS_DST_NAT);
             let look = |flow: &Flow| {
-                if flow.dnat && (flow.mark & mark != 0 || flow.zone == 0 && addresses.contains(&flow.original.dst.ip()))
-                {
+                if flow.dnat && is_meant(flow, mark, addresses) {
                     each(flow);
                 }
             };
@@ -111,7 +143,7 @@ impl Conntrack {
         };
         self.list(question, NetfilterProtoFamily::Unspec, filter, by_mark).await?;
         let mut unmarked = |flow: &Flow| {
-            if flow.dnat && flow.mark & mark == 0 && flow.zone == 0 && addresses.contains(&flow.original.dst.ip()) {
+            if flow.dnat && flow.mark & mark == 0 && is_meant(flow, mark, addresses) {
                 each(flow);
             }
         };
@@ -134,12 +166,9 @@ impl Conntrack {
         Ok(())
     }
 
-    /// Gives `each` every connection of `family` and `protocol`, of any zone, whose destination was not translated; of TCP only
-    /// those that were not answered.
-    pub async fn untranslated(
+    async fn untranslated(
         &self,
-        family: Family,
-        protocol: Protocol,
+        (family, protocol): (Family, Protocol),
         mut each: impl FnMut(&Flow),
     ) -> Result<(), Error> {
         let unanswered = match protocol {
@@ -152,11 +181,31 @@ impl Conntrack {
         filter.push(only(FILTER_PROTOCOL));
         // A kernel before 5.8 ignores that one.
         self.list("list connections that were not translated", family_of(family), filter, |flow| {
-            if !flow.dnat && flow.protocol == protocol && (protocol == Protocol::Udp || flow.stage == Stage::Opening) {
+            if !flow.dnat && is_of(flow, (family, protocol)) {
                 each(flow);
             }
         })
         .await
+    }
+
+    /// How many connections are tracked, of any protocol (`IPCTNL_MSG_CT_GET_STATS`).
+    fn count(&self) -> Result<u32, Error> {
+        let mut count = None;
+        let kind = ConntrackMessageType::Other(IPCTNL_MSG_CT_GET_STATS);
+        let question = request(NetfilterProtoFamily::Unspec, kind, Vec::new());
+        self.socket.ask("count connections", question, 0, |answer| {
+            let NetfilterMessageInner::Conntrack(ConntrackMessage::Other { attributes, .. }) = answer.inner else {
+                return Ok(());
+            };
+            if let Some(entries) = attributes.iter().find(|attribute| attribute.kind() == CTA_STATS_GLOBAL_ENTRIES) {
+                let mut value = vec![0; entries.value_len()];
+                entries.emit_value(&mut value);
+                count = Some(parse_u32_be(&value)?);
+            }
+            Ok(())
+        })?;
+        // A kernel that does not say may have very many.
+        Ok(count.unwrap_or(u32::MAX))
     }
 
     /// Deletes this connection: the entry with this original tuple, zone and id. `false` when it
@@ -195,6 +244,17 @@ impl Conntrack {
         };
         self.socket.list(question, request, read).await
     }
+}
+
+/// Whether a connection that was translated has a bit of `mark`, or was sent to one of `addresses` in no zone.
+fn is_meant(flow: &Flow, mark: u32, addresses: &BTreeSet<IpAddr>) -> bool {
+    flow.mark & mark != 0 || flow.zone == 0 && addresses.contains(&flow.original.dst.ip())
+}
+
+/// Whether one that was not translated is of this kind, and of TCP not answered.
+fn is_of(flow: &Flow, (family, protocol): (Family, Protocol)) -> bool {
+    let is_unanswered = protocol == Protocol::Udp || flow.stage == Stage::Opening;
+    is_unanswered && flow.protocol == protocol && Family::of(flow.original.dst.ip()) == family
 }
 
 /// Built from plain attributes, since the typed ones of the library lose the flag `NLA_F_NESTED` that `CTA_FILTER` must have.
@@ -365,7 +425,6 @@ mod tests {
 
     /// A tuple as an attribute of another kind than the original direction.
     fn tuple_of(kind: u16, start: Start) -> DefaultNla {
-        use netlink_packet_core::Nla as _;
         let original = tuple_attribute(start);
         let mut bytes = vec![0; original.value_len()];
         original.emit_value(&mut bytes);

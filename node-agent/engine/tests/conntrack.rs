@@ -45,7 +45,7 @@ const OURS: u32 = 0x1000;
 fn translated_to(conntrack: &Conntrack, addresses: &[&str]) -> Vec<Flow> {
     let mut flows = Vec::new();
     let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
-    block_on(conntrack.translated(OURS, &addresses, |flow| flows.push(*flow))).unwrap();
+    block_on(conntrack.flows(OURS, &addresses, &BTreeSet::new(), |flow| flows.push(*flow))).unwrap();
     flows.sort_unstable_by_key(|flow| flow.original.src.port());
     flows
 }
@@ -55,10 +55,11 @@ fn translated(conntrack: &Conntrack) -> Vec<Flow> {
     translated_to(conntrack, &["10.30.1.78", "2001:db8::78", "2001:db8:1::78"])
 }
 
-/// Source ports of those that were not translated, sorted.
+/// Source ports of those that were not translated, sorted; none that was translated is ours.
 fn untranslated(conntrack: &Conntrack, family: Family, protocol: Protocol) -> Vec<u16> {
     let mut ports = Vec::new();
-    block_on(conntrack.untranslated(family, protocol, |flow| ports.push(flow.original.src.port()))).unwrap();
+    let kinds = [(family, protocol)].into();
+    block_on(conntrack.flows(OURS, &BTreeSet::new(), &kinds, |flow| ports.push(flow.original.src.port()))).unwrap();
     ports.sort_unstable();
     ports
 }
@@ -153,11 +154,16 @@ fn of_what_others_translate_only_what_was_sent_to_an_address_of_ours_is_listed()
             translated_to(&conntrack, addresses).iter().map(|flow| flow.original.src.port()).collect()
         };
         insert("-p udp -w 3 -s 10.30.0.10 -d 10.30.1.78 --sport 5 --dport 53 --dst-nat 10.30.2.20");
-        assert_eq!(ports(&[]), [2, 4]);
-        assert_eq!(ports(&["10.30.1.78", "fd00::78"]), [1, 2, 4]);
         let many: Vec<String> =
             (70..90).map(|last| format!("10.30.1.{last}")).filter(|ip| ip != "10.30.1.77").collect();
-        assert_eq!(ports(&many.iter().map(String::as_str).collect::<Vec<_>>()), [1, 2, 4]);
+        for is_crowded in [false, true] {
+            if is_crowded {
+                crowd();
+            }
+            assert_eq!(ports(&[]), [2, 4]);
+            assert_eq!(ports(&["10.30.1.78", "fd00::78"]), [1, 2, 4]);
+            assert_eq!(ports(&many.iter().map(String::as_str).collect::<Vec<_>>()), [1, 2, 4]);
+        }
     });
 }
 
@@ -177,13 +183,18 @@ fn what_is_stuck_is_found_among_what_was_not_translated() {
         insert(&udp_entry(8));
         insert("-p udp -s 2001:db8::10 -d 2001:db8::78 --sport 9 --dport 53");
         let conntrack = Conntrack::open().unwrap();
-        for (family, protocol, ports) in [
-            (Family::V4, Protocol::Tcp, &[1][..]),
-            (Family::V6, Protocol::Tcp, &[5]),
-            (Family::V4, Protocol::Udp, &[6, 7]),
-            (Family::V6, Protocol::Udp, &[9]),
-        ] {
-            assert_eq!(untranslated(&conntrack, family, protocol), ports, "{family} {protocol}");
+        for is_crowded in [false, true] {
+            if is_crowded {
+                crowd();
+            }
+            for (family, protocol, ports) in [
+                (Family::V4, Protocol::Tcp, &[1][..]),
+                (Family::V6, Protocol::Tcp, &[5]),
+                (Family::V4, Protocol::Udp, &[6, 7]),
+                (Family::V6, Protocol::Udp, &[9]),
+            ] {
+                assert_eq!(untranslated(&conntrack, family, protocol), ports, "{family} {protocol}");
+            }
         }
     });
 }
@@ -273,6 +284,13 @@ fn foreign_entry(n: u32, translation: &str) -> String {
     )
 }
 
+/// Makes so many connections of others that not all are listed.
+fn crowd() {
+    let entries = tempfile::NamedTempFile::new().unwrap();
+    fs::write(entries.path(), (0..2_500).map(|n| foreign_entry(n, "")).collect::<String>()).unwrap();
+    run(&format!("conntrack -R {}", entries.path().display()));
+}
+
 /// Longer than this nobody who has something to do may be kept waiting.
 const HOLD_UP: Duration = Duration::from_millis(100);
 const MEMORY_KIB: u64 = 16 * 1024;
@@ -295,6 +313,7 @@ fn two_hundred_thousand_flows_of_others_hold_nobody_up_and_take_no_memory() {
 
             let conntrack = Conntrack::open().unwrap();
             let (addresses, before) = ([ours.parse().unwrap()].into(), peak());
+            let kinds = [(Family::V4, Protocol::Udp)].into();
             let (mut kept, mut seen, mut longest, begun) = (Vec::new(), 0, Duration::ZERO, used());
             block_on(async {
                 let mut last = used();
@@ -312,7 +331,7 @@ fn two_hundred_thousand_flows_of_others_hold_nobody_up_and_take_no_memory() {
                 };
                 tokio::select! {
                     biased;
-                    outcome = conntrack.translated(OURS, &addresses, look) => outcome.unwrap(),
+                    outcome = conntrack.flows(OURS, &addresses, &kinds, look) => outcome.unwrap(),
                     () = others => {}
                 }
             });
