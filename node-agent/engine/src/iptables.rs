@@ -386,10 +386,17 @@ impl Engine for Iptables {
     }
 
     fn attend_to(&mut self, packets: &Packets) {
-        if self.variant == Variant::Nft && self.packets.as_ref().is_none_or(|(known, _)| *known != packets.grown()) {
-            self.packets = Some((packets.grown(), Family::BOTH.map(|family| packets.met_in_nat(family))));
-            self.known.values_mut().for_each(Known::forget_met);
-            // They may get to chains that were not read.
+        if self.variant == Variant::Legacy || self.packets.as_ref().is_some_and(|(known, _)| *known == packets.grown())
+        {
+            return;
+        }
+        let met = Family::BOTH.map(|family| packets.met_in_nat(family));
+        let mut is_unread = self.packets.is_none();
+        for ((family, _), known) in &mut self.known {
+            is_unread |= known.attend_to(&met[usize::from(*family == Family::V6)]);
+        }
+        self.packets = Some((packets.grown(), met));
+        if is_unread {
             self.seen = None;
         }
     }

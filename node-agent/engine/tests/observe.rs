@@ -217,6 +217,14 @@ fn a_chain_that_no_packet_of_ours_gets_to_is_not_read_until_one_may() {
             assert_eq!(foreign(&engine.observe().await.unwrap()), [UNREAD]);
             engine.attend_to(&packets);
             assert!(!engine.changed().unwrap());
+
+            engine.attend_to(&forwards(9, "10.31.200.1").1);
+            assert!(!engine.changed().unwrap(), "no other packet gets there either");
+            engine.attend_to(&forwards(10, "10.30.1.99").1);
+            assert!(engine.changed().unwrap(), "one may get there");
+            assert_eq!(foreign(&engine.observe().await.unwrap()), ["-p tcp -j REDIRECT"]);
+
+            engine.attend_to(&packets);
             run("iptables-nft -t nat -I PREROUTING -d 10.30.1.78/32 -j FAR");
             assert_eq!(foreign(&engine.observe().await.unwrap()), ["-p tcp -j REDIRECT"]);
         });

@@ -32,6 +32,8 @@ const SPARE: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Known {
     rules: HashMap<Print, Decoded>,
+    /// Those that lead to chains which were not read when the table last was.
+    left_out: Vec<Print>,
     /// How often a program was run to decode some.
     pub(super) programs: u64,
 }
@@ -69,11 +71,13 @@ impl From<netlink::Error> for Stop {
 }
 
 impl Known {
-    /// Other packets matter from now on.
-    pub(super) fn forget_met(&mut self) {
+    /// Other packets matter from now on. Whether one of them may get to a chain that was not read.
+    pub(super) fn attend_to(&mut self, met: &Met) -> bool {
         for rule in self.rules.values_mut() {
             rule.met = None;
         }
+        let Self { rules, left_out, .. } = self;
+        left_out.iter().filter_map(|print| rules.get(print)).any(|rule| met.may_meet(&rule.text))
     }
 
     /// Reads `table` of `family`, whose chains are in `shape`. What was seen is true only if the generation is still that of
@@ -86,13 +90,15 @@ impl Known {
         met: Option<&Met>,
     ) -> Result<Look, Error> {
         let chains = shape.chains(NftFamily::from(family), table.name());
+        self.left_out.clear();
         // Where nothing is forwarded yet, what might come is followed everywhere.
         let met = met.filter(|met| table == Table::Nat && !met.is_empty());
         let mut walk = Walk { known: self, family, table, shape, reader, met, chains, read: BTreeMap::new() };
         match walk.whole().await {
             Ok(()) => {
                 let (found, firewall) = walk.found();
-                let read = walk.read;
+                let (left_out, read) = (walk.left_out(), walk.read);
+                self.left_out = left_out;
                 if self.rules.len() > 2 * read.values().map(Vec::len).sum::<usize>() + SPARE {
                     let seen: HashSet<Print> = read.values().flatten().map(|rule| rule.print).collect();
                     self.rules.retain(|print, _| seen.contains(print));
@@ -282,6 +288,13 @@ impl Walk<'_> {
             }
         }
         Ok(any)
+    }
+
+    /// The rules that lead to chains which were not read.
+    fn left_out(&self) -> Vec<Print> {
+        let others = self.read.iter().filter(|(chain, _)| !is_ours(chain)).flat_map(|(_, rules)| rules);
+        let unread = |chain: &String| !is_ours(chain) && !self.read.contains_key(chain);
+        others.filter(|rule| rule.leads_to.as_ref().is_some_and(unread)).map(|rule| rule.print).collect()
     }
 
     fn found(&self) -> (InstalledTable, HostFirewall) {
