@@ -5,6 +5,7 @@
 //! those that never were admitted, so that all others count as admitted after a restart, and after a reboot, which empties the
 //! kernel.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -49,32 +50,68 @@ pub(crate) struct PortGate {
 /// How a forward stands.
 #[derive(Debug, Default)]
 struct Gate {
-    /// Where it was admitted: whoever comes there from now on comes too late.
-    had: Places,
-    /// The intent of which these are the places, neither more nor fewer.
-    of: Option<IntentHash>,
+    had: Had,
     /// Somebody was first where else it would be.
-    wait: Option<Wait>,
+    wait: Option<Box<Wait>>,
+}
+
+/// Where a forward was admitted: whoever comes there from now on comes too late. Of ten thousand most are what they were when
+/// they came, so their places are worked out when they are asked for.
+#[derive(Debug)]
+enum Had {
+    /// Wherever this intent is, and nowhere else.
+    Of(Arc<SliceForward>),
+    At(Box<Places>),
+}
+
+impl Default for Had {
+    fn default() -> Self {
+        Self::At(Box::default())
+    }
+}
+
+impl From<Places> for Had {
+    fn from(places: Places) -> Self {
+        Self::At(Box::new(places))
+    }
+}
+
+impl Had {
+    fn places(&self) -> Cow<'_, Places> {
+        match self {
+            Self::Of(forward) => Cow::Owned(Places::of(&forward.intent)),
+            Self::At(places) => Cow::Borrowed(places),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.places().is_empty()
+    }
 }
 
 impl Gate {
     fn admits(&self, forward: &SliceForward) -> bool {
-        self.of.as_ref() == Some(&forward.hash) || self.had.hold(&forward.intent)
+        matches!(&self.had, Had::Of(of) if of.hash == forward.hash) || self.had.places().hold(&forward.intent)
     }
 
-    fn admit(&mut self, forward: &SliceForward) {
-        self.of = Some(forward.hash.clone()).filter(|_| self.had.is_empty());
-        self.had.add(&forward.intent);
+    fn admit(&mut self, forward: &Arc<SliceForward>) {
         self.wait = None;
+        if self.had.is_empty() {
+            self.had = Had::Of(Arc::clone(forward));
+        } else {
+            let mut had = self.had.places().into_owned();
+            had.add(&forward.intent);
+            self.had = had.into();
+        }
     }
 
     /// What is not wanted any more has left the kernel.
-    fn leave(&mut self, forward: &SliceForward) {
-        if self.wait.is_none() && self.of.as_ref() == Some(&forward.hash) {
-            return;
-        }
-        self.had = self.had.cut(&forward.intent).as_ref().map(Places::of).unwrap_or_default();
-        self.of = Some(forward.hash.clone()).filter(|_| self.wait.is_none());
+    fn leave(&mut self, forward: &Arc<SliceForward>) {
+        self.had = if self.wait.is_none() && self.admits(forward) {
+            Had::Of(Arc::clone(forward))
+        } else {
+            self.had.places().cut(&forward.intent).as_ref().map(Places::of).unwrap_or_default().into()
+        };
     }
 }
 
@@ -90,11 +127,11 @@ impl PortGate {
             match self.kept.get(&forward.uid) {
                 None => gate.admit(forward),
                 Some(NotAdmitted { had, waits: true }) => {
-                    gate.had = had.clone();
-                    gate.wait = Some(Wait::restored(forward, had, now));
+                    gate.had = had.clone().into();
+                    gate.wait = Some(Box::new(Wait::restored(forward, had, now)));
                     self.waiting.insert(forward.uid.clone());
                 }
-                Some(NotAdmitted { had, waits: false }) => gate.had = had.clone(),
+                Some(NotAdmitted { had, waits: false }) => gate.had = had.clone().into(),
             }
             if gate.wait.is_some() || !gate.had.is_empty() {
                 self.gates.insert(forward.uid.clone(), gate);
@@ -155,7 +192,7 @@ impl PortGate {
             }
             let Some(Gate { had, wait: Some(wait), .. }) = self.gates.get(&forward.uid) else { continue };
             waiting.failures.push(wait.failure.clone());
-            waiting.instead.insert(forward.uid.clone(), cut(forward, had));
+            waiting.instead.insert(forward.uid.clone(), cut(forward, &had.places()));
         }
         Ok(waiting)
     }
@@ -172,25 +209,26 @@ impl PortGate {
     ) {
         let gate = self.gates.entry(forward.uid.clone()).or_default();
         let alone = || ForwardingTable::new(&intents.node, [forward], facts);
+        let had = gate.had.places();
         if let Some(wait) = &mut gate.wait {
-            wait.refresh(forward, &gate.had, holders, now);
+            wait.refresh(forward, &had, holders, now);
             // What was noted before the start may be older than what the kernel holds.
             if wait.is_over(now) || wait.is_open(now) && installed.delivers(&lower(&alone())) {
                 gate.admit(forward);
             }
             return;
         }
-        let there = holders.in_the_way(forward, &gate.had);
+        let there = holders.in_the_way(forward, &had);
         let alone = if there.is_empty() { None } else { Some(alone()) };
         match alone {
             // Nobody shall stop a program for the sake of a forward that cannot be carried anyway.
             Some(alone) if alone.failures().next().is_some() => {
-                if gate.had.is_empty() {
+                if had.is_empty() {
                     self.gates.remove(&forward.uid);
                 }
             }
             Some(alone) if !installed.delivers(&lower(&alone)) => {
-                gate.wait = Some(Wait::new(forward, &gate.had, &there, now));
+                gate.wait = Some(Box::new(Wait::new(forward, &had, &there, now)));
             }
             _ => gate.admit(forward),
         }
@@ -234,7 +272,7 @@ impl PortGate {
     pub(crate) fn keep(&mut self, intents: &Intents, state: &StateDir) {
         let outside = self.outside(intents).into_iter();
         let noted = |forward: &Arc<SliceForward>| match self.gates.get(&forward.uid) {
-            Some(gate) => NotAdmitted { had: gate.had.clone(), waits: gate.wait.is_some() },
+            Some(gate) => NotAdmitted { had: gate.had.places().into_owned(), waits: gate.wait.is_some() },
             None => NotAdmitted::default(),
         };
         let outside: BTreeMap<Uid, NotAdmitted> =
@@ -301,7 +339,7 @@ impl PortGate {
         let mut freed = false;
         for forward in waiting {
             if let Some(Gate { had, wait: Some(wait), .. }) = self.gates.get_mut(&forward.uid) {
-                wait.refresh(forward, had, &holders, now);
+                wait.refresh(forward, &had.places(), &holders, now);
                 freed |= wait.is_over(now);
             }
         }

@@ -306,6 +306,22 @@ async fn nobody_is_asked_to_stop_a_program_for_a_forward_that_cannot_be_carried(
 }
 
 #[tokio::test]
+async fn what_an_edit_adds_is_not_admitted_while_it_cannot_be_carried() {
+    let mut scene = Scene::with_listeners(&[]);
+    assert_eq!(scene.pass(&intents(&forward("a", 8000))).await, NOBODY);
+    let wide = intents(&forward("a", 8000).replace("port: 8000", "port: 8000, endPort: 8002"));
+    let mut broken = wide.clone();
+    for slice in broken.slices.values_mut() {
+        let slice = Arc::make_mut(slice);
+        Arc::make_mut(&mut slice.forwards[0]).intent.targets[0].ip = "10.30.1.255".parse().unwrap();
+    }
+    scene.listen(&[8002]);
+    assert_eq!(scene.pass(&broken).await, NOBODY);
+    assert_eq!(scene.pass(&wide).await, ["a PortInUse"]);
+    assert_eq!(scene.kept(), ["default/a"]);
+}
+
+#[tokio::test]
 async fn a_plan_says_who_would_be_in_the_way() {
     let mut scene = Scene::with_listeners(&[]);
     let carried = intents(&forward("a", 8000));
