@@ -3,6 +3,7 @@
 //! Most claims are on every listen address, which is a map by port. Those on single addresses are kept by address, and once
 //! more by port for who wants every address.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -143,9 +144,11 @@ struct Held<Owner> {
 struct Scoped<Owner> {
     /// By address, `None` for every one, and by first port.
     by_address: BTreeMap<Option<IpAddr>, BTreeMap<u16, Held<Owner>>>,
-    /// Those on single addresses by their ports; the least key is the one to be told.
-    by_port: Intervals<(Option<IpAddr>, u16), Owner>,
+    /// Those on single addresses by their ports; the least key is the one to be told. Empty until somebody wants every address.
+    by_port: OnceCell<ByPort<Owner>>,
 }
+
+type ByPort<Owner> = Intervals<(Option<IpAddr>, u16), Owner>;
 
 /// Claims that never overlap, each with its owner.
 #[derive(Debug)]
@@ -161,7 +164,7 @@ impl<Owner> Default for ClaimTable<Owner> {
 
 impl<Owner> Default for Scoped<Owner> {
     fn default() -> Self {
-        Self { by_address: BTreeMap::new(), by_port: Intervals::default() }
+        Self { by_address: BTreeMap::new(), by_port: OnceCell::new() }
     }
 }
 
@@ -172,7 +175,7 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
             let scope = self.scopes.get(&claim.scope())?;
             let held = scope.conflict(None, claim, owner).or_else(|| {
                 let address = match claim.address {
-                    None => scope.by_port.least(claim.ports(), |held| *held != owner)?.0.0,
+                    None => scope.by_port().least(claim.ports(), |held| *held != owner)?.0.0,
                     address => address,
                 };
                 scope.conflict(address, claim, owner)
@@ -186,8 +189,10 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
         for claim in disjoint(claims) {
             let scope = self.scopes.entry(claim.scope()).or_default();
             scope.by_address.entry(claim.address).or_default().insert(claim.first, Held { claim, owner });
-            if claim.address.is_some() {
-                scope.by_port.insert(claim.ports(), (claim.address, claim.first), owner);
+            if claim.address.is_some()
+                && let Some(by_port) = scope.by_port.get_mut()
+            {
+                by_port.insert(claim.ports(), (claim.address, claim.first), owner);
             }
         }
     }
@@ -199,8 +204,9 @@ impl<Owner: Copy + PartialEq> ClaimTable<Owner> {
                 && let Some(ports) = scope.by_address.get_mut(&claim.address)
                 && ports.get(&claim.first).is_some_and(|held| held.owner == owner)
                 && let Some(held) = ports.remove(&claim.first)
+                && let Some(by_port) = scope.by_port.get_mut()
             {
-                scope.by_port.remove(held.claim.ports(), (claim.address, claim.first));
+                by_port.remove(held.claim.ports(), (claim.address, claim.first));
             }
         }
     }
@@ -224,6 +230,17 @@ fn disjoint(claims: &[Claim]) -> Vec<Claim> {
 }
 
 impl<Owner: Copy + PartialEq> Scoped<Owner> {
+    fn by_port(&self) -> &ByPort<Owner> {
+        self.by_port.get_or_init(|| {
+            let mut by_port = ByPort::default();
+            let single = self.by_address.iter().filter(|(address, _)| address.is_some());
+            for held in single.flat_map(|(_, ports)| ports.values()) {
+                by_port.insert(held.claim.ports(), (held.claim.address, held.claim.first), held.owner);
+            }
+            by_port
+        })
+    }
+
     /// Of the claims on `address`, the one with the highest ports that overlaps `claim` and is not of `owner`.
     fn conflict(&self, address: Option<IpAddr>, claim: &Claim, owner: Owner) -> Option<Held<Owner>> {
         // Claims of one address are disjoint, so walking down from the end of the range stops at once.

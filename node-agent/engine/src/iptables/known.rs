@@ -40,7 +40,7 @@ pub(super) struct Known {
 
 #[derive(Debug)]
 struct Decoded {
-    text: String,
+    line: Line,
     /// Whether a packet of ours may meet it, once that was asked.
     met: Option<bool>,
 }
@@ -77,7 +77,7 @@ impl Known {
             rule.met = None;
         }
         let Self { rules, left_out, .. } = self;
-        left_out.iter().filter_map(|print| rules.get(print)).any(|rule| met.may_meet(&rule.text))
+        left_out.iter().filter_map(|print| rules.get(print)).any(|rule| met.may_meet(rule.line.as_str()))
     }
 
     /// Reads `table` of `family`, whose chains are in `shape`. What was seen is true only if the generation is still that of
@@ -277,14 +277,14 @@ impl Walk<'_> {
                 any = true;
                 continue;
             }
-            let ours = read.ours.get(*chain).into_iter().flatten().map(Line::as_str);
-            let others = read.foreign.get(*chain).into_iter().flatten().map(String::as_str);
-            let lines: Vec<&str> = ours.chain(others).collect();
+            let ours = read.ours.get(*chain).into_iter().flatten().cloned();
+            let others = read.foreign.get(*chain).into_iter().flatten().map(|rule| Line::read(rule.as_str()));
+            let lines: Vec<Line> = ours.chain(others).collect();
             if lines.len() != rules.len() {
                 return Err(Stop::Apart);
             }
             for (rule, line) in rules.iter().zip(lines) {
-                self.known.rules.insert(rule.print, Decoded { text: line.to_owned(), met: None });
+                self.known.rules.insert(rule.print, Decoded { line, met: None });
             }
         }
         Ok(any)
@@ -306,17 +306,17 @@ impl Walk<'_> {
             found.foreign.insert((*name).to_owned(), Vec::new());
         }
         for (chain, rules) in &self.read {
-            let texts = rules.iter().map(|rule| self.known.rules[&rule.print].text.as_str());
+            let lines = rules.iter().map(|rule| &self.known.rules[&rule.print].line);
             if !builtin(self.table).contains(&chain.as_str()) {
                 save.push_str(&format!(":{chain} -\n"));
             }
-            for text in texts.clone() {
-                save.extend(["-A ", chain, " ", text, "\n"]);
+            for line in lines.clone() {
+                save.extend(["-A ", chain, " ", line.as_str(), "\n"]);
             }
             if is_ours(chain) {
-                found.ours.insert(chain.clone(), texts.map(Line::read).collect());
+                found.ours.insert(chain.clone(), lines.cloned().collect());
             } else {
-                found.foreign.insert(chain.clone(), texts.map(str::to_owned).collect());
+                found.foreign.insert(chain.clone(), lines.map(|line| line.as_str().to_owned()).collect());
                 let unread = rules.iter().filter_map(|rule| rule.leads_to.as_ref());
                 for chain in unread.filter(|chain| !is_ours(chain) && !self.read.contains_key(*chain)) {
                     found.foreign.entry(chain.clone()).or_insert_with(|| {
@@ -340,6 +340,6 @@ impl Known {
     fn may_be_met(&mut self, rule: &Rule, met: Option<&Met>) -> bool {
         let Some(met) = met else { return true };
         let Some(rule) = self.rules.get_mut(&rule.print) else { return true };
-        *rule.met.get_or_insert_with(|| met.may_meet(&rule.text))
+        *rule.met.get_or_insert_with(|| met.may_meet(rule.line.as_str()))
     }
 }
