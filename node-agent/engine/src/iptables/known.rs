@@ -8,6 +8,7 @@
 //! read. Whatever is not plainly of iptables is left to [`apart`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use sallyport_ruleset::chain::is_ours;
 use sallyport_ruleset::family::Family;
@@ -40,7 +41,7 @@ pub(super) struct Known {
 
 #[derive(Debug)]
 struct Decoded {
-    line: Line,
+    text: Arc<str>,
     /// Whether a packet of ours may meet it, once that was asked.
     met: Option<bool>,
 }
@@ -77,7 +78,7 @@ impl Known {
             rule.met = None;
         }
         let Self { rules, left_out, .. } = self;
-        left_out.iter().filter_map(|print| rules.get(print)).any(|rule| met.may_meet(rule.line.as_str()))
+        left_out.iter().filter_map(|print| rules.get(print)).any(|rule| met.may_meet(&rule.text))
     }
 
     /// Reads `table` of `family`, whose chains are in `shape`. What was seen is true only if the generation is still that of
@@ -277,14 +278,14 @@ impl Walk<'_> {
                 any = true;
                 continue;
             }
-            let ours = read.ours.get(*chain).into_iter().flatten().cloned();
-            let others = read.foreign.get(*chain).into_iter().flatten().map(|rule| Line::read(rule.as_str()));
-            let lines: Vec<Line> = ours.chain(others).collect();
-            if lines.len() != rules.len() {
+            let ours = read.ours.get(*chain).into_iter().flatten().map(Line::text);
+            let others = read.foreign.get(*chain).into_iter().flatten().map(|rule| Arc::from(rule.as_str()));
+            let texts: Vec<Arc<str>> = ours.chain(others).collect();
+            if texts.len() != rules.len() {
                 return Err(Stop::Apart);
             }
-            for (rule, line) in rules.iter().zip(lines) {
-                self.known.rules.insert(rule.print, Decoded { line, met: None });
+            for (rule, text) in rules.iter().zip(texts) {
+                self.known.rules.insert(rule.print, Decoded { text, met: None });
             }
         }
         Ok(any)
@@ -306,17 +307,17 @@ impl Walk<'_> {
             found.foreign.insert((*name).to_owned(), Vec::new());
         }
         for (chain, rules) in &self.read {
-            let lines = rules.iter().map(|rule| &self.known.rules[&rule.print].line);
+            let texts = rules.iter().map(|rule| &self.known.rules[&rule.print].text);
             if !builtin(self.table).contains(&chain.as_str()) {
                 save.push_str(&format!(":{chain} -\n"));
             }
-            for line in lines.clone() {
-                save.extend(["-A ", chain, " ", line.as_str(), "\n"]);
+            for text in texts.clone() {
+                save.extend(["-A ", chain, " ", text, "\n"]);
             }
             if is_ours(chain) {
-                found.ours.insert(chain.clone(), lines.cloned().collect());
+                found.ours.insert(chain.clone(), texts.map(|text| Line::read(Arc::clone(text))).collect());
             } else {
-                found.foreign.insert(chain.clone(), lines.map(|line| line.as_str().to_owned()).collect());
+                found.foreign.insert(chain.clone(), texts.map(|text| text.as_ref().to_owned()).collect());
                 let unread = rules.iter().filter_map(|rule| rule.leads_to.as_ref());
                 for chain in unread.filter(|chain| !is_ours(chain) && !self.read.contains_key(*chain)) {
                     found.foreign.entry(chain.clone()).or_insert_with(|| {
@@ -340,6 +341,6 @@ impl Known {
     fn may_be_met(&mut self, rule: &Rule, met: Option<&Met>) -> bool {
         let Some(met) = met else { return true };
         let Some(rule) = self.rules.get_mut(&rule.print) else { return true };
-        *rule.met.get_or_insert_with(|| met.may_meet(rule.line.as_str()))
+        *rule.met.get_or_insert_with(|| met.may_meet(&rule.text))
     }
 }

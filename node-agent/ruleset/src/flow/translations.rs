@@ -15,10 +15,10 @@ use crate::flow::Flow;
 /// A set of such ways.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<Translation>", into = "Vec<Translation>")]
-pub struct Translations(BTreeMap<Way, BTreeMap<u16, u16>>);
+pub struct Translations(BTreeMap<(Way, u16), u16>);
 
-/// From which address to which target, and by how much the port grows. Its ports are ranges that do not touch, the last port
-/// of each by the first.
+/// From which address to which target, and by how much the port grows. The ports of one are ranges that do not touch, the last
+/// port of each by the first.
 type Way = (Protocol, IpAddr, IpAddr, i32);
 
 /// A range of one way, as it is written down.
@@ -55,49 +55,48 @@ impl Translations {
 
     /// Adds `others`.
     pub fn append(&mut self, others: Self) {
-        for (way, ranges) in others.0 {
-            for (first, last) in ranges {
-                self.insert(way, first, last);
-            }
+        for ((way, first), last) in others.0 {
+            self.insert(way, first, last);
         }
     }
 
     fn insert(&mut self, way: Way, first: u16, last: u16) {
-        let ranges = self.0.entry(way).or_default();
         let (mut first, mut last) = (first, last.max(first));
-        while let Some((from, to)) = ranges.range(..=last.saturating_add(1)).next_back().map(|(from, to)| (*from, *to))
+        while let Some((from, to)) = self.last_from(way, 0, last.saturating_add(1))
             && to.saturating_add(1) >= first
         {
-            ranges.remove(&from);
+            self.0.remove(&(way, from));
             (first, last) = (first.min(from), last.max(to));
         }
-        ranges.insert(first, last);
+        self.0.insert((way, first), last);
+    }
+
+    /// Of the ranges of `way` that begin at `least` to `most`, the last.
+    fn last_from(&self, way: Way, least: u16, most: u16) -> Option<(u16, u16)> {
+        self.0.range((way, least)..=(way, most)).next_back().map(|((_, first), last)| (*first, *last))
     }
 
     /// The range around `port` on `way`.
-    fn around(&self, way: &Way, port: u16) -> Option<(u16, u16)> {
-        let (first, last) = self.0.get(way)?.range(..=port).next_back()?;
-        (*last >= port).then_some((*first, *last))
+    fn around(&self, way: Way, port: u16) -> Option<(u16, u16)> {
+        self.last_from(way, 0, port).filter(|(_, last)| *last >= port)
     }
 
     /// Those that are not in `others`.
     #[must_use]
     pub fn without(&self, others: &Self) -> Self {
         let mut left = Self::default();
-        for (way, ranges) in &self.0 {
-            for (first, last) in ranges {
-                let mut next = Some(*first);
-                while let Some(first) = next.filter(|next| next <= last) {
-                    let end = if let Some((_, end)) = others.around(way, first) {
-                        end
-                    } else {
-                        let beyond = others.0.get(way).and_then(|ranges| ranges.range(first..).next());
-                        let end = beyond.map_or(*last, |(beyond, _)| (*last).min(beyond - 1));
-                        left.insert(*way, first, end);
-                        end
-                    };
-                    next = end.checked_add(1);
-                }
+        for ((way, first), last) in &self.0 {
+            let mut next = Some(*first);
+            while let Some(first) = next.filter(|next| next <= last) {
+                let end = if let Some((_, end)) = others.around(*way, first) {
+                    end
+                } else {
+                    let beyond = others.0.range((*way, first)..=(*way, u16::MAX)).next();
+                    let end = beyond.map_or(*last, |((_, beyond), _)| (*last).min(beyond - 1));
+                    left.insert(*way, first, end);
+                    end
+                };
+                next = end.checked_add(1);
             }
         }
         left
@@ -106,7 +105,7 @@ impl Translations {
     /// Whether this connection goes such a way.
     #[must_use]
     pub fn lead(&self, flow: &Flow) -> bool {
-        self.around(&way_of(flow), flow.original.dst.port()).is_some()
+        self.around(way_of(flow), flow.original.dst.port()).is_some()
     }
 
     /// Adds the way of this connection.
@@ -116,7 +115,7 @@ impl Translations {
 
     /// The addresses that they lead from.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.0.keys().map(|(_, listen, ..)| *listen)
+        self.0.keys().map(|((_, listen, ..), _)| *listen)
     }
 
     /// Whether there are none.
@@ -143,11 +142,9 @@ impl From<Vec<Translation>> for Translations {
 
 impl From<Translations> for Vec<Translation> {
     fn from(all: Translations) -> Self {
-        let written = all.0.into_iter().flat_map(|((protocol, listen, target, shift), ranges)| {
-            ranges.into_iter().map(move |(port, end_port)| {
-                let target_port = u16::try_from(i32::from(port) + shift).unwrap_or_default();
-                Translation { protocol, listen, port, end_port, target, target_port }
-            })
+        let written = all.0.into_iter().map(|(((protocol, listen, target, shift), port), end_port)| {
+            let target_port = u16::try_from(i32::from(port) + shift).unwrap_or_default();
+            Translation { protocol, listen, port, end_port, target, target_port }
         });
         written.collect()
     }

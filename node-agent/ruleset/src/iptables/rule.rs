@@ -96,6 +96,12 @@ impl Line {
         &self.text
     }
 
+    /// The same, to be kept.
+    #[must_use]
+    pub fn text(&self) -> Arc<str> {
+        Arc::clone(&self.text)
+    }
+
     /// The uid of the forward for which it delivers, or leads to what does; `None` for all others, and for what was read.
     #[must_use]
     pub fn owner(&self) -> Option<&Uid> {
