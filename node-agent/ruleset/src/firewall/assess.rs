@@ -124,9 +124,12 @@ struct Known {
     forward: ForwardRef,
     hash: IntentHash,
     /// What the host's routes said.
-    asked: Vec<(IpNet, Option<String>)>,
+    asked: Asked,
     found: Vec<Found>,
 }
+
+/// Through which interface hosts of networks are reached, shared by forwards one after the other of the same clients and targets.
+type Asked = Rc<[(IpNet, Option<String>)]>;
 
 impl Known {
     /// Whether it is what would be found of `forward` today.
@@ -187,7 +190,8 @@ impl Paths {
                 }
             });
             let own = self.listen.iter().filter(|ip| Family::of(**ip) == family).map(|ip| *ip..=*ip).collect();
-            let follower = Follower { firewall: &self.firewall, screen, own, interface, asked: RefCell::default() };
+            let (asked, last) = Default::default();
+            let follower = Follower { firewall: &self.firewall, screen, own, interface, asked, last };
             if now.is_empty() {
                 follower.any(family).iter().for_each(|found| summary.add(found, None));
             }
@@ -203,7 +207,7 @@ impl Paths {
     /// Whether `interface` says something else than when the paths were followed, so that they may be other ones.
     #[must_use]
     pub fn lead_elsewhere(&self, interface: &dyn Fn(IpNet) -> Option<String>) -> bool {
-        let mut asked = self.known.iter().flatten().flat_map(|known| &known.asked);
+        let mut asked = self.known.iter().flatten().flat_map(|known| known.asked.iter());
         asked.any(|(net, answer)| interface(*net) != *answer)
     }
 }
@@ -215,6 +219,8 @@ struct Follower<'a> {
     own: Rc<[RangeInclusive<IpAddr>]>,
     interface: &'a dyn Fn(IpNet) -> Option<String>,
     asked: RefCell<BTreeMap<IpNet, Option<String>>>,
+    /// What the forward before asked.
+    last: RefCell<Asked>,
 }
 
 impl Follower<'_> {
@@ -249,7 +255,11 @@ impl Follower<'_> {
             let who = if first == last { first.to_string() } else { format!("{first} to {last}") };
             found.extend(self.found(stranger.finding, None, format!("its packets (by {who}, for one)")));
         }
-        let asked = std::mem::take(&mut *self.asked.borrow_mut()).into_iter().collect();
+        let asked: Asked = std::mem::take(&mut *self.asked.borrow_mut()).into_iter().collect();
+        if *self.last.borrow() != asked {
+            self.last.replace(asked);
+        }
+        let asked = Rc::clone(&self.last.borrow());
         Known { forward: forward.r#ref.clone(), hash: forward.hash.clone(), asked, found }
     }
 
