@@ -100,11 +100,8 @@ impl Conntrack {
         if self.count()? <= FEW {
             let filter = if untranslated.is_empty() { status(IPS_DST_NAT, IPS_DST_NAT) } else { Vec::new() };
             let look = |flow: &Flow| {
-                let matters = match flow.dnat {
-                    true => is_meant(flow, mark, addresses),
-                    false => untranslated.iter().any(|kind| is_of(flow, *kind)),
-                };
-                if matters {
+                let translated = flow.dnat && is_meant(flow, mark, addresses);
+                if translated || !flow.dnat && untranslated.iter().any(|kind| is_of(flow, *kind)) {
                     each(flow);
                 }
             };

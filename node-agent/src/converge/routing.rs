@@ -18,7 +18,7 @@ use crate::converge::Converger;
 /// Answers are good for so long.
 const FRESH: Duration = Duration::from_secs(10);
 /// At most one part in so many of the time is spent on asking, however many forwards there are.
-const SHARE: u32 = 50;
+const SHARE: u32 = 100;
 
 /// What is known of the host's routing.
 #[derive(Default)]

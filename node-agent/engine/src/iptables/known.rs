@@ -308,15 +308,15 @@ impl Walk<'_> {
         }
         for (chain, rules) in &self.read {
             let texts = rules.iter().map(|rule| &self.known.rules[&rule.print].text);
-            if !builtin(self.table).contains(&chain.as_str()) {
-                save.push_str(&format!(":{chain} -\n"));
-            }
-            for text in texts.clone() {
-                save.extend(["-A ", chain, " ", text, "\n"]);
-            }
             if is_ours(chain) {
                 found.ours.insert(chain.clone(), texts.map(|text| Line::read(Arc::clone(text))).collect());
             } else {
+                if !builtin(self.table).contains(&chain.as_str()) {
+                    save.push_str(&format!(":{chain} -\n"));
+                }
+                for text in texts.clone() {
+                    save.extend(["-A ", chain, " ", text, "\n"]);
+                }
                 found.foreign.insert(chain.clone(), texts.map(|text| text.as_ref().to_owned()).collect());
                 let unread = rules.iter().filter_map(|rule| rule.leads_to.as_ref());
                 for chain in unread.filter(|chain| !is_ours(chain) && !self.read.contains_key(*chain)) {
