@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use self::expression::{Sets, destination, mark_value};
+use self::expression::{Sets, bare, destination, mark_value};
 use crate::family::Family;
 use crate::firewall::known::{self, Does};
 use crate::firewall::{BaseChain, Effect, FirewallRule, FirewallTable, Holder, Hook, MarkOf, Test, To, Verdict, What};
@@ -241,13 +241,14 @@ impl<'a> Reader<'a> {
             return self.ends(&Verdict::Elsewhere);
         };
         // What stands for everything else comes last.
-        let (rest, named): (Vec<_>, Vec<_>) = elements.iter().partition(|element| element[0] == "*");
+        let is_rest = |element: &Value| bare(&element[0]).as_str() == Some("*");
+        let (rest, named): (Vec<_>, Vec<_>) = elements.iter().partition(|element| is_rest(element));
         let so_far = self.tests.clone();
         for element in named.into_iter().chain(rest) {
             let Some((name, body)) = element[1].as_object().and_then(|verdict| verdict.iter().next()) else { continue };
             let Some(verdict) = verdict(name, body) else { continue };
-            if element[0] != "*" {
-                self.asks(&self.sets.matching("==", key, &element[0], false));
+            if !is_rest(element) {
+                self.asks(&self.sets.matching("==", key, bare(&element[0]), false));
             }
             self.ends(&verdict);
             self.tests.clone_from(&so_far);

@@ -289,7 +289,7 @@ impl<'a> Reader<'a> {
             Verdict::Source => Act::Source,
             Verdict::Elsewhere => Act::Elsewhere,
             Verdict::Continue => Act::Continue,
-            Verdict::Jump(name) | Verdict::Goto(name) if is_ours(name) => {
+            Verdict::Jump(name) | Verdict::Goto(name) if is_ours(name) && self.table.holder != Holder::Nftables => {
                 // What is left of an older agent in the other variant is the agent's to take away.
                 if !matches!(self.table.holder, Holder::Iptables { own: true, .. }) {
                     return None;
@@ -304,10 +304,8 @@ impl<'a> Reader<'a> {
             Verdict::Jump(name) | Verdict::Goto(name) => {
                 let back = matches!(rule.verdict, Verdict::Jump(_));
                 let called = self.chain(name, depth - 1);
-                if back && self.done.contains(&called) && self.chains[called].is_empty() {
-                    return None;
-                }
-                Act::Call { chain: called, back }
+                let is_empty = self.done.contains(&called) && self.chains[called].is_empty();
+                if back && is_empty { Act::Continue } else { Act::Call { chain: called, back } }
             }
         };
         let nothing = matches!(act, Act::Continue) && effects.is_empty();

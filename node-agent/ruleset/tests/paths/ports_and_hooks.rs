@@ -126,3 +126,42 @@ fn fragments_are_not_what_forwarded_packets_are_told_by() {
     let fragments = r#"{"match":{"op":"!=","left":{"&":[{"payload":{"protocol":"ip","field":"frag-off"}},8191]},"right":0}},{"drop":null}"#;
     assert_eq!(story(native("filter", "forward", 0, &[fragments])), Assessment::default());
 }
+
+#[test]
+fn an_element_of_a_verdict_map_may_have_a_comment_and_a_counter() {
+    let map = |key: &str| {
+        let left = r#"{"payload":{"protocol":"ip","field":"saddr"}}"#;
+        let others = r#"["10.30.1.81",{"accept":null}]"#;
+        format!(r#"{{"vmap":{{"key":{left},"data":{{"set":[[{key},{{"drop":null}}],{others}]}}}}}}"#)
+    };
+    for told in [r#""comment":"bad host""#, r#""counter":{"packets":1,"bytes":60}"#] {
+        let key = |ip: &str| format!(r#"{{"elem":{{"val":"{ip}",{told}}}}}"#);
+        let found = story(native("filter", "forward", 0, &[&map(&key("10.30.1.80"))]));
+        is_blocked(&found, Reason::HostFirewallConflict, &["handle 1"]);
+        assert_eq!(story(native("filter", "forward", 0, &[&map(&key("10.30.1.82"))])), Assessment::default());
+    }
+    is_blocked(&story(native("filter", "forward", 0, &[&map(r#""*""#)])), Reason::HostFirewallConflict, &["handle 1"]);
+}
+
+#[test]
+fn a_jump_to_a_chain_that_does_nothing_has_done_what_stands_before_it() {
+    let set = r#"{"mangle":{"key":{"ct":{"key":"mark"}},"value":7}}"#;
+    let rule = |chain: &str, expr: &str| {
+        format!(r#"{{"rule":{{"family":"ip","table":"site","chain":"{chain}","handle":9,"expr":[{expr}]}}}}"#)
+    };
+    let json = |jump: &str, named: &str, body: &str| {
+        format!(
+            r#"{{"nftables":[{{"table":{{"family":"ip","name":"site"}}}},
+            {{"chain":{{"family":"ip","table":"site","name":"chain","type":"filter","hook":"forward","prio":-10,"policy":"accept"}}}},
+            {{"chain":{{"family":"ip","table":"site","name":"{named}"}}}},{},{}]}}"#,
+            rule("chain", jump),
+            rule(named, body)
+        )
+    };
+    let table = |json: String| vec![nft::parse(&json, "ip", "site").unwrap()];
+    let counts = json(&format!(r#"{set},{{"jump":{{"target":"logit"}}}}"#), "logit", r#"{"counter":null}"#);
+    is_blocked(&story(table(counts)), Reason::MarkOverwritten, &[]);
+    // In a table of somebody else a chain of such a name is his.
+    let named = json(r#"{"jump":{"target":"SALLY-X"}}"#, "SALLY-X", r#"{"drop":null}"#);
+    is_blocked(&story(table(named)), Reason::HostFirewallConflict, &["handle 9"]);
+}

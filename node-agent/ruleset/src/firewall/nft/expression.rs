@@ -207,7 +207,7 @@ impl<'a> Sets<'a> {
 }
 
 /// An element of a set without its comment, its counter and the like.
-fn bare(element: &Value) -> &Value {
+pub(super) fn bare(element: &Value) -> &Value {
     element.get("elem").and_then(|element| element.get("val")).unwrap_or(element)
 }
 
