@@ -189,6 +189,14 @@ pub enum What {
     SourcePorts(Vec<RangeInclusive<u16>>),
     /// To one of these ports.
     DestinationPorts(Vec<RangeInclusive<u16>>),
+    /// From or to one of these ports.
+    Ports(Vec<RangeInclusive<u16>>),
+    /// Of a connection whose first packet came from one of these addresses.
+    OriginalSources(Vec<RangeInclusive<IpAddr>>),
+    /// Of one whose first packet was sent to one of these addresses, before any translation.
+    OriginalDestinations(Vec<RangeInclusive<IpAddr>>),
+    /// Of one whose first packet was sent to one of these ports, before any translation.
+    OriginalDestinationPorts(Vec<RangeInclusive<u16>>),
     /// In through one of these interfaces; a name that ends with `*` stands for all that begin so.
     In(Vec<String>),
     /// Out through one of these interfaces.

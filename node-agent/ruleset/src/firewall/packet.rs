@@ -62,6 +62,16 @@ pub(crate) struct Packet<'a> {
     /// Whether it is the first of a connection, so that of the TCP flags it has `SYN` alone.
     pub(crate) first: Option<bool>,
     pub(crate) reply: bool,
+    /// How the first packet of its connection came, before any translation.
+    pub(crate) original: Original,
+}
+
+/// The first packet of a connection, before any translation.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Original {
+    pub(crate) sources: Option<Rc<[RangeInclusive<IpAddr>]>>,
+    pub(crate) destinations: Option<Rc<[RangeInclusive<IpAddr>]>>,
+    pub(crate) port: Option<RangeInclusive<u16>>,
 }
 
 /// The interface on one side of the gateway.
@@ -137,6 +147,7 @@ impl Packet<'_> {
             destination_type: None,
             first: None,
             reply: false,
+            original: Original::default(),
         }
     }
 
@@ -156,7 +167,15 @@ impl Packet<'_> {
     /// How many of them meet `test`.
     pub(crate) fn fits_one(&self, test: &Test) -> Fit {
         // Without a connection there is nothing that could be so or not so.
-        if !self.tracked && matches!(test.what, What::ConnectionMark { .. } | What::Reply(_)) {
+        let of_connection = matches!(
+            test.what,
+            What::ConnectionMark { .. }
+                | What::Reply(_)
+                | What::OriginalSources(_)
+                | What::OriginalDestinations(_)
+                | What::OriginalDestinationPorts(_)
+        );
+        if !self.tracked && of_connection {
             return Fit::None;
         }
         fit(self.has(&test.what), test.negated)
@@ -183,6 +202,15 @@ impl Packet<'_> {
             What::Destinations(listed) => self.addresses(self.destinations.as_deref(), listed),
             What::SourcePorts(listed) => one_port(self.source_port.as_ref(), listed),
             What::DestinationPorts(listed) => one_port(self.destination_port.as_ref(), listed),
+            What::Ports(listed) => {
+                let [from, to] =
+                    [&self.source_port, &self.destination_port].map(|port| one_port(port.as_ref(), listed));
+                // A source port that is not known is hardly ever one that is named.
+                if to == Has::No { from } else { to }
+            }
+            What::OriginalSources(listed) => some(self.original.sources.as_deref(), listed),
+            What::OriginalDestinations(listed) => some(self.original.destinations.as_deref(), listed),
+            What::OriginalDestinationPorts(listed) => one_port(self.original.port.as_ref(), listed),
             What::In(listed) => self.inward.is_one_of(listed),
             What::Out(listed) => self.outward.is_one_of(listed),
             What::States(listed) => match self.states {
@@ -240,6 +268,10 @@ fn fit(has: Has, negated: bool) -> Fit {
 /// How many packets to `own` ports go to `listed` ones, or with `negated` to others.
 pub(crate) fn ports(own: &[RangeInclusive<u16>], listed: &[RangeInclusive<u16>], negated: bool) -> Fit {
     fit(overlap(own, listed), negated)
+}
+
+fn some(own: Option<&[RangeInclusive<IpAddr>]>, listed: &[RangeInclusive<IpAddr>]) -> Has {
+    own.map_or(Has::Unknown, |own| overlap(own, listed))
 }
 
 fn one_port(own: Option<&RangeInclusive<u16>>, listed: &[RangeInclusive<u16>]) -> Has {

@@ -14,7 +14,7 @@ use sallyport_api::{Protocol, SourceNatMode};
 use crate::binding::Binding;
 use crate::family::Family;
 use crate::firewall::leg::{Leg, MASQUERADED, any_packet, is_post_snat, is_pre_dnat, is_translated};
-use crate::firewall::packet::{Fit, Packet, Side, number, protocol_name};
+use crate::firewall::packet::{Fit, Original, Packet, Side, number, protocol_name};
 use crate::firewall::ranges::cells;
 use crate::firewall::screen::{Screen, Stage};
 use crate::firewall::walk::{At, End, Listing, MARKS, Outcome, walk};
@@ -285,6 +285,11 @@ impl ClientPath<'_> {
         let known = Packet {
             protocol: self.protocol.map(number),
             own: self.own.clone().filter(|_| hidden),
+            original: Original {
+                sources: self.clients.clone(),
+                destinations: self.listen.clone(),
+                port: self.listen_port.clone(),
+            },
             states: match any.states {
                 Some([State::Established, State::Dnat]) if masquerades => Some(MASQUERADED),
                 states => states,

@@ -177,7 +177,10 @@ impl Screen {
         let doors = doors.collect();
         let mut screen = Self { hull, stages, doors, ports: Vec::new() };
         let ports = screen.tests().filter_map(|what| match what {
-            What::SourcePorts(listed) | What::DestinationPorts(listed) => Some(listed),
+            What::SourcePorts(listed)
+            | What::DestinationPorts(listed)
+            | What::Ports(listed)
+            | What::OriginalDestinationPorts(listed) => Some(listed),
             _ => None,
         });
         let ports: BTreeSet<(u16, u16)> = ports.flatten().map(|ports| (*ports.start(), *ports.end())).collect();
@@ -354,6 +357,8 @@ fn coming(base: &BaseChain, family: Family, hull: Option<&Hull>) -> Vec<Coming> 
             coming.push(Coming { packet, hides });
             continue;
         };
+        packet.original.destinations = Some([hull.listen.clone()].into());
+        packet.original.port = Some(hull.listen_ports.clone());
         if packet.reply {
             // At the very end the source is the gateway.
             packet.sources = Some([if after { hull.listen.clone() } else { hull.targets.clone() }].into());

@@ -209,6 +209,11 @@ fn what(module: &str, option: &str, values: &[&str]) -> Option<What> {
         "-o" => What::Out(vec![interface(value)]),
         "--sport" | "--sports" => What::SourcePorts(ports(value)?),
         "--dport" | "--dports" => What::DestinationPorts(ports(value)?),
+        "--ports" => What::Ports(ports(value)?),
+        "--ctproto" => What::Protocols(vec![protocol_number(value)?]),
+        "--ctorigsrc" => What::OriginalSources(vec![network(value)?]),
+        "--ctorigdst" => What::OriginalDestinations(vec![network(value)?]),
+        "--ctorigdstport" => What::OriginalDestinationPorts(ports(value)?),
         "--ctstate" | "--state" => What::States(value.split(',').map(state).collect()),
         "--ctdir" => What::Reply(value == "REPLY"),
         "--mark" if module == "connmark" => {

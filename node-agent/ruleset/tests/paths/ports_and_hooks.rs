@@ -165,3 +165,34 @@ fn a_jump_to_a_chain_that_does_nothing_has_done_what_stands_before_it() {
     let named = json(r#"{"jump":{"target":"SALLY-X"}}"#, "SALLY-X", r#"{"drop":null}"#);
     is_blocked(&story(table(named)), Reason::HostFirewallConflict, &["handle 9"]);
 }
+
+#[test]
+fn a_rule_may_name_what_a_connection_was_before_it_was_translated() {
+    let dropped = |asks: &str| {
+        let rules = format!("-A FORWARD -j DOCKER-USER\n-A FORWARD -j SALLY-FWD\n-A DOCKER-USER {asks} -j DROP");
+        story(own("filter", &rules))
+    };
+    for asks in [
+        "-p tcp -m conntrack --ctorigdst 10.30.1.78 --ctorigdstport 3306",
+        "-m conntrack --ctorigsrc 10.30.1.0/24 --ctdir REPLY",
+        "-m conntrack ! --ctorigdst 10.30.1.77 --ctproto 6",
+        "-p tcp -m multiport --ports 80,3306",
+    ] {
+        is_blocked(&dropped(asks), Reason::HostFirewallConflict, &["`-A DOCKER-USER "]);
+    }
+    for asks in [
+        "-p tcp -m conntrack --ctorigdst 10.30.1.78 --ctorigdstport 8080",
+        "-p tcp -m conntrack --ctorigdst 10.30.1.77 --ctorigdstport 3306",
+        "-m conntrack --ctorigsrc 10.30.2.0/24",
+        "-m conntrack --ctproto 17",
+        "-p tcp -m multiport --ports 80,8080",
+    ] {
+        assert_eq!(dropped(asks), Assessment::default(), "{asks}");
+    }
+    // Of a range the port that is named alone.
+    let rules = "-A FORWARD -j DOCKER-USER\n-A FORWARD -j SALLY-FWD\n-A DOCKER-USER -p tcp -m conntrack --ctorigdstport 3310 -j DROP";
+    is_blocked(&found(&range(), own("filter", rules)), Reason::HostFirewallConflict, &["port 3310"]);
+    // Before connection tracking nothing is known of a connection.
+    let raw = "-A PREROUTING -p tcp -m conntrack --ctorigdstport 3306 -j DROP";
+    assert_eq!(story(own("raw", raw)), Assessment::default());
+}
