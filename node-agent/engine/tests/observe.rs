@@ -19,6 +19,7 @@ use namespace::{in_namespace, run};
 use sallyport_engine::Engine as _;
 use sallyport_engine::iptables::{Iptables, Variant};
 use sallyport_ruleset::family::Family;
+use sallyport_ruleset::firewall::FirewallTable;
 use sallyport_ruleset::iptables::installed::{Installed, InstalledRuleset, UNREAD};
 use sallyport_ruleset::iptables::plan::plan;
 use sallyport_ruleset::iptables::rule::{Line, Ruleset, Table};
@@ -273,6 +274,22 @@ fn a_table_that_sleeps_asks_nobody_and_is_seen_to_sleep_and_wake() {
                 assert_eq!(seen.v4.table(table).unreadable, None);
                 assert_true(&seen, &wanted, "it woke up");
             }
+        });
+    });
+}
+
+#[test]
+fn a_table_of_iptables_with_a_chain_of_somebody_else_is_not_read_twice() {
+    in_namespace("a_table_of_iptables_with_a_chain_of_somebody_else_is_not_read_twice", || {
+        block_on(async {
+            run("iptables-nft -P FORWARD DROP");
+            run("nft add chain ip filter forward { type filter hook forward priority 5 ; policy accept ; }");
+            let seen = Iptables::new(Variant::Nft).observe().await.unwrap();
+            let is_filter = |table: &&FirewallTable| table.name == "filter" && table.families == [Family::V4];
+            let filter = seen.firewall.tables.iter().filter(is_filter);
+            let mut bases: Vec<&str> = filter.flat_map(|table| &table.base).map(|base| base.name.as_str()).collect();
+            bases.sort_unstable();
+            assert_eq!(bases, ["FORWARD", "forward"], "{:?}", seen.firewall);
         });
     });
 }

@@ -162,12 +162,30 @@ fn add_sets(firewall: &mut HostFirewall, shape: &Shape, of_iptables: &[InTheWay]
 async fn native(table: &InTheWay) -> HostFirewall {
     let mut found = HostFirewall::default();
     match show(table).await {
-        Ok(there) => found.tables.extend(there),
+        Ok(there) => found.tables.extend(there.map(|there| but_for_those_of_iptables(there, table.family))),
         Err(why) => {
             found.unread.push(format!("table {} {} of nftables: {why}", table.family.name(), table.table));
         }
     }
     found
+}
+
+/// Of a table that iptables shows as well, only the chains that it does not: rules of iptables are no more than names to nft.
+fn but_for_those_of_iptables(mut found: FirewallTable, family: NftFamily) -> FirewallTable {
+    let usual = match found.name.as_str() {
+        "raw" => [-300; 2],
+        "mangle" => [-150; 2],
+        "nat" => [-100, 100],
+        "filter" => [0; 2],
+        _ => [50; 2],
+    };
+    found.base.retain(|base| !is_of_iptables(family, &found.name, &base.name) || !usual.contains(&base.priority));
+    found
+}
+
+fn is_of_iptables(family: NftFamily, table: &str, chain: &str) -> bool {
+    let builtin = matches!(chain, "PREROUTING" | "FORWARD" | "POSTROUTING");
+    family != NftFamily::Inet && builtin && TABLES.contains(&table)
 }
 
 /// `None` if it is gone meanwhile.
@@ -202,7 +220,6 @@ fn in_the_way(shape: &Shape) -> Vec<InTheWay> {
 
 fn of_chain(family: NftFamily, table: &str, chain: &Chain) -> Option<InTheWay> {
     chain.base.as_ref().filter(|base| HOOKS.contains(&base.hook))?;
-    let builtin = matches!(chain.name.as_str(), "PREROUTING" | "FORWARD" | "POSTROUTING");
-    let of_iptables = family != NftFamily::Inet && builtin && TABLES.contains(&table);
+    let of_iptables = is_of_iptables(family, table, &chain.name);
     Some(InTheWay { family, table: table.to_owned(), of_iptables })
 }
