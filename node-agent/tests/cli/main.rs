@@ -257,7 +257,8 @@ fn the_dry_run_needs_no_root() {
     if fs::metadata("/proc/self").unwrap().uid() == 0 {
         // Where anybody can run it and write beside it.
         let copy = scene.path("agent");
-        fs::copy(AGENT, &copy).unwrap();
+        // By another program: no file that this one has open for writing can be run, and other tests start programs meanwhile.
+        assert!(Command::new("cp").arg(AGENT).arg(&copy).status().unwrap().success());
         fs::set_permissions(scene.guard.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
         command = Command::new(copy);
