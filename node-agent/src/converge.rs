@@ -256,7 +256,7 @@ impl<E: Engine> Converger<E> {
         self.held = reach.is_none();
         if self.held {
             self.reading = Reading::Compared;
-            self.desired.installed();
+            self.desired.installed(self.installed.as_mut());
         }
         self.carry(Some(intents));
         self.carried.extend(reach.iter().flat_map(|reach| reach.carried(&intents.node)));

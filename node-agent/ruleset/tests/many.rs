@@ -71,7 +71,7 @@ impl Host {
         for op in render(desired.ruleset()) {
             installed.apply(&op);
         }
-        desired.installed();
+        desired.installed(None);
         Self { table, desired, installed }
     }
 
@@ -127,7 +127,7 @@ fn one_change_among_thousands() {
             for op in &ops {
                 host.installed.apply(op);
             }
-            host.desired.installed();
+            host.desired.installed(None);
         }
         times.sort();
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;

@@ -62,8 +62,11 @@ impl Desired {
         plan_changed(self.layout.changed(), self.ruleset(), &self.packets, installed)
     }
 
-    /// They are installed as they are now.
-    pub fn installed(&mut self) {
+    /// They are `installed` as they are now; what is equal is kept once.
+    pub fn installed(&mut self, installed: Option<&mut InstalledRuleset>) {
         self.layout.forget_changes();
+        if let Some(installed) = installed {
+            installed.share(self.layout.ruleset());
+        }
     }
 }

@@ -55,6 +55,20 @@ pub struct InstalledRuleset {
 }
 
 impl InstalledRuleset {
+    /// Keeps the chains that are equal to those of `desired` where these are.
+    pub(crate) fn share(&mut self, desired: &Ruleset) {
+        for family in Family::BOTH {
+            for table in Table::ALL {
+                let wanted = desired.family(family).table(table);
+                for (name, chain) in &mut self.family_mut(family).table_mut(table).ours {
+                    if let Some(same) = wanted.get(name).filter(|wanted| *wanted == chain) {
+                        chain.clone_from(same);
+                    }
+                }
+            }
+        }
+    }
+
     /// The tables of `family`.
     #[must_use]
     pub fn family(&self, family: Family) -> &Installed {
